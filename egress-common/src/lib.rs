@@ -1,0 +1,2 @@
+//! Shared types and pure logic.
+#![cfg_attr(not(test), no_std)]

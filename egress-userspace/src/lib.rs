@@ -1,0 +1,1 @@
+//! The egress daemon as a library.

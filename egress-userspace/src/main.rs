@@ -1,0 +1,2 @@
+//! The egress binary.
+fn main() {}
