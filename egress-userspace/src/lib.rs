@@ -1,1 +1,12 @@
 //! The egress daemon as a library.
+//!
+//! From files to packets: [`config`] and [`resource`] read what people write, with a place for every mistake
+//! ([`diagnostic`]); [`plan`] says what would change; [`store`] keeps it; [`resolve`] boils it down to
+//! [`desired`], which [`dataplane`] puts into maps. [`control`] and [`cli`] are the two ends of the socket by
+//! which people talk to the daemon.
+
+pub mod config;
+pub mod dataplane;
+pub mod desired;
+pub mod diagnostic;
+pub mod document;

@@ -1,0 +1,137 @@
+//! `egress.toml`: how this server is set up. One file a section; each states its defaults once.
+
+mod api;
+mod control;
+mod dataplane;
+mod exempt;
+mod resources;
+mod server;
+mod store;
+mod timers;
+
+use std::path::{Path, PathBuf};
+
+pub use api::Api;
+pub use control::Control;
+pub use dataplane::{Attach, Dataplane, Refuse, Xdp};
+pub use exempt::{DNS_PORT, Exempt, IcmpQueries};
+pub use resources::ResourcesFile;
+pub use server::Server;
+pub use store::Store;
+pub use timers::Timers;
+
+use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
+use crate::document::{self, Table};
+
+/// Where `--config` points unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/egress/egress.toml";
+
+/// The configuration of one server. Relative paths have been resolved against the file's directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `[server]`: what this server is called.
+    pub server: Server,
+    /// `[dataplane]`: interfaces, sizes, pins.
+    pub dataplane: Dataplane,
+    /// `[exempt]`: what takes the default egress (POLICY-7).
+    pub exempt: Exempt,
+    /// `[timers]`: idle times and holds (NAT-7).
+    pub timers: Timers,
+    /// `[store]`: where resources are kept.
+    pub store: Store,
+    /// `[control]`: the control socket.
+    pub control: Control,
+    /// `[api]`: the HTTP listener; not served by this version.
+    pub api: Api,
+    /// `[resources]`: the file applied at start and on SIGHUP.
+    pub resources: ResourcesFile,
+}
+
+/// The top-level keys of this kind of file; `egress validate` tells the kinds apart by them.
+pub const SECTIONS: [&str; 9] = [
+    "server",
+    "dataplane",
+    "exempt",
+    "timers",
+    "store",
+    "control",
+    "api",
+    "resources",
+    "cluster",
+];
+
+impl Config {
+    /// Reads and checks a file; returns it with its warnings.
+    pub fn load(path: &Path) -> Result<(Self, Diagnostics), ConfigError> {
+        let source = Source::read(path)?;
+        let (config, found) = Self::parse(&source, path.parent().unwrap_or(Path::new(".")));
+        match config {
+            Some(config) => Ok((config, found)),
+            None => Err(ConfigError::Invalid(found)),
+        }
+    }
+
+    /// Checks a text; `directory` is what relative paths are relative to. `None` when there are errors.
+    pub fn parse(source: &Source, directory: &Path) -> (Option<Self>, Diagnostics) {
+        let report = Report::new(source);
+        let document = document::parse(&report);
+        let config = Self::read(Table::root(&document, &report), directory);
+        let valid = !report.has_errors();
+        (valid.then_some(config), report.finish())
+    }
+
+    fn read(mut root: Table<'_, '_>, directory: &Path) -> Self {
+        let report = root.report();
+        let config = Self {
+            server: root.section("server").map(Server::read).unwrap_or_default(),
+            dataplane: root.section("dataplane").map_or_else(
+                || {
+                    report.error(
+                        &(0..0),
+                        "there is no [dataplane] section",
+                        "add [dataplane] with uplink = [\"eth0\"], the interfaces that lead to the origins",
+                    );
+                    Dataplane::default()
+                },
+                Dataplane::read,
+            ),
+            exempt: root.section("exempt").map(Exempt::read).unwrap_or_default(),
+            timers: root.section("timers").map(Timers::read).unwrap_or_default(),
+            store: root.section("store").map(|table| Store::read(table, directory)).unwrap_or_default(),
+            control: root.section("control").map(|table| Control::read(table, directory)).unwrap_or_default(),
+            api: root.section("api").map(Api::read).unwrap_or_default(),
+            resources: root
+                .section("resources")
+                .map(|table| ResourcesFile::read(table, directory))
+                .unwrap_or_default(),
+        };
+        if let Some(cluster) = root.get("cluster", "") {
+            report.warning(
+                &cluster.span(),
+                "[cluster] has no effect: clusters are not available in this version",
+                "remove the section; this server owns every address of every pool",
+            );
+        }
+        root.finish();
+        config
+    }
+}
+
+/// `path`, taken from `directory` when it is relative.
+fn resolve(directory: &Path, path: &str) -> PathBuf {
+    directory.join(path)
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The file has errors.
+    #[error("{0}")]
+    Invalid(Diagnostics),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+use crate::diagnostic::Severity;
+
+/// The sample of the interface document, in full.
+const SAMPLE: &str = r#"
+[server]
+name = "fra01-s1"
+data_center = "fra01"
+location = "frankfurt"
+
+[dataplane]
+uplink = ["up0"]
+inside = ["in0"]
+accelerate = true
+max_flows = 262144
+pin = "/sys/fs/bpf/egress"
+attach = "auto"
+refuse = "reset"
+xdp = "auto"
+answer_arp = true
+mark_mask = "0xffff0000"
+
+[exempt]
+destinations = []
+resolvers = []
+icmp_queries = "default"
+
+[timers]
+tcp_established = 7440
+tcp_transitory = 240
+tcp_closing = 120
+quarantine = 120
+udp = 300
+
+[store]
+sqlite = "/var/lib/egress/egress.db"
+
+[control]
+socket = "/run/egress/egress.sock"
+
+[api]
+listen = "127.0.0.1:8080"
+
+[resources]
+file = "resources.toml"
+"#;
+
+fn parse(text: &str) -> (Option<Config>, Diagnostics) {
+    Config::parse(&Source::new("egress.toml", text), Path::new("/etc/egress"))
+}
+
+fn errors(text: &str) -> Vec<String> {
+    let (config, found) = parse(text);
+    assert_eq!(
+        config.is_none(),
+        found.has_errors(),
+        "a configuration with errors is never handed out"
+    );
+    found
+        .0
+        .iter()
+        .filter(|d| d.severity == Severity::Error)
+        .map(|d| format!("{}:{}: {}", d.line, d.column, d.reason))
+        .collect()
+}
+
+/// A valid file with one section more.
+fn with(section: &str) -> String {
+    format!("[dataplane]\nuplink = [\"up0\"]\n{section}\n")
+}
+
+#[test]
+fn the_sample_of_the_interface_is_the_default_plus_names() {
+    let (config, found) = parse(SAMPLE);
+    let config = config.unwrap();
+    let default = Config::default();
+    assert_eq!(found.0.len(), 1, "only [api] is warned about: {found}");
+    assert_eq!(config.server.name, "fra01-s1");
+    assert_eq!(
+        config.dataplane,
+        Dataplane {
+            uplink: vec!["up0".into()],
+            inside: vec!["in0".into()],
+            ..default.dataplane
+        }
+    );
+    assert_eq!(config.exempt, default.exempt);
+    assert_eq!(config.timers, default.timers);
+    assert_eq!(config.store, default.store);
+    assert_eq!(config.control, default.control);
+    assert_eq!(config.api, default.api);
+    assert_eq!(
+        config.resources.file.as_deref(),
+        Some(Path::new("/etc/egress/resources.toml"))
+    );
+}
+
+#[test]
+fn all_errors_of_a_file_are_reported_with_their_places() {
+    let text = "[dataplane]\nuplink = []\nmax_flow = 1\nrefuse = \"rst\"\npin = \"egress\"\n[timers]\nudp = 0\n[store]\netcd = [\"http://a\"]\n[sever]\n";
+    let found = errors(text);
+    assert_eq!(
+        found,
+        [
+            "2:10: `uplink` names no interface",
+            "3:1: unknown key `max_flow` in [dataplane]",
+            "4:10: `refuse` must be \"reset\" or \"drop\", not \"rst\"",
+            "5:7: `pin` must be an absolute path to a directory, not \"egress\"",
+            "7:7: `udp` must be from 1 to 604800 seconds",
+            "9:8: etcd as the store is not available in this version",
+            "10:2: unknown key `sever` in this file",
+        ]
+    );
+}
+
+#[test]
+fn an_interface_is_not_both_uplink_and_inside() {
+    assert_eq!(
+        errors("[dataplane]\nuplink = [\"a\", \"b\"]\ninside = [\"c\", \"b\"]\n"),
+        ["3:16: interface b is both uplink and inside"]
+    );
+    assert_eq!(errors("[dataplane]\nuplink = [\"a\", \"a\"]\n").len(), 1);
+    assert_eq!(
+        errors("[dataplane]\nuplink = [\"far_too_long_name\"]\n").len(),
+        1
+    );
+}
+
+#[test]
+fn a_file_without_uplink_is_refused() {
+    assert_eq!(errors(""), ["1:1: there is no [dataplane] section"]);
+    assert_eq!(
+        errors("[dataplane]\n"),
+        ["1:1: [dataplane] has no `uplink`"]
+    );
+}
+
+#[test]
+fn a_short_timer_is_taken_with_a_warning() {
+    let (config, found) = parse(&with("[timers]\nudp = 5"));
+    assert_eq!(config.unwrap().timers.udp, Duration::from_secs(5));
+    assert_eq!(found.0.len(), 1);
+    assert!(found.0[0].reason.contains("RFC 4787 REQ-5"));
+}
+
+#[test]
+fn mark_masks_are_contiguous_and_at_least_eight_bits() {
+    for good in [
+        "\"0xffff0000\"",
+        "0xff",
+        "\"0x0ff00000\"",
+        "4294967295",
+        "\"255\"",
+    ] {
+        assert!(
+            errors(&with(&format!("mark_mask = {good}"))).is_empty(),
+            "{good}"
+        );
+    }
+    for bad in [
+        "0",
+        "127",
+        "\"0xf0f0f0f0\"",
+        "-1",
+        "4294967296",
+        "\"x\"",
+        "\"0x+ff\"",
+        "1.5",
+        "true",
+    ] {
+        assert_eq!(
+            errors(&with(&format!("mark_mask = {bad}"))).len(),
+            1,
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn zone_numbers_leave_one_mark_bit_free() {
+    let max = |mask| {
+        Dataplane {
+            mark_mask: mask,
+            ..Dataplane::default()
+        }
+        .max_zone()
+    };
+    assert_eq!(max(0xff), 127);
+    assert_eq!(max(0xffff_0000), 32_767);
+    assert_eq!(max(0xffff_ffff), u16::MAX);
+}
+
+#[test]
+fn origins_follow_flows_unless_they_are_set() {
+    let origins = |line: &str| parse(&with(line)).0.unwrap().dataplane.max_origins;
+    assert_eq!(origins(""), 65_536);
+    assert_eq!(origins("max_flows = 1000"), 1024);
+    assert_eq!(origins("max_flows = 1000\nmax_origins = 16"), 16);
+}
+
+#[test]
+fn exempt_prefixes_have_no_host_bits() {
+    let (config, _) = parse(&with(
+        "[exempt]\ndestinations = [\"10.0.0.0/8\", \"192.0.2.1\"]\nresolvers = [\"::1\"]",
+    ));
+    let exempt = config.unwrap().exempt;
+    assert_eq!(
+        exempt.destinations,
+        [
+            "10.0.0.0/8".parse().unwrap(),
+            "192.0.2.1/32".parse().unwrap()
+        ]
+    );
+    assert_eq!(
+        errors(&with("[exempt]\ndestinations = [\"10.0.0.1/8\"]")).len(),
+        1
+    );
+    assert_eq!(
+        errors(&with("[exempt]\nresolvers = [\"10.0.0.0/8\"]")).len(),
+        1
+    );
+}

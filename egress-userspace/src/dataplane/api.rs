@@ -1,0 +1,442 @@
+//! What the control plane asks of the data plane, as plain data.
+//!
+//! [`DataPlaneView`] reads; it needs nothing but the pinned maps, so the command line opens one itself when no
+//! daemon answers (SAFE-2). [`DataPlane`] also writes and belongs to the daemon alone. The records serialise to
+//! exactly the JSON that the commands print and that scripts rely on.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::Desired;
+
+/// Reading the data plane: counts, flows and hooks as the pinned maps and links hold them now.
+pub trait DataPlaneView {
+    /// Which hooks are in place, how full the tables are, and the counters by reason.
+    fn status(&self) -> Result<DataPlaneStatus, DataPlaneError>;
+
+    /// Visits every live flow that `filter` lets through, until `each` breaks off.
+    fn flows(
+        &self,
+        filter: &FlowFilter,
+        each: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
+    ) -> Result<(), DataPlaneError>;
+
+    /// The live flow with these endpoints, if there is one; what `egress why` asks (OBS-5).
+    ///
+    /// `zone` disambiguates realms, whose inside addresses may repeat (ZONE-2).
+    fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataPlaneError>;
+
+    /// Connection counts by (egress IP, origin, protocol) (OBS-1).
+    fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError>;
+
+    /// The pools as they are in force, from the maps.
+    fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError>;
+
+    /// The egress IPs of `pool` in the order in which a new flow of `inside` would try them (CAP-9).
+    fn candidate_order(&self, pool: u16, inside: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError>;
+}
+
+/// Changing the data plane.
+pub trait DataPlane: DataPlaneView + Send {
+    /// Puts `desired` in force at one instant for every packet, or changes nothing (SAFE-5).
+    fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError>;
+
+    /// Puts hooks and guard back where they are missing, for instance on a recreated uplink (SAFE-6).
+    ///
+    /// Returns what it did, one line each; empty when all was in place.
+    fn repair(&mut self) -> Result<Vec<String>, DataPlaneError>;
+
+    /// Removes programs, links, pins, the guard and helper interfaces; says what it removed (SAFE-4).
+    fn detach(&mut self) -> Result<Vec<String>, DataPlaneError>;
+}
+
+/// Names for the numbers that the maps hold.
+///
+/// Whoever opens a view passes them in: the daemon from [`Desired`], the command line from the store. A number
+/// without a name prints as `#7`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    /// Zone number to the zone's name.
+    pub zones: BTreeMap<u16, String>,
+    /// Pool number to the pool's id.
+    pub pools: BTreeMap<u16, String>,
+}
+
+impl Names {
+    /// The zone's name, or its number.
+    pub fn zone(&self, number: u16) -> String {
+        self.zones
+            .get(&number)
+            .cloned()
+            .unwrap_or_else(|| format!("#{number}"))
+    }
+
+    /// The pool's id, or its number.
+    pub fn pool(&self, number: u16) -> String {
+        self.pools
+            .get(&number)
+            .cloned()
+            .unwrap_or_else(|| format!("#{number}"))
+    }
+}
+
+/// TCP or UDP: what is translated (NAT-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Transmission Control Protocol, IP protocol 6.
+    Tcp,
+    /// User Datagram Protocol, IP protocol 17.
+    Udp,
+}
+
+impl Protocol {
+    /// The IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// An origin to filter by: an address, and a port if one was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginMatch {
+    /// The origin's address.
+    pub address: IpAddr,
+    /// The origin's port; any when absent.
+    pub port: Option<u16>,
+}
+
+impl OriginMatch {
+    /// Whether `origin` is meant.
+    pub fn matches(&self, origin: SocketAddr) -> bool {
+        origin.ip() == self.address && self.port.is_none_or(|port| port == origin.port())
+    }
+}
+
+/// Which flows to list; an absent field lets everything through.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FlowFilter {
+    /// Zone number.
+    pub zone: Option<u16>,
+    /// Pool number.
+    pub pool: Option<u16>,
+    /// Destination.
+    pub origin: Option<OriginMatch>,
+    /// The address the flow leaves with.
+    pub egress_ip: Option<IpAddr>,
+    /// Protocol.
+    pub protocol: Option<Protocol>,
+}
+
+/// Which connection counts to list; an absent field lets everything through.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OriginFilter {
+    /// Only these egress IPs (a `--pool` or `--zone` filter arrives here as the pool's addresses).
+    pub egress_ips: Option<Vec<IpAddr>>,
+    /// Destination.
+    pub origin: Option<OriginMatch>,
+    /// Protocol.
+    pub protocol: Option<Protocol>,
+}
+
+impl OriginFilter {
+    /// Whether a count of this key is asked for.
+    pub fn matches(&self, egress_ip: IpAddr, origin: SocketAddr, protocol: Protocol) -> bool {
+        self.egress_ips
+            .as_ref()
+            .is_none_or(|ips| ips.contains(&egress_ip))
+            && self.origin.is_none_or(|wanted| wanted.matches(origin))
+            && self.protocol.is_none_or(|wanted| wanted == protocol)
+    }
+}
+
+/// The endpoints of a flow as its inside host sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowKey {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Inside address and port; port 0 asks for any flow from that address.
+    pub inside: SocketAddr,
+    /// Origin address and port.
+    pub origin: SocketAddr,
+    /// The realm's zone number, for interface-selected zones (ZONE-2).
+    pub realm: Option<u16>,
+}
+
+/// One live flow: a line of `egress flows --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Inside address and port.
+    pub inside: SocketAddr,
+    /// Egress address and port.
+    pub egress: SocketAddr,
+    /// Origin address and port.
+    pub origin: SocketAddr,
+    /// The zone's name.
+    pub zone: String,
+    /// The pool's id.
+    pub pool: String,
+    /// Connection state, in the data plane's words (`syn_sent`, `established`, ...).
+    pub state: String,
+    /// Seconds since the flow was admitted.
+    pub age_s: u64,
+    /// Seconds since its last packet.
+    pub idle_s: u64,
+    /// Packets to the origin.
+    pub packets_out: u64,
+    /// Packets from the origin.
+    pub packets_in: u64,
+    /// Bytes to the origin.
+    pub bytes_out: u64,
+    /// Bytes from the origin.
+    pub bytes_in: u64,
+    /// `local`, or `peer NAME` when another server egresses the flow.
+    pub path: String,
+}
+
+/// One connection count: an element of `egress origins --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OriginRecord {
+    /// The dedicated source address.
+    pub egress_ip: IpAddr,
+    /// Destination address and port.
+    pub origin: SocketAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Concurrent connections now (CAP-1).
+    pub active: u64,
+    /// The most there have been at once.
+    pub peak: u64,
+    /// The most this server admits at once.
+    pub capacity: u64,
+    /// `active` in percent (0-100) of `capacity`.
+    pub utilization: f64,
+    /// New connections refused because of this count.
+    pub refused: u64,
+}
+
+/// `active` in percent (0-100) of `capacity`; a capacity of 0 is full.
+pub fn utilization(active: u64, capacity: u64) -> f64 {
+    if capacity == 0 {
+        return 100.0;
+    }
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "both are below 2^53: a server's connection counts"
+    )]
+    let percent = active as f64 * 100.0 / capacity as f64;
+    // Two decimals: 1 of 40,000 connections is 0.0025 %.
+    (percent * 10_000.0).round() / 10_000.0
+}
+
+/// A pool as the maps hold it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolLive {
+    /// The pool's number.
+    pub number: u16,
+    /// Its IPv4 addresses in candidate order.
+    pub addresses: Vec<PoolAddressLive>,
+}
+
+/// One address of a pool as the maps hold it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolAddressLive {
+    /// The egress IP.
+    pub egress_ip: Ipv4Addr,
+    /// Owned slices: bit k set = slice k (ports 2048k to 2048k+2047) belongs to this server (CAP-3).
+    pub slices: u32,
+    /// Concurrent connections admitted per origin on this server.
+    pub cap: u32,
+    /// No new flows; live ones finish (POOL-9).
+    pub draining: bool,
+    /// Live connections over all origins.
+    pub active: u64,
+}
+
+/// The data plane's part of `egress status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DataPlaneStatus {
+    /// Every hook that the configuration asks for, attached or not.
+    pub hooks: Vec<HookStatus>,
+    /// Whether the guard is installed (SAFE-6).
+    pub guard: bool,
+    /// Whether a configuration is in force.
+    pub configured: bool,
+    /// Fill of the tables.
+    pub tables: Vec<TableStatus>,
+    /// Packets by reason, named as in the data plane.
+    pub reasons: Vec<ReasonCount>,
+}
+
+/// One attachment of a program of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// The program's name (`uplink_egress`, `uplink_ingress`, `inside_ingress`, ...).
+    pub hook: String,
+    /// The interface it belongs on.
+    pub interface: String,
+    /// `tcx`, `clsact` or `xdp`.
+    pub kind: String,
+    /// Kernel id of the program attached there; absent when the hook is missing.
+    pub program_id: Option<u32>,
+    /// Whether our program is attached on that interface now.
+    pub in_place: bool,
+}
+
+/// How full a table is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableStatus {
+    /// The map's name (`flows`, `origins`, ...).
+    pub table: String,
+    /// Entries in use.
+    pub used: u64,
+    /// The most it holds.
+    pub capacity: u64,
+}
+
+/// Packets counted under one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasonCount {
+    /// The reason's name, one enum from kernel to command line.
+    pub reason: String,
+    /// Packets since the maps were made.
+    pub packets: u64,
+}
+
+/// What [`DataPlane::apply`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyReport {
+    /// Map entries written or removed; 0 when all was as desired.
+    pub changed: u64,
+    /// Number of the configuration version in force afterwards.
+    pub version: u64,
+}
+
+/// Why the data plane could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum DataPlaneError {
+    /// Nothing is pinned: no daemon has run since the machine started, or `egress detach` removed all.
+    #[error("no data plane under {}: nothing is pinned there", pin.display())]
+    Absent {
+        /// The pin directory.
+        pin: PathBuf,
+    },
+    /// Something the user can change stands in the way.
+    #[error("{reason}")]
+    Refused {
+        /// What failed, on what.
+        reason: String,
+        /// What to do next.
+        remedy: String,
+    },
+    /// A system call or a library failed.
+    #[error("{doing}")]
+    Failed {
+        /// What was being done, on what.
+        doing: String,
+        /// The cause.
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl DataPlaneError {
+    /// A failure of `source` while `doing`.
+    pub fn failed(
+        doing: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Failed {
+            doing: doing.into(),
+            source: source.into(),
+        }
+    }
+
+    /// What to do next, where it is known.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Absent { .. } => {
+                Some("start the daemon with `egress run`, or check [dataplane] pin".into())
+            }
+            Self::Refused { remedy, .. } => Some(remedy.clone()),
+            Self::Failed { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_record_prints_the_json_scripts_rely_on() {
+        let record = OriginRecord {
+            egress_ip: "192.0.2.10".parse().unwrap(),
+            origin: "203.0.113.5:443".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            active: 20_000,
+            peak: 20_001,
+            capacity: 40_000,
+            utilization: utilization(20_000, 40_000),
+            refused: 3,
+        };
+        assert_eq!(
+            serde_json::to_string(&record).unwrap(),
+            r#"{"egress_ip":"192.0.2.10","origin":"203.0.113.5:443","protocol":"tcp","active":20000,"peak":20001,"capacity":40000,"utilization":50.0,"refused":3}"#
+        );
+    }
+
+    #[test]
+    fn a_flow_record_prints_the_json_scripts_rely_on() {
+        let record = FlowRecord {
+            protocol: Protocol::Udp,
+            inside: "10.1.0.2:5353".parse().unwrap(),
+            egress: "192.0.2.10:5353".parse().unwrap(),
+            origin: "203.0.113.5:53".parse().unwrap(),
+            zone: "shop.example".into(),
+            pool: "partners".into(),
+            state: "established".into(),
+            age_s: 1,
+            idle_s: 2,
+            packets_out: 3,
+            packets_in: 4,
+            bytes_out: 5,
+            bytes_in: 6,
+            path: "local".into(),
+        };
+        let json = serde_json::to_string(&record).unwrap();
+        assert_eq!(
+            json,
+            r#"{"protocol":"udp","inside":"10.1.0.2:5353","egress":"192.0.2.10:5353","origin":"203.0.113.5:53","zone":"shop.example","pool":"partners","state":"established","age_s":1,"idle_s":2,"packets_out":3,"packets_in":4,"bytes_out":5,"bytes_in":6,"path":"local"}"#
+        );
+    }
+
+    #[test]
+    fn utilization_is_percent_and_a_capacity_of_zero_is_full() {
+        assert_eq!(utilization(0, 40_000), 0.0);
+        assert_eq!(utilization(40_000, 40_000), 100.0);
+        assert_eq!(utilization(1, 40_000), 0.0025);
+        assert_eq!(utilization(0, 0), 100.0);
+    }
+}

@@ -1,0 +1,188 @@
+//! What the data plane shall do, as plain data: the end product of configuration and resources.
+//!
+//! Names are resolved, references followed, defaults filled in; what is left are numbers and addresses that
+//! translate to map entries one to one. [`crate::resolve`] makes it.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv6Net};
+
+use crate::config::{Exempt, Refuse, Timers};
+use crate::dataplane::api::Names;
+
+/// Everything that the data plane needs to know about tenants and their addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Zones, by ascending number.
+    pub zones: Vec<DesiredZone>,
+    /// Pools, by ascending number.
+    pub pools: Vec<DesiredPool>,
+    /// What takes the default egress whatever its zone says (POLICY-7).
+    pub exempt: Exempt,
+    /// Idle times and holds (NAT-7, CAP-7).
+    pub timers: Timers,
+    /// How a refusal is told to the inside host (CAP-5).
+    pub refuse: Refuse,
+}
+
+/// A tenant's traffic and what becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredZone {
+    /// Stable number, at least 1: it stands in mark bits and maps.
+    pub number: u16,
+    /// The zone's id.
+    pub id: String,
+    /// The zone's name; its id when it has none.
+    pub name: String,
+    /// Whether its traffic leaves by the pool; if not it takes the default egress (ZONE-1).
+    pub enabled: bool,
+    /// Number of its pool; always present when `enabled`.
+    pub pool: Option<u16>,
+    /// What recognises its packets; any of them (ZONE-2).
+    pub selectors: Selectors,
+    /// Whether it is a realm: interface-selected, so its inside addresses may repeat elsewhere (ZONE-2).
+    pub realm: bool,
+    /// Whether TCP leaves by the pool; if not it takes the default egress (POLICY-6).
+    pub egress_tcp: bool,
+    /// Whether UDP leaves by the pool; if not it takes the default egress (POLICY-6).
+    pub egress_udp: bool,
+}
+
+/// A zone's selectors. Where zones overlap: mark, then cgroup, then interface, then the longest source (ZONE-3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selectors {
+    /// Marks of packets, after the reserved bits are taken out.
+    pub marks: Vec<DesiredMark>,
+    /// Paths below the cgroup2 mount, without a leading slash; descendants included, the deepest match wins.
+    pub cgroups: Vec<String>,
+    /// Names of interfaces of `[dataplane] inside`.
+    pub interfaces: Vec<String>,
+    /// Source prefixes; the longest match wins.
+    pub sources: Vec<IpNet>,
+}
+
+/// A firewall mark to match: `packet mark & mask == value`. Never touches the reserved bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DesiredMark {
+    /// The bits wanted; no bit outside `mask`.
+    pub value: u32,
+    /// The bits looked at; no bit of the reserved mark mask.
+    pub mask: u32,
+}
+
+/// A named set of egress IPs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredPool {
+    /// Stable number, at least 1.
+    pub number: u16,
+    /// The pool's id.
+    pub id: String,
+    /// IPv4 addresses in the order of the file. May be empty: then its zones' traffic is refused (SAFE-1).
+    pub candidates: Vec<Candidate>,
+    /// IPv6 prefixes (POOL-6).
+    pub prefixes: Vec<DesiredPrefix>,
+}
+
+/// One IPv4 egress IP on this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The egress IP.
+    pub address: Ipv4Addr,
+    /// Owned slices: bit k = slice k, for k in 1..=31; [`ALL_SLICES`] on a single server (CAP-3).
+    pub slices: u32,
+    /// Concurrent connections admitted per (origin, protocol): the owned quota, or less if the pool says so.
+    pub cap: u32,
+    /// No new flows; live ones finish (POOL-9).
+    pub draining: bool,
+}
+
+/// One IPv6 egress range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DesiredPrefix {
+    /// The range.
+    pub prefix: Ipv6Net,
+    /// Concurrent connections admitted per (origin, protocol) and address of the range.
+    pub cap: u32,
+    /// No new flows; live ones finish (POOL-9).
+    pub draining: bool,
+}
+
+/// Slices 1 to 31: everything but the ports below 2048.
+pub const ALL_SLICES: u32 = 0xffff_fffe;
+
+/// Concurrent connections of one egress IP to one origin over all slices (CAP-1).
+pub const CONNECTIONS_PER_ORIGIN: u32 = 40_000;
+
+/// Connections that slice `k` carries: floor(40000k/31) - floor(40000(k-1)/31) (CAP-3); 0 outside 1..=31.
+pub const fn slice_quota(k: u32) -> u32 {
+    if k == 0 || k > 31 {
+        return 0;
+    }
+    // At most 40,000 * 31 = 1,240,000: no overflow.
+    CONNECTIONS_PER_ORIGIN * k / 31 - CONNECTIONS_PER_ORIGIN * (k - 1) / 31
+}
+
+/// Connections per origin that the slices of this bit mask carry together.
+pub fn quota(slices: u32) -> u32 {
+    (1..=31)
+        .filter(|k| slices & (1 << k) != 0)
+        .map(slice_quota)
+        .sum()
+}
+
+impl Desired {
+    /// The names of its zones and pools by number.
+    pub fn names(&self) -> Names {
+        Names {
+            zones: self
+                .zones
+                .iter()
+                .map(|zone| (zone.number, zone.name.clone()))
+                .collect(),
+            pools: self
+                .pools
+                .iter()
+                .map(|pool| (pool.number, pool.id.clone()))
+                .collect(),
+        }
+    }
+
+    /// The pool with this number.
+    pub fn pool(&self, number: u16) -> Option<&DesiredPool> {
+        self.pools.iter().find(|pool| pool.number == number)
+    }
+
+    /// Whether traffic to `destination` port `port` is exempt (POLICY-7): a listed destination, or DNS
+    /// (port 53) to a listed resolver.
+    pub fn is_exempt(&self, destination: IpAddr, port: u16) -> bool {
+        self.exempt
+            .destinations
+            .iter()
+            .any(|net| net.contains(&destination))
+            || (port == crate::config::DNS_PORT && self.exempt.resolvers.contains(&destination))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_of_all_slices_add_up_to_the_cap() {
+        assert_eq!(quota(ALL_SLICES), CONNECTIONS_PER_ORIGIN);
+        assert_eq!(
+            quota(0x7fff_fffe) + quota(0x8000_0000),
+            CONNECTIONS_PER_ORIGIN
+        );
+    }
+
+    #[test]
+    fn a_slice_carries_1290_or_1291_connections() {
+        assert_eq!(
+            quota(1),
+            0,
+            "slice 0 is the ports below 2048 and carries nothing"
+        );
+        assert!((1..=31).all(|k| (1290..=1291).contains(&slice_quota(k))));
+    }
+}

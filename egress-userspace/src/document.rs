@@ -1,0 +1,477 @@
+//! Reading TOML with a place for every value, and a word about every mistake.
+//!
+//! A [`Table`] knows which keys were asked for; the rest is unknown and reported with the nearest known key.
+//! Getters return `None` both for an absent value and for one that was reported: the caller goes on with its
+//! default, so that one run finds every mistake.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::diagnostic::{Report, Span};
+
+/// Parses the text of the report's source and reports every syntax error.
+pub fn parse<'s>(report: &Report<'s>) -> Spanned<DeTable<'s>> {
+    let (table, errors) = DeTable::parse_recoverable(report.source().text());
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        report.error(
+            &span,
+            format!("not valid TOML: {}", error.message().replace('\n', "; ")),
+            SYNTAX,
+        );
+    }
+    table
+}
+
+const SYNTAX: &str =
+    "values are written as key = \"text\", key = 1, key = true or key = [\"a\", \"b\"]";
+
+/// The known name most like `given`, if one is like it at all.
+pub fn nearest<'n>(given: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    known
+        .into_iter()
+        .map(|name| {
+            (
+                strsim::jaro_winkler(&given.to_lowercase(), &name.to_lowercase()),
+                name,
+            )
+        })
+        .filter(|(likeness, _)| *likeness >= 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+/// A table under examination.
+#[derive(Debug)]
+pub struct Table<'a, 's> {
+    entries: &'a DeTable<'s>,
+    span: Span,
+    name: String,
+    known: Vec<&'static str>,
+    report: &'a Report<'s>,
+}
+
+impl<'a, 's> Table<'a, 's> {
+    /// The whole document.
+    pub fn root(document: &'a Spanned<DeTable<'s>>, report: &'a Report<'s>) -> Self {
+        Self {
+            entries: document.get_ref(),
+            span: 0..0,
+            name: String::new(),
+            known: Vec::new(),
+            report,
+        }
+    }
+
+    /// Where the table starts.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// What collects the mistakes.
+    pub fn report(&self) -> &'a Report<'s> {
+        self.report
+    }
+
+    /// The value of `key`, if it is there. `example` is how the line is written properly.
+    pub fn get(&mut self, key: &'static str, example: &'static str) -> Option<Value<'a, 's>> {
+        self.known.push(key);
+        let value = self.entries.get(key)?;
+        Some(Value {
+            value,
+            key,
+            example,
+            report: self.report,
+        })
+    }
+
+    /// The value of `key`; reports that it is missing.
+    pub fn require(&mut self, key: &'static str, example: &'static str) -> Option<Value<'a, 's>> {
+        let value = self.get(key, example);
+        if value.is_none() {
+            let reason = if self.name.is_empty() {
+                format!("`{key}` is missing")
+            } else {
+                format!("{} has no `{key}`", self.name)
+            };
+            self.report
+                .error(&self.span, reason, format!("add, for instance, {example}"));
+        }
+        value
+    }
+
+    /// The elements of the array `key`; none when it is absent.
+    pub fn list(&mut self, key: &'static str, example: &'static str) -> Vec<Value<'a, 's>> {
+        self.get(key, example)
+            .and_then(|value| value.array())
+            .unwrap_or_default()
+    }
+
+    /// The section `[key]`, if it is there.
+    pub fn section(&mut self, key: &'static str) -> Option<Self> {
+        let value = self.get(key, "")?;
+        let name = if self.name.is_empty() {
+            format!("[{key}]")
+        } else {
+            format!("{} {key}", self.name)
+        };
+        value.table(&name)
+    }
+
+    /// The entries of `[[key]]`; none when it is absent.
+    pub fn sections(&mut self, key: &'static str) -> Vec<Self> {
+        let name = format!("[[{key}]]");
+        let Some(value) = self.get(key, "") else {
+            return Vec::new();
+        };
+        if value.value.get_ref().is_table() {
+            value.report.error(
+                &value.span(),
+                format!("`{key}` is a list of tables"),
+                format!("write {name} instead of [{key}]"),
+            );
+            return Vec::new();
+        }
+        value
+            .array()
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.table(&name))
+            .collect()
+    }
+
+    /// Reports every key that nobody asked for.
+    pub fn finish(self) {
+        for key in self.entries.keys() {
+            let given = key.get_ref().as_ref();
+            if self.known.contains(&given) {
+                continue;
+            }
+            let place = if self.name.is_empty() {
+                "this file".to_owned()
+            } else {
+                self.name.clone()
+            };
+            let remedy = nearest(given, self.known.iter().copied()).map_or_else(
+                || {
+                    let mut known = self.known.clone();
+                    known.sort_unstable();
+                    known.dedup();
+                    format!("known here: {}", known.join(", "))
+                },
+                |like| format!("did you mean `{like}`?"),
+            );
+            self.report.error(
+                &key.span(),
+                format!("unknown key `{given}` in {place}"),
+                remedy,
+            );
+        }
+    }
+}
+
+/// A value with its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Value<'a, 's> {
+    value: &'a Spanned<DeValue<'s>>,
+    key: &'static str,
+    example: &'static str,
+    report: &'a Report<'s>,
+}
+
+impl<'a, 's> Value<'a, 's> {
+    /// Where the value stands.
+    pub fn span(&self) -> Span {
+        self.value.span()
+    }
+
+    /// What collects the mistakes.
+    pub fn report(&self) -> &'a Report<'s> {
+        self.report
+    }
+
+    /// Reports that this value does not do.
+    pub fn refuse(&self, reason: impl Into<String>, remedy: impl Into<String>) {
+        self.report.error(&self.span(), reason, remedy);
+    }
+
+    fn wrong_type(&self, expected: &str) {
+        let remedy = if self.example.is_empty() {
+            format!("`{}` takes {expected}", self.key)
+        } else {
+            format!("write, for instance, {}", self.example)
+        };
+        let found = self.value.get_ref().type_str();
+        self.refuse(
+            format!(
+                "`{}` must be {expected}, not {}",
+                self.key,
+                with_article(found)
+            ),
+            remedy,
+        );
+    }
+
+    /// A string.
+    pub fn string(&self) -> Option<&'a str> {
+        let found = self.value.get_ref().as_str();
+        if found.is_none() {
+            self.wrong_type("a string");
+        }
+        found
+    }
+
+    /// A string that is not empty.
+    pub fn name(&self) -> Option<String> {
+        let name = self.string()?;
+        if name.trim().is_empty() {
+            self.refuse(
+                format!("`{}` is empty", self.key),
+                format!("write, for instance, {}", self.example),
+            );
+            return None;
+        }
+        Some(name.to_owned())
+    }
+
+    /// `true` or `false`.
+    pub fn boolean(&self) -> Option<bool> {
+        let found = self.value.get_ref().as_bool();
+        if found.is_none() {
+            self.wrong_type("true or false");
+        }
+        found
+    }
+
+    /// An integer, if the value is one; does not report.
+    pub fn as_integer(&self) -> Option<i64> {
+        let integer = self.value.get_ref().as_integer()?;
+        i64::from_str_radix(integer.as_str(), integer.radix()).ok()
+    }
+
+    /// Whether the value is a string; does not report.
+    pub fn is_string(&self) -> bool {
+        self.value.get_ref().is_str()
+    }
+
+    /// Whether the value is a table; does not report.
+    pub fn is_table(&self) -> bool {
+        self.value.get_ref().is_table()
+    }
+
+    /// An integer within `range`, of `unit` (empty for a bare count).
+    pub fn integer(&self, range: RangeInclusive<u32>, unit: &str) -> Option<u32> {
+        if !self.value.get_ref().is_integer() {
+            self.wrong_type("an integer");
+            return None;
+        }
+        let fits = self
+            .as_integer()
+            .and_then(|n| u32::try_from(n).ok())
+            .filter(|n| range.contains(n));
+        if fits.is_none() {
+            let unit = if unit.is_empty() {
+                String::new()
+            } else {
+                format!(" {unit}")
+            };
+            self.refuse(
+                format!(
+                    "`{}` must be from {} to {}{unit}",
+                    self.key,
+                    range.start(),
+                    range.end()
+                ),
+                format!("write, for instance, {}", self.example),
+            );
+        }
+        fits
+    }
+
+    /// The elements of an array.
+    pub fn array(&self) -> Option<Vec<Self>> {
+        let Some(array) = self.value.get_ref().as_array() else {
+            self.wrong_type("an array");
+            return None;
+        };
+        Some(array.iter().map(|value| Self { value, ..*self }).collect())
+    }
+
+    /// How many elements the array has, if the value is one; does not report.
+    pub fn array_len(&self) -> Option<usize> {
+        self.value
+            .get_ref()
+            .as_array()
+            .map(|array| array.iter().len())
+    }
+
+    /// A table, to be called `name` in messages.
+    pub fn table(&self, name: &str) -> Option<Table<'a, 's>> {
+        let Some(entries) = self.value.get_ref().as_table() else {
+            self.wrong_type("a table");
+            return None;
+        };
+        Some(Table {
+            entries,
+            span: self.span(),
+            name: name.to_owned(),
+            known: Vec::new(),
+            report: self.report,
+        })
+    }
+
+    /// A string that `T` can be made of; `expected` says what that is.
+    pub fn parsed<T>(&self, expected: &str) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: Display,
+    {
+        let text = self.string()?;
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.refuse(
+                    format!("\"{text}\" is not {expected}: {error}"),
+                    format!("write, for instance, {}", self.example),
+                );
+                None
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub fn choice<T: Copy>(&self, choices: &[(&'static str, T)]) -> Option<T> {
+        let text = self.string()?;
+        let found = choices
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value);
+        if found.is_none() {
+            let words = choices
+                .iter()
+                .map(|(word, _)| format!("\"{word}\""))
+                .collect::<Vec<_>>()
+                .join(" or ");
+            let remedy = nearest(text, choices.iter().map(|(word, _)| *word)).map_or_else(
+                || format!("write, for instance, {}", self.example),
+                |like| format!("did you mean \"{like}\"?"),
+            );
+            self.refuse(
+                format!("`{}` must be {words}, not \"{text}\"", self.key),
+                remedy,
+            );
+        }
+        found
+    }
+}
+
+fn with_article(noun: &str) -> String {
+    let article = if noun.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        "an"
+    } else {
+        "a"
+    };
+    format!("{article} {noun}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostic::Source;
+
+    fn messages(text: &str, read: impl FnOnce(&mut Table<'_, '_>)) -> Vec<String> {
+        let source = Source::new("t.toml", text);
+        let report = Report::new(&source);
+        let document = parse(&report);
+        let mut table = Table::root(&document, &report);
+        read(&mut table);
+        table.finish();
+        drop(document);
+        report
+            .finish()
+            .0
+            .iter()
+            .map(|d| format!("{}:{}: {} / {}", d.line, d.column, d.reason, d.remedy))
+            .collect()
+    }
+
+    #[test]
+    fn an_unknown_key_suggests_the_nearest_known_one() {
+        let found = messages("adress = 1\nzzz = 2\n", |table| {
+            table.get("address", "");
+        });
+        assert_eq!(
+            found,
+            [
+                "1:1: unknown key `adress` in this file / did you mean `address`?",
+                "2:1: unknown key `zzz` in this file / known here: address"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_says_what_was_expected_and_shows_an_example() {
+        let found = messages("count = \"x\"\nname = 3\n", |table| {
+            let count = table.get("count", "count = 3").unwrap();
+            assert_eq!(count.integer(1..=9, ""), None);
+            assert_eq!(table.get("name", "name = \"a\"").unwrap().string(), None);
+        });
+        assert_eq!(
+            found,
+            [
+                "1:9: `count` must be an integer, not a string / write, for instance, count = 3",
+                "2:8: `name` must be a string, not an integer / write, for instance, name = \"a\""
+            ]
+        );
+    }
+
+    #[test]
+    fn numbers_are_bounded_and_may_be_hexadecimal() {
+        let found = messages(
+            "a = 0xff\nb = 1_000\nc = -1\nd = 99999999999999999999\n",
+            |table| {
+                assert_eq!(table.get("a", "").unwrap().integer(1..=255, ""), Some(255));
+                assert_eq!(
+                    table.get("b", "").unwrap().integer(1..=1000, ""),
+                    Some(1000)
+                );
+                assert_eq!(
+                    table
+                        .get("c", "c = 1")
+                        .unwrap()
+                        .integer(1..=1000, "seconds"),
+                    None
+                );
+                assert_eq!(table.get("d", "d = 1").unwrap().integer(1..=1000, ""), None);
+            },
+        );
+        assert_eq!(found.len(), 2);
+        assert!(found[0].contains("from 1 to 1000 seconds"), "{found:?}");
+    }
+
+    #[test]
+    fn every_syntax_error_of_a_file_is_reported() {
+        let found = messages("a = = 1\nb = 2\nc = \"open\nd == 4\n", |table| {
+            for key in ["a", "b", "c", "d"] {
+                table.get(key, "");
+            }
+        });
+        assert!(found.iter().any(|m| m.starts_with("1:")), "{found:?}");
+        assert!(found.iter().any(|m| m.starts_with("4:")), "{found:?}");
+    }
+
+    #[test]
+    fn a_list_of_tables_written_as_one_table_says_how_to_write_it() {
+        let found = messages("[pool]\n", |table| {
+            table.sections("pool");
+        });
+        assert_eq!(
+            found,
+            ["1:1: `pool` is a list of tables / write [[pool]] instead of [pool]"]
+        );
+    }
+}
