@@ -1,2 +1,43 @@
-//! Shared types and pure logic.
+//! What the kernel programs and the daemon must agree on, and all pure logic.
+//!
+//! The tour, in the order a new connection meets the files:
+//!
+//! | file | noun |
+//! |---|---|
+//! | [`bytes`], [`packet`] | a packet's headers, read within bounds |
+//! | [`tag`] | the zone a forwarded packet carries in its mark |
+//! | [`settings`] | what the daemon configures: zones, pools, candidates, selectors |
+//! | [`key`] | the keys by which a flow is found from either side |
+//! | [`count`] | connections of one egress IP to one origin, and their exact cap |
+//! | [`port`], [`siphash`] | slices, quotas, and the choice of a source port |
+//! | [`slot`], [`tcp`] | the record of a flow and its TCP state |
+//! | [`expiry`] | when a flow ends |
+//! | [`free`] | the list of free records |
+//! | [`checksum`], [`reply`] | packets we make ourselves |
+//! | [`reason`] | why a packet was dropped: one enum from the kernel to the command line |
+//! | [`word`] | the compare-and-swap word everything exact is built on |
+//!
+//! Nothing here panics, allocates or does I/O: the same code is compiled into the kernel programs
+//! and tested on the host against slow, obvious models.
 #![cfg_attr(not(test), no_std)]
+
+pub mod bytes;
+pub mod checksum;
+pub mod count;
+pub mod expiry;
+pub mod family;
+pub mod free;
+pub mod key;
+pub mod layout;
+pub mod packet;
+#[cfg(feature = "user")]
+mod pod;
+pub mod port;
+pub mod reason;
+pub mod reply;
+pub mod settings;
+pub mod siphash;
+pub mod slot;
+pub mod tag;
+pub mod tcp;
+pub mod word;

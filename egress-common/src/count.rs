@@ -1,0 +1,202 @@
+//! Connections of one egress IP to one origin, and their exact cap (CAP-1, CAP-2).
+//!
+//! `active` and the record's generation share one word, so a reservation made on a record that was
+//! meanwhile given to another origin fails instead of counting for the wrong one. Reservation is a
+//! compare-and-swap from n to n+1 below the cap: it never overshoots, not even for an instant, so
+//! no neighbour is refused because of somebody else's failed attempt.
+
+use crate::key::OriginKey;
+use crate::word::Word;
+
+/// How often a reservation is retried when other CPUs change the count at the same time.
+pub const ATTEMPTS: usize = 128;
+
+/// The counter of one (egress IP, origin, protocol), as `bpftool map dump` shows it.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count<A> {
+    /// Connections now; shares a word with `generation`.
+    pub active: u32,
+    /// Grows each time the record is given to another origin.
+    pub generation: u32,
+    /// Who is counted.
+    pub key: OriginKey<A>,
+    /// Highest `active` ever, since the record was made.
+    pub peak: u32,
+    /// Connections refused because the cap was reached.
+    pub refused: u64,
+    /// Connections admitted.
+    pub admitted: u64,
+    /// When `active` last fell to 0, ns of the coarse monotonic clock.
+    pub idle_since: u64,
+    /// Next free record while this one is free.
+    pub next: u32,
+    /// The cap when a connection was last admitted or refused.
+    pub capacity: u32,
+}
+
+const _: () = assert!(size_of::<Count<crate::family::V4>>() == 56);
+const _: () = assert!(size_of::<OriginKey<crate::family::V4>>() == 12);
+
+/// `active` and `generation` as one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Connections now.
+    pub active: u32,
+    /// The record's generation.
+    pub generation: u32,
+}
+
+impl Tally {
+    /// The word as it stands in memory (little-endian layout of [`Count`]'s first two fields).
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        (self.generation as u64) << 32 | self.active as u64
+    }
+
+    /// Reads a word.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self {
+            active: bits as u32,
+            generation: (bits >> 32) as u32,
+        }
+    }
+}
+
+/// What came of a reservation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reservation {
+    /// A place was taken; the number of connections including this one.
+    Taken(u32),
+    /// The cap is reached.
+    Full,
+    /// The record belongs to another origin by now: look it up again.
+    Stale,
+    /// Other CPUs won [`ATTEMPTS`] times in a row; nothing was taken.
+    Contended,
+}
+
+/// Takes one place below `cap`.
+#[inline(always)]
+pub fn reserve(word: &impl Word, generation: u32, cap: u32) -> Reservation {
+    let mut seen = word.load();
+    for _ in 0..ATTEMPTS {
+        let tally = Tally::from_bits(seen);
+        if tally.generation != generation {
+            return Reservation::Stale;
+        }
+        if tally.active >= cap {
+            return Reservation::Full;
+        }
+        match word.swap(seen, seen + 1) {
+            Ok(()) => return Reservation::Taken(tally.active + 1),
+            Err(now) => seen = now,
+        }
+    }
+    Reservation::Contended
+}
+
+/// Gives one place back; returns how many connections remain, or `None` if nothing was held.
+///
+/// A holder keeps the record alive (it is retired only at zero), so the generation cannot change
+/// under it; the checks make a bookkeeping error visible instead of wrapping the count.
+#[inline(always)]
+pub fn release(word: &impl Word, generation: u32) -> Option<u32> {
+    let mut seen = word.load();
+    for _ in 0..ATTEMPTS * 8 {
+        let tally = Tally::from_bits(seen);
+        if tally.generation != generation || tally.active == 0 {
+            return None;
+        }
+        match word.swap(seen, seen - 1) {
+            Ok(()) => return Some(tally.active - 1),
+            Err(now) => seen = now,
+        }
+    }
+    None
+}
+
+/// Retires a record nobody holds: true for exactly one caller, who then owns it.
+#[inline(always)]
+pub fn retire(word: &impl Word, generation: u32) -> bool {
+    let idle = Tally {
+        active: 0,
+        generation,
+    };
+    let gone = Tally {
+        active: 0,
+        generation: generation.wrapping_add(1),
+    };
+    word.swap(idle.bits(), gone.bits()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+    fn word(active: u32, generation: u32) -> AtomicU64 {
+        AtomicU64::new(Tally { active, generation }.bits())
+    }
+
+    #[test]
+    fn cap_2_threads_never_overshoot_and_never_refuse_a_free_place() {
+        const CAP: u32 = 7;
+        let count = word(0, 3);
+        let highest = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        match reserve(&count, 3, CAP) {
+                            Reservation::Taken(n) => {
+                                assert!(n <= CAP);
+                                highest.fetch_max(n, Ordering::SeqCst);
+                                assert!(release(&count, 3).is_some());
+                            }
+                            other => panic!("four threads never fill seven places: {other:?}"),
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(Tally::from_bits(count.load(Ordering::SeqCst)).active, 0);
+        assert!(highest.load(Ordering::SeqCst) <= 4);
+    }
+
+    #[test]
+    fn cap_2_exactly_cap_of_many_are_admitted() {
+        let count = word(0, 0);
+        let taken = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        if matches!(reserve(&count, 0, 1_000), Reservation::Taken(_)) {
+                            taken.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(taken.load(Ordering::SeqCst), 1_000);
+    }
+
+    #[test]
+    fn a_record_of_another_generation_is_left_alone() {
+        let count = word(5, 9);
+        assert_eq!(reserve(&count, 8, 100), Reservation::Stale);
+        assert_eq!(release(&count, 8), None);
+        assert!(!retire(&count, 9), "five connections hold it");
+        assert_eq!(Tally::from_bits(count.load(Ordering::SeqCst)).active, 5);
+    }
+
+    #[test]
+    fn retiring_changes_the_generation_once() {
+        let count = word(0, 9);
+        assert!(retire(&count, 9));
+        assert!(!retire(&count, 9));
+        assert_eq!(reserve(&count, 9, 100), Reservation::Stale);
+    }
+}

@@ -1,0 +1,169 @@
+//! When a flow ends without saying so (NAT-7), and how long an ended one is remembered (CAP-7).
+
+use crate::settings::Timers;
+use crate::slot::{SlotWord, State, flag};
+
+/// How long an unlinked slot waits before it may be used again: longer than any program runs, so
+/// that no CPU still holds a reference.
+pub const GRACE: u64 = 1_000_000_000;
+
+/// How full the table is, in 256ths: 0 is empty.
+///
+/// Above three quarters the rest of ended flows shrinks, above seven eighths the patience with
+/// half-open ones too; a live flow is never shortened (CAP-6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pressure(pub u32);
+
+impl Pressure {
+    /// No pressure at all.
+    pub const NONE: Self = Self(0);
+
+    /// The pressure when `available` of `total` records are free.
+    #[inline(always)]
+    pub const fn of(available: u64, total: u64) -> Self {
+        if total == 0 {
+            return Self::NONE;
+        }
+        let free = if available > total { total } else { available };
+        Self(256 - (free * 256 / total) as u32)
+    }
+
+    /// `time`, shortened linearly from whole at `from` to nothing at a full table.
+    #[inline(always)]
+    const fn shorten(self, time: u64, from: u32) -> u64 {
+        if self.0 <= from {
+            return time;
+        }
+        let left = 256 - if self.0 > 256 { 256 } else { self.0 };
+        time / (256 - from) as u64 * left as u64
+    }
+}
+
+/// How long a slot in this state lives after its last packet, in nanoseconds; `None`: it has no
+/// time-out.
+#[inline(always)]
+pub fn lifetime(word: SlotWord, timers: &Timers, pressure: Pressure) -> Option<u64> {
+    match word.state {
+        State::Free | State::Opening => None,
+        State::TcpHalfOpen => Some(pressure.shorten(timers.tcp_transitory, 224)),
+        State::TcpEstablished if word.has(flag::FIN_OUT | flag::FIN_IN) => {
+            Some(timers.tcp_transitory)
+        }
+        State::TcpEstablished => Some(timers.tcp_established),
+        State::UdpUnanswered => Some(pressure.shorten(timers.udp, 224)),
+        State::UdpAnswered => Some(timers.udp),
+        State::Closed => {
+            let rest = if timers.quarantine > timers.tcp_closing {
+                timers.quarantine
+            } else {
+                timers.tcp_closing
+            };
+            Some(pressure.shorten(rest, 192))
+        }
+        State::Unlinked => Some(GRACE),
+    }
+}
+
+/// What the sweep does with a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sweep {
+    /// Nothing.
+    Keep,
+    /// The flow fell idle: it leaves the count; its port rests (`Closed` and expired).
+    Expire,
+    /// It leaves both indexes; if it was counted, it leaves the count.
+    Unlink,
+    /// It returns to the free list.
+    Free,
+}
+
+/// Judges a slot at time `now` (same clock as `last_seen`).
+#[inline(always)]
+pub fn judge(
+    word: SlotWord,
+    last_seen: u64,
+    now: u64,
+    timers: &Timers,
+    pressure: Pressure,
+) -> Sweep {
+    let Some(lifetime) = lifetime(word, timers, pressure) else {
+        return Sweep::Keep;
+    };
+    if now.saturating_sub(last_seen) < lifetime {
+        return Sweep::Keep;
+    }
+    match word.state {
+        State::Unlinked => Sweep::Free,
+        State::TcpEstablished => Sweep::Expire,
+        _ => Sweep::Unlink,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const TIMERS: Timers = Timers {
+        tcp_established: 7_440 * SECOND,
+        tcp_transitory: 240 * SECOND,
+        tcp_closing: 120 * SECOND,
+        quarantine: 120 * SECOND,
+        udp: 300 * SECOND,
+    };
+
+    fn word(state: State, flags: u16) -> SlotWord {
+        SlotWord {
+            state,
+            scale: 0,
+            flags,
+            generation: 1,
+        }
+    }
+
+    #[test]
+    fn nat_7_default_timers() {
+        let life = |state, flags| lifetime(word(state, flags), &TIMERS, Pressure::NONE);
+        assert_eq!(life(State::TcpHalfOpen, 0), Some(240 * SECOND));
+        assert_eq!(life(State::TcpEstablished, 0), Some(7_440 * SECOND));
+        assert_eq!(
+            life(State::TcpEstablished, flag::FIN_IN),
+            Some(7_440 * SECOND)
+        );
+        assert_eq!(
+            life(State::TcpEstablished, flag::FIN_IN | flag::FIN_OUT),
+            Some(240 * SECOND)
+        );
+        assert_eq!(life(State::UdpAnswered, 0), Some(300 * SECOND));
+        assert_eq!(life(State::Closed, 0), Some(120 * SECOND));
+        assert_eq!(life(State::Free, 0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn cap_6_pressure_never_shortens_a_live_flow(available in 0u64..1_000, state in 0u8..8) {
+            let pressure = Pressure::of(available, 1_000);
+            let word = word(State::from_bits(state), flag::SYN_IN);
+            if matches!(word.state, State::TcpEstablished | State::UdpAnswered | State::Unlinked) {
+                prop_assert_eq!(lifetime(word, &TIMERS, pressure), lifetime(word, &TIMERS, Pressure::NONE));
+            }
+        }
+
+        #[test]
+        fn cap_6_more_pressure_never_means_more_patience(a in 0u32..=256, b in 0u32..=256, state in 0u8..8) {
+            let word = word(State::from_bits(state), 0);
+            let (low, high) = (a.min(b), a.max(b));
+            prop_assert!(
+                lifetime(word, &TIMERS, Pressure(high)) <= lifetime(word, &TIMERS, Pressure(low))
+            );
+        }
+
+        #[test]
+        fn a_clock_that_steps_back_ends_nothing(last_seen: u64, now: u64) {
+            prop_assume!(now < last_seen);
+            let word = word(State::TcpEstablished, 0);
+            prop_assert_eq!(judge(word, last_seen, now, &TIMERS, Pressure::NONE), Sweep::Keep);
+        }
+    }
+}

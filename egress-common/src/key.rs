@@ -1,0 +1,122 @@
+//! The keys by which a flow, its port reservation and its counter are found.
+//!
+//! Keys are hashed as raw memory, so they have no padding the compiler could leave unset: every
+//! gap is a named field that is always zero.
+
+use crate::family::Address;
+
+/// TCP's protocol number (IANA).
+pub const TCP: u8 = 6;
+/// UDP's protocol number (IANA).
+pub const UDP: u8 = 17;
+/// ICMP's protocol number (IANA).
+pub const ICMP: u8 = 1;
+/// ICMPv6's protocol number (IANA).
+pub const ICMPV6: u8 = 58;
+
+/// A flow as the inside sees it: NAT-8, address- and port-dependent mapping.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey<A> {
+    /// Source address before translation.
+    pub inside: A,
+    /// Destination address.
+    pub origin: A,
+    /// Source port before translation, host byte order.
+    pub inside_port: u16,
+    /// Destination port, host byte order.
+    pub origin_port: u16,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+    /// Which address space `inside` belongs to: see [`realm`].
+    pub realm: u32,
+}
+
+/// Address spaces of inside addresses. Two realms may use the same addresses (ZONE-2).
+pub mod realm {
+    /// The gateway's own routing table: everything that is not below.
+    pub const COMMON: u32 = 0;
+
+    /// The realm of a zone that is selected by interface.
+    #[inline(always)]
+    pub const fn of_zone(zone: u16) -> u32 {
+        0x8000_0000 | zone as u32
+    }
+}
+
+/// A flow as the origin sees it; its insertion is the reservation of the egress port (CAP-8).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ReverseKey<A> {
+    /// The dedicated address the flow leaves with.
+    pub egress: A,
+    /// Destination address.
+    pub origin: A,
+    /// Source port after translation, host byte order.
+    pub egress_port: u16,
+    /// Destination port, host byte order.
+    pub origin_port: u16,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: [u8; 3],
+}
+
+/// What a cap counts: one egress IP towards one origin and protocol (CAP-1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct OriginKey<A> {
+    /// The dedicated address.
+    pub egress: A,
+    /// Destination address.
+    pub origin: A,
+    /// Destination port, host byte order.
+    pub origin_port: u16,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Always zero.
+    pub pad: u8,
+}
+
+impl<A: Address> FlowKey<A> {
+    /// The key under which replies to this flow arrive when it leaves as `egress:egress_port`.
+    #[inline(always)]
+    pub fn reverse(&self, egress: A, egress_port: u16) -> ReverseKey<A> {
+        ReverseKey {
+            egress,
+            origin: self.origin,
+            egress_port,
+            origin_port: self.origin_port,
+            protocol: self.protocol,
+            pad: [0; 3],
+        }
+    }
+
+    /// The counter this flow falls under when it leaves as `egress`.
+    #[inline(always)]
+    pub fn counted(&self, egress: A) -> OriginKey<A> {
+        OriginKey {
+            egress,
+            origin: self.origin,
+            origin_port: self.origin_port,
+            protocol: self.protocol,
+            pad: 0,
+        }
+    }
+}
+
+/// Where a record stands: the value of every index map.
+///
+/// A hash element that is deleted may be reused for another key while a reader still holds a
+/// pointer to it, so an index never holds state: it holds a number and the generation the record
+/// must have.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reference {
+    /// Element of the array that holds the record.
+    pub index: u32,
+    /// Generation the record had when this reference was made.
+    pub generation: u32,
+}

@@ -1,0 +1,515 @@
+//! A packet's headers, read within bounds and checked against each other.
+
+use crate::bytes::Bytes;
+use crate::family::{V4, V6};
+use crate::key::{ICMP, TCP, UDP};
+
+/// Length of an Ethernet header.
+pub const ETHERNET: usize = 14;
+/// Length of one VLAN tag (IEEE 802.1Q).
+pub const VLAN: usize = 4;
+/// VLAN tags read within a packet: QinQ has two.
+pub const VLANS: usize = 2;
+/// Shortest IPv4 header.
+pub const IPV4_MIN: usize = 20;
+/// IPv6 header.
+pub const IPV6: usize = 40;
+/// Shortest TCP header.
+pub const TCP_MIN: usize = 20;
+/// UDP header.
+pub const UDP_LEN: usize = 8;
+
+/// What stands in a link-layer frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Ethertype after VLAN tags.
+    pub ethertype: u16,
+    /// Where the network header starts.
+    pub offset: usize,
+}
+
+/// Reads an Ethernet header and up to [`VLANS`] tags.
+#[inline(always)]
+pub fn ethernet(packet: &(impl Bytes + ?Sized)) -> Option<Network> {
+    let mut ethertype = packet.u16(12)?;
+    let mut offset = ETHERNET;
+    for _ in 0..VLANS {
+        if ethertype != 0x8100 && ethertype != 0x88a8 {
+            break;
+        }
+        ethertype = packet.u16(offset + 2)?;
+        offset += VLAN;
+    }
+    Some(Network { ethertype, offset })
+}
+
+/// Whether a packet is a fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment {
+    /// A whole packet.
+    Whole,
+    /// The fragment with the transport header.
+    First,
+    /// A fragment without one.
+    Later,
+}
+
+/// An IPv4 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4 {
+    /// Where it starts.
+    pub offset: usize,
+    /// Where the transport header starts.
+    pub transport: usize,
+    /// Length of header and payload, bytes.
+    pub length: u32,
+    /// Source address.
+    pub source: V4,
+    /// Destination address.
+    pub destination: V4,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// Whole, or which fragment.
+    pub fragment: Fragment,
+}
+
+/// Why a header is not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Reads an IPv4 header at `offset` of a packet of `total` bytes (RFC 791, section 3.1).
+///
+/// # Errors
+/// Cut short, another version, or lengths that contradict each other.
+#[inline(always)]
+pub fn ipv4(packet: &(impl Bytes + ?Sized), offset: usize, total: u32) -> Result<Ipv4, Malformed> {
+    let header = packet.read::<IPV4_MIN>(offset).ok_or(Malformed)?;
+    let [
+        first,
+        _,
+        len0,
+        len1,
+        _,
+        _,
+        frag0,
+        frag1,
+        _,
+        protocol,
+        _,
+        _,
+        s0,
+        s1,
+        s2,
+        s3,
+        d0,
+        d1,
+        d2,
+        d3,
+    ] = header;
+    let header_len = ((first & 0x0f) as usize) * 4;
+    if first >> 4 != 4 || header_len < IPV4_MIN {
+        return Err(Malformed);
+    }
+    let available = total.wrapping_sub(offset as u32);
+    let claimed = u16::from_be_bytes([len0, len1]) as u32;
+    // Super-packets beyond 64 KiB (BIG TCP) carry a zero length.
+    let length = if claimed == 0 && available > 0xffff {
+        available
+    } else {
+        claimed
+    };
+    if length > available || length < header_len as u32 {
+        return Err(Malformed);
+    }
+    let fragment = u16::from_be_bytes([frag0, frag1]);
+    Ok(Ipv4 {
+        offset,
+        transport: offset + header_len,
+        length,
+        source: [s0, s1, s2, s3],
+        destination: [d0, d1, d2, d3],
+        protocol,
+        fragment: match (fragment & 0x1fff, fragment & 0x2000) {
+            (0, 0) => Fragment::Whole,
+            (0, _) => Fragment::First,
+            _ => Fragment::Later,
+        },
+    })
+}
+
+/// What the data plane needs of an IPv6 header while it only classifies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6 {
+    /// Source address.
+    pub source: V6,
+    /// Destination address.
+    pub destination: V6,
+    /// First next header.
+    pub next_header: u8,
+    /// Where the payload starts.
+    pub transport: usize,
+}
+
+/// Reads an IPv6 fixed header at `offset` (RFC 8200, section 3).
+///
+/// # Errors
+/// Cut short, or another version.
+#[inline(always)]
+pub fn ipv6(packet: &(impl Bytes + ?Sized), offset: usize) -> Result<Ipv6, Malformed> {
+    let [first, _, _, _, _, _, next_header, _] = packet.read::<8>(offset).ok_or(Malformed)?;
+    if first >> 4 != 6 {
+        return Err(Malformed);
+    }
+    Ok(Ipv6 {
+        source: packet.read::<16>(offset + 8).ok_or(Malformed)?,
+        destination: packet.read::<16>(offset + 24).ok_or(Malformed)?,
+        next_header,
+        transport: offset + IPV6,
+    })
+}
+
+/// TCP control bits (RFC 9293, section 3.1).
+pub mod control {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1 << 0;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 1 << 1;
+    /// Reset.
+    pub const RST: u8 = 1 << 2;
+    /// The acknowledgment number counts.
+    pub const ACK: u8 = 1 << 4;
+}
+
+/// A TCP segment as the state machine sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgment number; meaningless without ACK.
+    pub acknowledgment: u32,
+    /// See [`control`].
+    pub control: u8,
+    /// Header length in bytes.
+    pub header: u8,
+    /// Window as it stands in the header, not scaled.
+    pub window: u16,
+    /// Payload bytes.
+    pub payload: u32,
+}
+
+impl Segment {
+    /// Whether all of `bits` are set.
+    #[inline(always)]
+    pub const fn has(&self, bits: u8) -> bool {
+        self.control & bits == bits
+    }
+
+    /// SEG.LEN: payload plus one for SYN and one for FIN (RFC 9293, section 3.4).
+    #[inline(always)]
+    pub const fn length(&self) -> u32 {
+        self.payload
+            .wrapping_add(self.has(control::SYN) as u32)
+            .wrapping_add(self.has(control::FIN) as u32)
+    }
+
+    /// Opens a connection: SYN without ACK or RST.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        self.control & (control::SYN | control::ACK | control::RST) == control::SYN
+    }
+}
+
+/// Reads a TCP header at `offset`, followed by `length` bytes in all.
+///
+/// # Errors
+/// Cut short, or a data offset that contradicts the length.
+#[inline(always)]
+pub fn tcp(
+    packet: &(impl Bytes + ?Sized),
+    offset: usize,
+    length: u32,
+) -> Result<Segment, Malformed> {
+    let header = packet.read::<TCP_MIN>(offset).ok_or(Malformed)?;
+    let [
+        _,
+        _,
+        _,
+        _,
+        s0,
+        s1,
+        s2,
+        s3,
+        a0,
+        a1,
+        a2,
+        a3,
+        data,
+        bits,
+        w0,
+        w1,
+        ..,
+    ] = header;
+    let header_len = (data >> 4) * 4;
+    if (header_len as usize) < TCP_MIN || header_len as u32 > length {
+        return Err(Malformed);
+    }
+    Ok(Segment {
+        sequence: u32::from_be_bytes([s0, s1, s2, s3]),
+        acknowledgment: u32::from_be_bytes([a0, a1, a2, a3]),
+        control: bits,
+        header: header_len,
+        window: u16::from_be_bytes([w0, w1]),
+        payload: length - header_len as u32,
+    })
+}
+
+/// TCP options the data plane looks at (RFC 7323), of a SYN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Window scale shift, at most 14.
+    pub scale: Option<u8>,
+    /// Timestamp value.
+    pub timestamp: Option<u32>,
+}
+
+/// Reads the options of a TCP header at `offset` whose length is `header` bytes.
+///
+/// Options that lie about their length end the list; nothing is an error.
+#[inline(always)]
+pub fn tcp_options(packet: &(impl Bytes + ?Sized), offset: usize, header: u8) -> Options {
+    let mut options = Options::default();
+    let mut at = TCP_MIN;
+    let end = (header & 0x3c) as usize;
+    for _ in 0..40 {
+        if at >= end || at > 59 {
+            break;
+        }
+        let Some(kind) = packet.u8(offset + at) else {
+            break;
+        };
+        if kind == 0 {
+            break;
+        }
+        if kind == 1 {
+            at += 1;
+            continue;
+        }
+        let Some(length) = packet.u8(offset + at + 1) else {
+            break;
+        };
+        let length = (length & 0x3f) as usize;
+        if length < 2 || at + length > end {
+            break;
+        }
+        if kind == 3 && length == 3 {
+            options.scale = packet
+                .u8(offset + at + 2)
+                .map(|shift| if shift > 14 { 14 } else { shift });
+        } else if kind == 8 && length == 10 {
+            options.timestamp = packet.u32(offset + at + 2);
+        }
+        at += length;
+    }
+    options
+}
+
+/// The timestamp value of a segment whose options begin NOP, NOP, timestamp (RFC 7323, appendix A):
+/// the only layout looked for outside of SYNs.
+#[inline(always)]
+pub fn usual_timestamp(packet: &(impl Bytes + ?Sized), offset: usize, header: u8) -> Option<u32> {
+    if header < 32 || packet.u32(offset + TCP_MIN)? != 0x0101_080a {
+        return None;
+    }
+    packet.u32(offset + TCP_MIN + 4)
+}
+
+/// Source and destination port of a TCP or UDP header.
+///
+/// # Errors
+/// Cut short.
+#[inline(always)]
+pub fn ports(packet: &(impl Bytes + ?Sized), offset: usize) -> Result<(u16, u16), Malformed> {
+    let [s0, s1, d0, d1] = packet.read::<4>(offset).ok_or(Malformed)?;
+    Ok((u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])))
+}
+
+/// Checks a UDP header at `offset` against the `length` bytes that are there (RFC 768).
+///
+/// # Errors
+/// Cut short, or a length field that does not fit.
+#[inline(always)]
+pub fn udp(packet: &(impl Bytes + ?Sized), offset: usize, length: u32) -> Result<(), Malformed> {
+    let claimed = packet.u16(offset + 4).ok_or(Malformed)? as u32;
+    // A GSO super-packet's length field may describe only one segment, or be zero.
+    if length < UDP_LEN as u32 || claimed > length || (claimed < UDP_LEN as u32 && claimed != 0) {
+        return Err(Malformed);
+    }
+    Ok(())
+}
+
+/// Kinds of ICMP message that matter to a NAT (RFC 5508, section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IcmpKind {
+    /// A query or its answer: ping, timestamp.
+    Query,
+    /// An error about another packet.
+    Error,
+}
+
+/// Sorts an ICMP type (RFC 792; types that are neither are treated as errors: never leaked).
+#[inline(always)]
+pub const fn icmp_kind(kind: u8) -> IcmpKind {
+    match kind {
+        0 | 8 | 13..=18 => IcmpKind::Query,
+        _ => IcmpKind::Error,
+    }
+}
+
+/// Whether a protocol has ports and is translated.
+#[inline(always)]
+pub const fn translated(protocol: u8) -> bool {
+    protocol == TCP || protocol == UDP
+}
+
+/// Whether we may answer a packet with a packet of our own (RFC 1122, 3.2.2; NAT-11).
+#[inline(always)]
+pub const fn answerable(ip: &Ipv4) -> bool {
+    let [s, ..] = ip.source;
+    let source = u32::from_be_bytes(ip.source);
+    let destination = u32::from_be_bytes(ip.destination);
+    source != 0
+        && s < 224
+        && destination != 0xffff_ffff
+        && destination != 0
+        && !multicast(ip.destination)
+        && !matches!(ip.fragment, Fragment::Later)
+        && ip.protocol != ICMP
+}
+
+/// Whether an address is multicast or the limited broadcast (RFC 5771, RFC 919).
+#[inline(always)]
+pub const fn multicast(address: V4) -> bool {
+    let [first, ..] = address;
+    first & 0xf0 == 0xe0 || u32::from_be_bytes(address) == 0xffff_ffff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn syn() -> Vec<u8> {
+        let mut frame = vec![0u8; ETHERNET];
+        frame[12..14].copy_from_slice(&[0x08, 0x00]);
+        frame.extend([
+            0x45, 0, 0, 60, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 1, 0, 2, 192, 0, 2, 7,
+        ]);
+        frame.extend([
+            0x9c, 0x40, 0x01, 0xbb, 0, 0, 0, 9, 0, 0, 0, 0, 0xa0, 2, 0xfa, 0xf0, 0, 0, 0, 0,
+        ]);
+        frame.extend([
+            2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 77, 0, 0, 0, 0, 1, 3, 3, 7,
+        ]);
+        frame
+    }
+
+    #[test]
+    fn reads_a_linux_syn() {
+        let frame = syn();
+        let net = ethernet(frame.as_slice()).unwrap();
+        assert_eq!(
+            net,
+            Network {
+                ethertype: 0x0800,
+                offset: 14
+            }
+        );
+        let ip = ipv4(frame.as_slice(), net.offset, frame.len() as u32).unwrap();
+        assert_eq!(
+            (ip.transport, ip.protocol, ip.fragment),
+            (34, TCP, Fragment::Whole)
+        );
+        let segment = tcp(frame.as_slice(), ip.transport, ip.length - 20).unwrap();
+        assert!(segment.opens());
+        assert_eq!(segment.length(), 1);
+        let options = tcp_options(frame.as_slice(), ip.transport, segment.header);
+        assert_eq!(
+            options,
+            Options {
+                scale: Some(7),
+                timestamp: Some(77)
+            }
+        );
+        assert_eq!(ports(frame.as_slice(), ip.transport), Ok((40_000, 443)));
+    }
+
+    proptest! {
+        #[test]
+        fn cut_short_anywhere_is_an_error_and_never_a_panic(cut in 0usize..74) {
+            let frame = syn();
+            let frame = &frame[..cut];
+            let Some(net) = ethernet(frame) else { return Ok(()) };
+            prop_assert!(ipv4(frame, net.offset, cut as u32).is_err());
+        }
+
+        #[test]
+        fn random_bytes_never_panic_and_never_read_beyond(bytes: Vec<u8>) {
+            let bytes = bytes.as_slice();
+            if let Some(net) = ethernet(bytes)
+                && let Ok(ip) = ipv4(bytes, net.offset, bytes.len() as u32)
+            {
+                prop_assert!(ip.transport <= bytes.len() || ip.length as usize <= bytes.len());
+                let rest = ip.length - (ip.transport - ip.offset) as u32;
+                if let Ok(segment) = tcp(bytes, ip.transport, rest) {
+                    let _ = tcp_options(bytes, ip.transport, segment.header);
+                }
+                let _ = udp(bytes, ip.transport, rest);
+            }
+            let _ = ipv6(bytes, 14);
+        }
+    }
+
+    #[test]
+    fn options_that_lie_about_their_length_end_the_list() {
+        let mut frame = syn();
+        frame[54 + 1] = 0; // MSS claims length 0
+        assert_eq!(tcp_options(frame.as_slice(), 34, 40), Options::default());
+        frame[54 + 1] = 200;
+        assert_eq!(tcp_options(frame.as_slice(), 34, 40), Options::default());
+    }
+
+    #[test]
+    fn nat_11_nobody_answers_multicast_fragments_or_the_zero_address() {
+        let frame = syn();
+        let ip = ipv4(frame.as_slice(), 14, 74).unwrap();
+        assert!(answerable(&ip));
+        for bad in [
+            Ipv4 {
+                source: [0; 4],
+                ..ip
+            },
+            Ipv4 {
+                source: [224, 0, 0, 1],
+                ..ip
+            },
+            Ipv4 {
+                destination: [239, 1, 1, 1],
+                ..ip
+            },
+            Ipv4 {
+                destination: [255; 4],
+                ..ip
+            },
+            Ipv4 {
+                fragment: Fragment::Later,
+                ..ip
+            },
+            Ipv4 {
+                protocol: ICMP,
+                ..ip
+            },
+        ] {
+            assert!(!answerable(&bad), "{bad:?}");
+        }
+    }
+}

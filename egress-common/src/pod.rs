@@ -1,0 +1,47 @@
+//! Which types the daemon may read from and write to maps as plain bytes.
+
+use crate::count::Count;
+use crate::family::V4;
+use crate::free::FreeList;
+use crate::key::{FlowKey, OriginKey, Reference, ReverseKey};
+use crate::layout::Layout;
+use crate::reason::Counter;
+use crate::settings::{
+    Candidate, CgroupKey, Device, EgressAddress, InterfaceKey, MarkSelector, Pool, Selected,
+    Settings, Switch, Zone,
+};
+use crate::siphash::Secret;
+use crate::slot::Slot;
+
+macro_rules! pod {
+    ($($name:ty),* $(,)?) => {
+        $(
+            // SAFETY: `repr(C)` of integers and byte arrays without implicit padding.
+            unsafe impl aya::Pod for $name {}
+        )*
+    };
+}
+
+pod!(
+    Candidate<V4>,
+    CgroupKey,
+    Count<V4>,
+    Counter,
+    Device,
+    EgressAddress,
+    FlowKey<V4>,
+    FreeList,
+    InterfaceKey,
+    Layout,
+    MarkSelector,
+    OriginKey<V4>,
+    Pool,
+    Reference,
+    ReverseKey<V4>,
+    Secret,
+    Selected,
+    Settings,
+    Slot<V4>,
+    Switch,
+    Zone,
+);

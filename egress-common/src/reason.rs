@@ -1,0 +1,119 @@
+//! Why a packet was dropped or refused: one list from the kernel to the command line.
+//!
+//! The data plane counts by these numbers, metrics and logs use these names, `egress why` prints
+//! these sentences. A number is never given to another reason.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal, $text:literal;)*) => {
+        /// Why a packet was dropped, refused or let pass unusually.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason {
+            $(#[doc = $text] $(#[$doc])* $name = $number,)*
+        }
+
+        impl Reason {
+            /// Every reason, by number.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The name in metrics, logs and JSON.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+
+            /// One sentence for people.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The reason with this number.
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number { $($number => Some(Self::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+reasons! {
+    CapReached = 0, "cap_reached", "every applicable egress IP carries its maximum of connections to this origin (CAP-4)";
+    NoPort = 1, "no_port", "no source port was free below the cap (CAP-8)";
+    TableFull = 2, "table_full", "the flow table is full (CAP-6)";
+    OriginTableFull = 3, "origin_table_full", "the table of origins is full (CAP-6)";
+    NoAddress = 4, "no_address", "the pool has no applicable egress IP (SAFE-1)";
+    NoFlow = 5, "no_flow", "a TCP packet that opens nothing belongs to no flow (NAT-10)";
+    Contended = 6, "contended", "other CPUs changed the same record too often; the sender will retry (CAP-2)";
+    Fragment = 7, "fragment", "fragments of a bound zone are not translated yet (SAFE-1)";
+    Ipv6 = 8, "ipv6", "IPv6 of a bound zone is not translated yet (SAFE-1)";
+    IcmpError = 9, "icmp_error", "ICMP errors of a bound zone are not translated yet (SAFE-1)";
+    Protocol = 10, "protocol", "this protocol cannot be translated (SAFE-1)";
+    Malformed = 11, "malformed", "headers are cut short or contradict each other (SAFE-1)";
+    Unsolicited = 12, "unsolicited", "nobody asked for this packet to an egress IP (SAFE-3)";
+    ClaimsEgressIp = 13, "claims_egress_ip", "a packet from inside claims an egress IP as its source (SAFE-6)";
+    HookMissing = 14, "hook_missing", "the uplink's program did not see this packet of a bound zone (SAFE-6)";
+    PingDropped = 15, "ping_dropped", "ICMP queries are configured to be dropped (POLICY-7)";
+    ReplyLimited = 16, "reply_limited", "too many refusals in a short time: dropped without an answer (NAT-11)";
+    Unanswerable = 17, "unanswerable", "refused without an answer, because no answer is allowed or could be made (NAT-11)";
+    IndexInconsistent = 18, "index_inconsistent", "an index pointed to a record of another flow; treated as a miss (SAFE-1)";
+    Blocked = 19, "blocked", "the zone is enabled but its pool is unknown to the data plane (SAFE-1)";
+    Multicast = 20, "multicast", "multicast and broadcast of a bound zone are not translated (SAFE-1)";
+    EventLost = 21, "event_lost", "an event did not fit the ring buffer (OBS-4)";
+}
+
+impl Reason {
+    /// Number of reasons: the length of the counters' map.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+/// Packets and bytes counted under one reason.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, link-layer length.
+    pub bytes: u64,
+}
+
+/// A refusal or drop as it is sent to the daemon for the log.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// When, ns of the monotonic clock.
+    pub time: u64,
+    /// [`Reason`] as a number.
+    pub reason: u32,
+    /// Zone number, 0 if unknown.
+    pub zone: u32,
+    /// Source address, IPv4 in the first four bytes.
+    pub source: [u8; 16],
+    /// Destination address, likewise.
+    pub destination: [u8; 16],
+    /// Source port, host byte order.
+    pub source_port: u16,
+    /// Destination port, host byte order.
+    pub destination_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub version: u8,
+    /// Always zero.
+    pub pad: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Event>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_labels_differ() {
+        let mut labels = std::collections::HashSet::new();
+        for (number, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, number);
+            assert_eq!(Reason::from_number(number as u32), Some(*reason));
+            assert!(labels.insert(reason.label()));
+        }
+        assert_eq!(Reason::from_number(Reason::COUNT as u32), None);
+    }
+}

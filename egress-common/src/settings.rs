@@ -1,0 +1,236 @@
+//! What the daemon configures, as it stands in the maps.
+//!
+//! Configuration exists in two versions; [`Switch::version`] says which one counts. The daemon
+//! fills the other one and flips the switch, so that every packet sees the old configuration or
+//! the new one and never a mixture (SAFE-5). Arrays hold version v's element i at
+//! `v * capacity + i`; keys of hashes and tries begin with the version.
+
+use crate::family::Address;
+
+/// Zones a configuration may have; zone numbers are 1..MAX_ZONES.
+pub const MAX_ZONES: u32 = 16_384;
+/// Pools a configuration may have; pool numbers are 1..MAX_POOLS.
+pub const MAX_POOLS: u32 = 16_384;
+/// Candidates (address and slices this server owns) of all pools of a configuration.
+pub const MAX_CANDIDATES: u32 = 65_536;
+/// Mark selectors of a configuration.
+pub const MAX_MARKS: u32 = 256;
+/// Candidates of one pool that are tried for one flow.
+pub const MAX_TRIED: u32 = 256;
+
+/// Which version of the configuration counts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Switch {
+    /// 0 or 1.
+    pub version: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// Settings without a key of their own; one element a version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Idle time-outs.
+    pub timers: Timers,
+    /// 1: refusals are answered (CAP-5); 0: dropped.
+    pub refuse_reset: u32,
+    /// 1: ICMP queries of bound zones take the default egress (POLICY-7); 0: dropped.
+    pub icmp_queries: u32,
+    /// Number of mark selectors.
+    pub marks: u32,
+    /// Bit L is set if some zone selects a cgroup L levels below the root.
+    pub cgroup_levels: u32,
+    /// 1 if egress IPs answer ARP on the uplink.
+    pub answer_arp: u32,
+    /// 1 if any destination or resolver is exempt.
+    pub exempt: u32,
+}
+
+/// Time-outs in nanoseconds (NAT-7, CAP-7).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timers {
+    /// Established TCP.
+    pub tcp_established: u64,
+    /// Half-open TCP, and TCP after both FINs.
+    pub tcp_transitory: u64,
+    /// How long a closed TCP flow still translates late packets.
+    pub tcp_closing: u64,
+    /// How long a closed flow's port rests at most.
+    pub quarantine: u64,
+    /// UDP.
+    pub udp: u64,
+}
+
+/// A zone (ZONE-1); element `number` of its version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Zone {
+    /// See [`zone_flag`].
+    pub flags: u32,
+    /// Pool number, 0 for none.
+    pub pool: u32,
+}
+
+/// Bits of [`Zone::flags`].
+pub mod zone_flag {
+    /// The element is in use.
+    pub const KNOWN: u32 = 1 << 0;
+    /// New connections go through the pool.
+    pub const ENABLED: u32 = 1 << 1;
+    /// Inside addresses are the zone's own (ZONE-2: selected by interface).
+    pub const REALM: u32 = 1 << 2;
+    /// TCP goes through the pool (POLICY-6).
+    pub const TCP: u32 = 1 << 3;
+    /// UDP goes through the pool (POLICY-6).
+    pub const UDP: u32 = 1 << 4;
+}
+
+/// A pool; element `number` of its version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// First IPv4 candidate, relative to the version's part of the candidates.
+    pub first: u32,
+    /// Number of IPv4 candidates.
+    pub count: u32,
+}
+
+/// One egress IP as this server may use it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Candidate<A> {
+    /// The dedicated address.
+    pub address: A,
+    /// Slices this server owns: bit k is slice k.
+    pub slices: u32,
+    /// Connections per origin this server may admit.
+    pub capacity: u32,
+    /// See [`candidate_flag`].
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<Candidate<crate::family::V4>>() == 16);
+
+/// Bits of [`Candidate::flags`].
+pub mod candidate_flag {
+    /// No new flows (POOL-9).
+    pub const DRAINING: u32 = 1 << 0;
+}
+
+/// Prefix length of the version at the head of every trie key.
+pub const VERSION_BITS: u32 = 32;
+
+/// Data of an IPv4 trie key: version (network byte order), then the address.
+pub type PrefixV4 = [u8; 8];
+/// Data of an IPv6 trie key: version (network byte order), then the address.
+pub type PrefixV6 = [u8; 20];
+
+/// Trie key data for an address of either family.
+pub trait Prefixed: Address {
+    /// The trie's key data.
+    type Data: Copy + 'static;
+    /// Version and address as key data.
+    fn data(version: u32, address: Self) -> Self::Data;
+}
+
+impl Prefixed for crate::family::V4 {
+    type Data = PrefixV4;
+    #[inline(always)]
+    fn data(version: u32, address: Self) -> PrefixV4 {
+        let [v0, v1, v2, v3] = version.to_be_bytes();
+        let [a, b, c, d] = address;
+        [v0, v1, v2, v3, a, b, c, d]
+    }
+}
+
+impl Prefixed for crate::family::V6 {
+    type Data = PrefixV6;
+    #[inline(always)]
+    fn data(version: u32, address: Self) -> PrefixV6 {
+        let [v0, v1, v2, v3] = version.to_be_bytes();
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
+        [
+            v0, v1, v2, v3, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p,
+        ]
+    }
+}
+
+/// Value of the selector maps: a zone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    /// Zone number.
+    pub zone: u32,
+}
+
+/// A firewall mark that selects a zone; sorted by falling number of mask bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkSelector {
+    /// Bits compared.
+    pub mask: u32,
+    /// What they must be.
+    pub value: u32,
+    /// Zone number.
+    pub zone: u32,
+}
+
+/// Key of the interface selectors.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct InterfaceKey {
+    /// Configuration version.
+    pub version: u32,
+    /// Interface index.
+    pub interface: u32,
+}
+
+/// Key of the cgroup selectors.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CgroupKey {
+    /// Configuration version.
+    pub version: u64,
+    /// cgroup2 id.
+    pub cgroup: u64,
+}
+
+/// What an egress IP is to this server; not versioned: an address that left its pool is kept until
+/// its last flow ended, so that replies still find it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EgressAddress {
+    /// See [`egress_flag`].
+    pub flags: u32,
+}
+
+/// Bits of [`EgressAddress::flags`].
+pub mod egress_flag {
+    /// ARP and neighbour solicitations for it are answered.
+    pub const ANSWER: u32 = 1 << 0;
+    /// It left its pool; live flows remain.
+    pub const RETIRED: u32 = 1 << 1;
+}
+
+/// An interface one of our programs is attached to, by interface index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// See [`role`].
+    pub role: u32,
+    /// Link-layer address.
+    pub mac: [u8; 6],
+    /// Always zero.
+    pub pad: [u8; 2],
+}
+
+/// Values of [`Device::role`].
+pub mod role {
+    /// Traffic to be forwarded enters here.
+    pub const INSIDE: u32 = 1;
+    /// Traffic leaves here.
+    pub const UPLINK: u32 = 2;
+}

@@ -1,0 +1,104 @@
+//! The tag: reserved bits of the packet mark that say which zone a packet belongs to (ZONE-4).
+//!
+//! netfilter may rewrite a forwarded packet's source before the uplink sees it, so the zone is
+//! decided where the packet enters and travels in the mark. The same bits say that a packet has
+//! been dealt with, so that it passes the guard.
+
+/// Where the tag stands in the mark.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TagField {
+    /// The reserved bits; contiguous, at least eight.
+    pub mask: u32,
+    /// Position of the lowest reserved bit.
+    pub shift: u32,
+}
+
+/// What a tag says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    /// Nothing: the zone has not been decided, or there is none.
+    None,
+    /// The packet belongs to this zone.
+    Zone(u16),
+    /// The uplink's program has dealt with the packet: translated it, or let it pass.
+    Done,
+}
+
+impl TagField {
+    /// The field for a mask, or `None` if the mask is not one run of at least eight bits.
+    pub const fn new(mask: u32) -> Option<Self> {
+        if mask == 0 {
+            return None;
+        }
+        let shift = mask.trailing_zeros();
+        let run = mask >> shift;
+        if run & run.wrapping_add(1) != 0 || run < 0xff {
+            return None;
+        }
+        Some(Self { mask, shift })
+    }
+
+    /// The highest zone number this field can carry.
+    #[inline(always)]
+    pub const fn last_zone(self) -> u32 {
+        let done = self.mask >> self.shift;
+        if done - 1 < u16::MAX as u32 {
+            done - 1
+        } else {
+            u16::MAX as u32
+        }
+    }
+
+    /// Reads the tag of a mark.
+    #[inline(always)]
+    pub const fn read(self, mark: u32) -> Tag {
+        let value = (mark & self.mask) >> self.shift;
+        if value == 0 {
+            Tag::None
+        } else if value == self.mask >> self.shift {
+            Tag::Done
+        } else {
+            Tag::Zone(value as u16)
+        }
+    }
+
+    /// The mark with its tag replaced; the user's bits stay.
+    #[inline(always)]
+    pub const fn write(self, mark: u32, tag: Tag) -> u32 {
+        let value = match tag {
+            Tag::None => 0,
+            Tag::Zone(zone) => ((zone as u32) << self.shift) & self.mask,
+            Tag::Done => self.mask,
+        };
+        mark & !self.mask | value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn masks_must_be_one_run_of_eight_bits_or_more() {
+        for bad in [0, 0x7f, 0xff00_ff00, 0x0101_0000, 0x8000_0000] {
+            assert_eq!(TagField::new(bad), None, "{bad:#x}");
+        }
+        for good in [0xff, 0xffff_0000, 0x00ff_0000, 0x0fff_0000, u32::MAX] {
+            assert!(TagField::new(good).is_some(), "{good:#x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_tag_survives_and_the_users_bits_too(mark: u32, zone in 1u16..=0xfffe) {
+            let field = TagField::new(0xffff_0000).unwrap();
+            for tag in [Tag::None, Tag::Zone(zone), Tag::Done] {
+                let marked = field.write(mark, tag);
+                prop_assert_eq!(field.read(marked), tag);
+                prop_assert_eq!(marked & 0xffff, mark & 0xffff);
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! A 64-bit word shared by all CPUs: load and compare-and-swap, nothing else.
+//!
+//! In the kernel it is a map value behind a compiler intrinsic, on the host an [`AtomicU64`]: the
+//! protocols built on it (counts, flow states, free lists) are tested with threads on the host and
+//! run unchanged in the data plane.
+
+/// A shared word.
+pub trait Word {
+    /// Reads the word.
+    fn load(&self) -> u64;
+    /// Replaces `old` by `new`; `Err` carries what was there instead.
+    ///
+    /// # Errors
+    /// The word's value when it was not `old`.
+    fn swap(&self, old: u64, new: u64) -> Result<(), u64>;
+}
+
+#[cfg(test)]
+impl Word for std::sync::atomic::AtomicU64 {
+    fn load(&self) -> u64 {
+        self.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn swap(&self, old: u64, new: u64) -> Result<(), u64> {
+        use std::sync::atomic::Ordering::SeqCst;
+        self.compare_exchange(old, new, SeqCst, SeqCst).map(|_| ())
+    }
+}
