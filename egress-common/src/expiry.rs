@@ -64,6 +64,22 @@ pub fn lifetime(word: SlotWord, timers: &Timers, pressure: Pressure) -> Option<u
     }
 }
 
+/// How far the sweep got; stands behind the timer (16 bytes) in its map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Next slot to judge.
+    pub slot: u32,
+    /// Next counter to judge.
+    pub count: u32,
+    /// Ticks since the maps were made.
+    pub ticks: u64,
+    /// Which load of the programs armed the timer last: its process id and start time, hashed.
+    pub armed_by: u64,
+    /// Which load's callback ran last; equal to `armed_by` once an upgrade has taken the timer over.
+    pub run_by: u64,
+}
+
 /// What the sweep does with a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sweep {

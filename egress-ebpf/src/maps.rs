@@ -1,0 +1,98 @@
+//! Every map of the data plane. The daemon pins each under its name and sizes it at load time; the
+//! sizes here are the defaults. Meanings and layouts are in `egress_common`.
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use egress_common::count::Count;
+use egress_common::expiry::Progress;
+use egress_common::family::V4;
+use egress_common::free::FreeList;
+use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
+use egress_common::layout::Layout;
+use egress_common::reason::{Counter, Event, Reason};
+use egress_common::reply::Bucket;
+use egress_common::settings::{
+    Candidate, CgroupKey, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS,
+    MAX_POOLS, MAX_ZONES, MarkSelector, Pool, PrefixV4, PrefixV6, Selected, Settings, Switch, Zone,
+};
+use egress_common::siphash::Secret;
+use egress_common::slot::Slot;
+
+const FLOWS: usize = 262_144;
+const ORIGINS: usize = 65_536;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+// What is pinned, and by whom.
+#[btf_map]
+pub static LAYOUT: Array<Layout, 1> = Array::new();
+/// Drawn by the daemon when the maps are first made.
+#[btf_map]
+pub static SECRET: Array<Secret, 1> = Array::new();
+
+// Configuration: two versions and a switch (SAFE-5).
+#[btf_map]
+pub static SWITCH: Array<Switch, 1> = Array::new();
+#[btf_map]
+pub static SETTINGS: Array<Settings, 2> = Array::new();
+#[btf_map]
+pub static ZONES: Array<Zone, { 2 * MAX_ZONES as usize }> = Array::new();
+#[btf_map]
+pub static POOLS: Array<Pool, { 2 * MAX_POOLS as usize }> = Array::new();
+#[btf_map]
+pub static CANDIDATES4: Array<Candidate<V4>, { 2 * MAX_CANDIDATES as usize }> = Array::new();
+#[btf_map]
+pub static MARKS: Array<MarkSelector, { 2 * MAX_MARKS as usize }> = Array::new();
+#[btf_map]
+pub static CGROUPS: HashMap<CgroupKey, Selected, 8_192, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static INTERFACES: HashMap<InterfaceKey, Selected, 8_192, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static SOURCES4: LpmTrie<PrefixV4, Selected, 131_072> = LpmTrie::new();
+#[btf_map]
+pub static SOURCES6: LpmTrie<PrefixV6, Selected, 131_072> = LpmTrie::new();
+#[btf_map]
+pub static EXEMPT4: LpmTrie<PrefixV4, Selected, 16_384> = LpmTrie::new();
+#[btf_map]
+pub static EXEMPT6: LpmTrie<PrefixV6, Selected, 16_384> = LpmTrie::new();
+
+// What holds whatever the version.
+#[btf_map]
+pub static EGRESS4: HashMap<V4, EgressAddress, 65_536, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static DEVICES: HashMap<u32, Device, 1_024, NO_PREALLOC> = HashMap::new();
+
+// Flows and counts.
+#[btf_map]
+pub static FLOWS4: HashMap<FlowKey<V4>, Reference, FLOWS> = HashMap::new();
+#[btf_map]
+pub static REVERSE4: HashMap<ReverseKey<V4>, Reference, FLOWS> = HashMap::new();
+#[btf_map]
+pub static SLOTS4: Array<Slot<V4>, FLOWS, MMAPABLE> = Array::new();
+#[btf_map]
+pub static FREE_SLOTS4: Array<FreeList, 256> = Array::new();
+#[btf_map]
+pub static ORIGINS4: HashMap<OriginKey<V4>, Reference, ORIGINS, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static COUNTS4: Array<Count<V4>, ORIGINS, MMAPABLE> = Array::new();
+#[btf_map]
+pub static FREE_COUNTS4: Array<FreeList, 256> = Array::new();
+
+/// The sweep's timer and how far it got.
+#[repr(C)]
+pub struct Sweeper {
+    pub timer: bpf_timer,
+    pub progress: Progress,
+}
+
+#[btf_map]
+pub static SWEEPER: Array<Sweeper, 1> = Array::new();
+
+// Counters, the log, and replies.
+#[btf_map]
+pub static REASONS: PerCpuArray<Counter, { Reason::COUNT }> = PerCpuArray::new();
+#[btf_map]
+pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
+#[btf_map]
+pub static REPLIES: PerCpuArray<Bucket, 1> = PerCpuArray::new();
