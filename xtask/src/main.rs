@@ -1,2 +1,51 @@
-//! Build driver.
-fn main() {}
+//! `cargo xtask`: sets up, builds, runs, tests and measures.
+//!
+//! Every task installs what it lacks by itself, says so in a line, and may be repeated at any time.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod bench;
+mod build;
+mod lab;
+mod packages;
+mod report;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+mod workspace;
+
+/// Sets up, builds, runs, tests and measures egress.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Build the release binary, target/release/egress
+    Build(build::Args),
+    /// Check formatting and lints, and run all tests
+    Test(test::Args),
+    /// Show egress at work in a small lab, or run the daemon on this host
+    Run(run::Args),
+    /// Set up a lab of network namespaces and work in it
+    Lab(lab::Args),
+    /// Measure
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match &Task::parse() {
+        Task::Build(args) => build::main(args),
+        Task::Test(args) => test::main(args),
+        Task::Run(args) => run::main(args),
+        Task::Lab(args) => lab::main(args),
+        Task::Bench(args) => bench::main(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
