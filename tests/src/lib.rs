@@ -1,1 +1,47 @@
-//! Labs in network namespaces.
+//! Labs: small networks in namespaces, with real clients, real origins and captures.
+//!
+//! The tour, from the ground up:
+//!
+//! | file | noun |
+//! |---|---|
+//! | [`netns`] | a network namespace: run a closure or a command in it |
+//! | [`wait`] | waiting for a condition with a deadline; nothing here sleeps for a fixed time |
+//! | [`registry`] | which labs exist, and how the left-overs of killed runs are found |
+//! | [`interrupt`] | Ctrl-C takes the labs down too |
+//! | [`topology`] | a network described as data: nodes, links, addresses, routes |
+//! | [`lab`] | a topology that is up; taken down on drop |
+//! | [`standard`] | the one-gateway topologies that most tests use, and their addresses |
+//! | [`offload`] | checksum offload of an interface |
+//! | [`worker`] | a helper process driven by JSON lines |
+//! | [`origin`], [`client`] | the two helpers: a server that tells callers who they are, a client that counts |
+//! | [`pattern`] | a byte stream that any offset of can be verified |
+//! | [`packet`], [`capture`], [`pcap`] | what was on the wire |
+//! | [`leak`] | SAFE-1: no packet with a foreign source |
+//! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
+//! | [`cgroup`] | running a command in a cgroup of its own |
+//! | [`seed`] | random numbers that can be repeated |
+//! | [`needs`] | what a machine must have, or the test says `SKIPPED` |
+//!
+//! Everything needs root: namespaces, packet sockets and BPF are not for others.
+
+pub mod capture;
+pub mod cgroup;
+pub mod client;
+pub mod config;
+pub mod gateway;
+pub mod interrupt;
+pub mod lab;
+pub mod leak;
+pub mod needs;
+pub mod netns;
+pub mod offload;
+pub mod origin;
+pub mod packet;
+pub mod pattern;
+pub mod pcap;
+pub mod registry;
+pub mod seed;
+pub mod standard;
+pub mod topology;
+pub mod wait;
+pub mod worker;
