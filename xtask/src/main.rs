@@ -35,17 +35,15 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match &Task::parse() {
-        Task::Build(args) => build::main(args),
+        // Prints its own verdict, as the last line.
         Task::Test(args) => test::main(args),
-        Task::Run(args) => run::main(args),
-        Task::Lab(args) => lab::main(args),
-        Task::Bench(args) => bench::main(args),
+        Task::Build(args) => build::main(args).map(|()| ExitCode::SUCCESS),
+        Task::Run(args) => run::main(args).map(|()| ExitCode::SUCCESS),
+        Task::Lab(args) => lab::main(args).map(|()| ExitCode::SUCCESS),
+        Task::Bench(args) => bench::main(args).map(|()| ExitCode::SUCCESS),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
 }

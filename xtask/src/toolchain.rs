@@ -96,7 +96,8 @@ impl Toolchain {
             // Without the word, as cargo passes it, the first argument would be taken for it.
             .args(["clippy", "--package", "egress-ebpf", "--profile", "bpf"])
             .args(["--target", TARGET, "--target-dir"])
-            .arg(workspace.target.join("bpf-clippy"))
+            // The one of egress-userspace/build.rs: macros and build scripts are the same.
+            .arg(workspace.target.join("bpf-objects"))
             .env("CARGO", &self.compiler.cargo);
         if self.compiler.build_std {
             command.args(["-Z", "build-std=core"]);
