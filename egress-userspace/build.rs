@@ -10,7 +10,8 @@
 //! `0.1.0+5f0c2a9b1d7e3344`, with `-v1` behind it for variant 1.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -65,16 +66,14 @@ fn main() -> Result<()> {
         var("CARGO_PKG_VERSION")?
     );
 
-    // Until the programs have their first line: let the daemon's authors compile. To be removed with it.
-    let main = fs::read_to_string(workspace.join("egress-ebpf/src/main.rs"))?;
-    if !main.contains("#![no_main]") {
-        println!("cargo:warning=egress-ebpf has no programs yet: an empty object is embedded");
-        fs::write(PathBuf::from(var("OUT_DIR")?).join(OBJECT), [])?;
-        return Ok(());
-    }
-
     let toolchain = Toolchain::read(&workspace)?;
-    let object = build_object(&workspace, &toolchain, variant)?;
+    let target_dir = shared_target_dir()?;
+    // Another profile's build may be at it with another variant: from compiling to copying it is ours.
+    fs::create_dir_all(&target_dir)?;
+    let lock = File::create(target_dir.join("egress.lock"))?;
+    lock.lock()
+        .context("cannot lock the folder of the kernel programs")?;
+    let object = build_object(&workspace, &toolchain, &target_dir, variant)?;
     let copy = PathBuf::from(var("OUT_DIR")?).join(OBJECT);
     fs::copy(&object, &copy)
         .with_context(|| format!("cannot copy {} to {}", object.display(), copy.display()))?;
@@ -132,12 +131,16 @@ impl Toolchain {
 }
 
 /// Compiles `egress-ebpf` and returns where the object is.
-fn build_object(workspace: &Path, toolchain: &Toolchain, variant: u32) -> Result<PathBuf> {
+fn build_object(
+    workspace: &Path,
+    toolchain: &Toolchain,
+    target_dir: &Path,
+    variant: u32,
+) -> Result<PathBuf> {
     let target = match var("CARGO_CFG_TARGET_ENDIAN")?.as_str() {
         "big" => "bpfeb-unknown-none",
         _ => "bpfel-unknown-none",
     };
-    let target_dir = shared_target_dir()?;
     let linker_variable = format!(
         "CARGO_TARGET_{}_LINKER",
         target.to_uppercase().replace('-', "_")
@@ -181,7 +184,7 @@ fn build_object(workspace: &Path, toolchain: &Toolchain, variant: u32) -> Result
         .args(["build", "--quiet", "--package", "egress-ebpf", "--bins"])
         .args(["--profile", "bpf", "--target", target])
         .arg("--target-dir")
-        .arg(&target_dir)
+        .arg(target_dir)
         .env("RUSTC", &toolchain.rustc)
         .env(linker_variable, &toolchain.linker)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
