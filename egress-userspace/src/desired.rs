@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+pub use egress_common::port::{ALL_SLICES, CONNECTIONS_PER_ORIGIN};
 use ipnet::{IpNet, Ipv6Net};
 
 use crate::config::{Exempt, Refuse, Timers};
@@ -107,29 +108,6 @@ pub struct DesiredPrefix {
     pub draining: bool,
 }
 
-/// Slices 1 to 31: everything but the ports below 2048.
-pub const ALL_SLICES: u32 = 0xffff_fffe;
-
-/// Concurrent connections of one egress IP to one origin over all slices (CAP-1).
-pub const CONNECTIONS_PER_ORIGIN: u32 = 40_000;
-
-/// Connections that slice `k` carries: floor(40000k/31) - floor(40000(k-1)/31) (CAP-3); 0 outside 1..=31.
-pub const fn slice_quota(k: u32) -> u32 {
-    if k == 0 || k > 31 {
-        return 0;
-    }
-    // At most 40,000 * 31 = 1,240,000: no overflow.
-    CONNECTIONS_PER_ORIGIN * k / 31 - CONNECTIONS_PER_ORIGIN * (k - 1) / 31
-}
-
-/// Connections per origin that the slices of this bit mask carry together.
-pub fn quota(slices: u32) -> u32 {
-    (1..=31)
-        .filter(|k| slices & (1 << k) != 0)
-        .map(slice_quota)
-        .sum()
-}
-
 impl Desired {
     /// The names of its zones and pools by number.
     pub fn names(&self) -> Names {
@@ -160,29 +138,5 @@ impl Desired {
             .iter()
             .any(|net| net.contains(&destination))
             || (port == crate::config::DNS_PORT && self.exempt.resolvers.contains(&destination))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotas_of_all_slices_add_up_to_the_cap() {
-        assert_eq!(quota(ALL_SLICES), CONNECTIONS_PER_ORIGIN);
-        assert_eq!(
-            quota(0x7fff_fffe) + quota(0x8000_0000),
-            CONNECTIONS_PER_ORIGIN
-        );
-    }
-
-    #[test]
-    fn a_slice_carries_1290_or_1291_connections() {
-        assert_eq!(
-            quota(1),
-            0,
-            "slice 0 is the ports below 2048 and carries nothing"
-        );
-        assert!((1..=31).all(|k| (1290..=1291).contains(&slice_quota(k))));
     }
 }

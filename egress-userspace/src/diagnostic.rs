@@ -3,7 +3,7 @@
 //! A [`Report`] collects everything that is wrong with one [`Source`]; nothing stops at the first mistake
 //! (SAFE-5: errors point at line and column).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -291,6 +291,7 @@ impl std::error::Error for Diagnostics {}
 pub struct Report<'s> {
     source: &'s Source,
     found: RefCell<Vec<(usize, Diagnostic)>>,
+    incomplete: Cell<bool>,
 }
 
 impl<'s> Report<'s> {
@@ -299,7 +300,18 @@ impl<'s> Report<'s> {
         Self {
             source,
             found: RefCell::new(Vec::new()),
+            incomplete: Cell::new(false),
         }
+    }
+
+    /// Parts of the file could not be read: from now on, what seems missing is not reported.
+    pub fn mark_incomplete(&self) {
+        self.incomplete.set(true);
+    }
+
+    /// Whether parts of the file could not be read.
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete.get()
     }
 
     /// The file under examination.

@@ -17,6 +17,7 @@ use crate::diagnostic::{Report, Span};
 pub fn parse<'s>(report: &Report<'s>) -> Spanned<DeTable<'s>> {
     let (table, errors) = DeTable::parse_recoverable(report.source().text());
     for error in errors {
+        report.mark_incomplete();
         let span = error.span().unwrap_or(0..0);
         report.error(
             &span,
@@ -92,7 +93,7 @@ impl<'a, 's> Table<'a, 's> {
     /// The value of `key`; reports that it is missing.
     pub fn require(&mut self, key: &'static str, example: &'static str) -> Option<Value<'a, 's>> {
         let value = self.get(key, example);
-        if value.is_none() {
+        if value.is_none() && !self.report.is_incomplete() {
             let reason = if self.name.is_empty() {
                 format!("`{key}` is missing")
             } else {
@@ -199,7 +200,8 @@ impl<'a, 's> Value<'a, 's> {
         self.report.error(&self.span(), reason, remedy);
     }
 
-    fn wrong_type(&self, expected: &str) {
+    /// Reports that the value is of another type than `expected`.
+    pub fn wrong_type(&self, expected: &str) {
         let remedy = if self.example.is_empty() {
             format!("`{}` takes {expected}", self.key)
         } else {

@@ -10,3 +10,4 @@ pub mod dataplane;
 pub mod desired;
 pub mod diagnostic;
 pub mod document;
+pub mod resource;

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use egress_common::settings::MAX_ZONES;
+use egress_common::tag::TagField;
+
 use crate::diagnostic::Span;
 use crate::document::{Table, Value};
 
@@ -11,7 +14,7 @@ const MAX_INTERFACE_NAME: usize = 15;
 const MIN_TABLE: u32 = 16;
 /// 2^24: the most that a flow's slot number can name.
 const MAX_TABLE: u32 = 1 << 24;
-/// Tags need at least this many mark bits: 127 zones and one bit for "translated already".
+/// Tags need at least this many mark bits ([`TagField::new`]).
 const MIN_MARK_BITS: u32 = 8;
 /// Below this, `max_origins` does not follow `max_flows` down.
 const MIN_DEFAULT_ORIGINS: u32 = 1024;
@@ -109,11 +112,10 @@ const fn default_origins(max_flows: u32) -> u32 {
 }
 
 impl Dataplane {
-    /// The highest zone number that fits into the reserved mark bits: one bit says "translated already", the
-    /// others name the zone, and zero names none (ZONE-4).
+    /// The highest zone number: what fits into the reserved mark bits (ZONE-4) and the data plane's tables.
     pub fn max_zone(&self) -> u16 {
-        let bits = self.mark_mask.count_ones().clamp(MIN_MARK_BITS, 17) - 1;
-        u16::try_from((1_u32 << bits) - 1).unwrap_or(u16::MAX)
+        let tagged = TagField::new(self.mark_mask).map_or(0, TagField::last_zone);
+        u16::try_from(tagged.min(MAX_ZONES - 1)).unwrap_or(u16::MAX)
     }
 
     pub(super) fn read(mut table: Table<'_, '_>) -> Self {
@@ -294,10 +296,7 @@ fn mark_mask(value: Value<'_, '_>) -> Option<u32> {
         value.refuse("`mark_mask` is not a 32-bit number", remedy);
         return None;
     };
-    let low = mask.trailing_zeros().min(31);
-    // A run of ones shifted down is one less than a power of two.
-    let contiguous = mask != 0 && (u64::from(mask >> low) + 1).is_power_of_two();
-    if !contiguous || mask.count_ones() < MIN_MARK_BITS {
+    if TagField::new(mask).is_none() {
         value.refuse(
             format!("`mark_mask` {mask:#010x} is not at least {MIN_MARK_BITS} bits side by side"),
             remedy,

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 pub use api::Api;
 pub use control::Control;
 pub use dataplane::{Attach, Dataplane, Refuse, Xdp};
+pub(crate) use dataplane::{interface_problem, parse_mark};
 pub use exempt::{DNS_PORT, Exempt, IcmpQueries};
 pub use resources::ResourcesFile;
 pub use server::Server;
@@ -86,6 +87,9 @@ impl Config {
             server: root.section("server").map(Server::read).unwrap_or_default(),
             dataplane: root.section("dataplane").map_or_else(
                 || {
+                    if report.is_incomplete() {
+                        return Dataplane::default();
+                    }
                     report.error(
                         &(0..0),
                         "there is no [dataplane] section",

@@ -1,0 +1,43 @@
+//! An account: who owns addresses and zones.
+
+use serde::{Deserialize, Serialize};
+
+use super::name;
+use super::place::ObjectPlaces;
+use crate::document::Table;
+
+/// Who owns addresses and zones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Unique id.
+    pub id: String,
+    /// Unique name; the id when none was given.
+    pub name: String,
+    /// Whether TCP of its zones leaves by their pools; if not it takes the default egress (POLICY-6). True by
+    /// default.
+    pub egress_tcp: bool,
+    /// The same for UDP. True by default.
+    pub egress_udp: bool,
+}
+
+impl Account {
+    pub(super) fn read(mut table: Table<'_, '_>, places: &mut ObjectPlaces<'_>) -> Self {
+        places.whole(table.span());
+        let id = name::id(&mut table, "id = \"acme\"", places);
+        let name = name::name(&mut table, "name = \"acme\"", places).unwrap_or_else(|| id.clone());
+        let mut flag = |key, example| {
+            table
+                .get(key, example)
+                .and_then(|value| value.boolean())
+                .unwrap_or(true)
+        };
+        let account = Self {
+            id,
+            name,
+            egress_tcp: flag("egress_tcp", "egress_tcp = true"),
+            egress_udp: flag("egress_udp", "egress_udp = true"),
+        };
+        table.finish();
+        account
+    }
+}

@@ -1,0 +1,169 @@
+//! The resource model: who owns which addresses, and which traffic leaves by them. One noun a file.
+//!
+//! [`read`] takes in a `resources.toml` with a place for every value; [`check`] judges a whole set, wherever its
+//! members come from. Both report every mistake.
+
+mod account;
+mod address;
+pub mod check;
+mod location;
+mod mark;
+mod name;
+mod overlap;
+mod place;
+mod placement;
+mod policy;
+mod pool;
+mod prefix;
+mod zone;
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+pub use account::Account;
+pub use address::Address;
+pub use mark::Mark;
+pub use place::{Kind, Place, Places};
+pub use pool::{Pool, PoolKind, PoolUse};
+pub use prefix::{Prefix, Service};
+pub use zone::{Aegis, Zone};
+
+use crate::config::Config;
+use crate::diagnostic::{Diagnostics, Report, Source};
+use crate::document::{self, Table};
+
+/// The top-level keys of this kind of file; `egress validate` tells the kinds apart by them.
+pub const SECTIONS: [&str; 7] = [
+    "account",
+    "prefix",
+    "pool",
+    "zone",
+    "policy",
+    "location",
+    "placement",
+];
+
+/// A whole set of resources. References are ids or names, as they were written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Who pays.
+    pub accounts: Vec<Account>,
+    /// BYOIP prefixes.
+    pub prefixes: Vec<Prefix>,
+    /// Named sets of egress IPs.
+    pub pools: Vec<Pool>,
+    /// Tenants' traffic.
+    pub zones: Vec<Zone>,
+    /// Settings made through API and command line, by zone id; for zones whose file has no `[zone.aegis]`.
+    pub settings: BTreeMap<String, Aegis>,
+}
+
+impl Resources {
+    /// The account with this id or name.
+    pub fn account(&self, reference: &str) -> Option<&Account> {
+        self.accounts
+            .iter()
+            .find(|account| account.id == reference)
+            .or_else(|| {
+                self.accounts
+                    .iter()
+                    .find(|account| account.name == reference)
+            })
+    }
+
+    /// The pool with this id or name.
+    pub fn pool(&self, reference: &str) -> Option<&Pool> {
+        self.pools
+            .iter()
+            .find(|pool| pool.id == reference)
+            .or_else(|| {
+                self.pools
+                    .iter()
+                    .find(|pool| pool.name.as_deref() == Some(reference))
+            })
+    }
+
+    /// The zone with this id or name.
+    pub fn zone(&self, reference: &str) -> Option<&Zone> {
+        self.zones
+            .iter()
+            .find(|zone| zone.id == reference)
+            .or_else(|| self.zones.iter().find(|zone| zone.name == reference))
+    }
+
+    /// The setting in force for a zone: its file's, else the one made through API or command line, else off.
+    pub fn aegis(&self, zone: &Zone) -> Aegis {
+        zone.aegis
+            .clone()
+            .or_else(|| self.settings.get(&zone.id).cloned())
+            .unwrap_or_default()
+    }
+
+    /// The most specific BYOIP prefix around `net`; without one, the address is leased.
+    pub fn byoip(&self, net: IpNet) -> Option<&Prefix> {
+        self.prefixes
+            .iter()
+            .filter(|prefix| prefix.cidr.contains(&net))
+            .max_by_key(|prefix| prefix.cidr.prefix_len())
+    }
+
+    /// Whether two references mean the same account.
+    pub fn same_account(&self, one: &str, other: &str) -> bool {
+        match (self.account(one), self.account(other)) {
+            (Some(one), Some(other)) => one.id == other.id,
+            _ => one == other,
+        }
+    }
+}
+
+/// Reads the report's source: the model, and where each part of it stands.
+///
+/// The model is complete even where values were refused, with stand-ins for them: the report then has errors,
+/// and nobody may use the model for more than finding further mistakes.
+pub fn read(report: &Report<'_>) -> (Resources, Places) {
+    let document = document::parse(report);
+    let mut root = Table::root(&document, report);
+    let mut places = Places::default();
+    let mut resources = Resources::default();
+    for (index, table) in root.sections("account").into_iter().enumerate() {
+        resources
+            .accounts
+            .push(Account::read(table, &mut places.of(Kind::Account, index)));
+    }
+    for (index, table) in root.sections("prefix").into_iter().enumerate() {
+        resources
+            .prefixes
+            .push(Prefix::read(table, &mut places.of(Kind::Prefix, index)));
+    }
+    for (index, table) in root.sections("pool").into_iter().enumerate() {
+        resources
+            .pools
+            .push(Pool::read(table, &mut places.of(Kind::Pool, index)));
+    }
+    for (index, table) in root.sections("zone").into_iter().enumerate() {
+        resources
+            .zones
+            .push(Zone::read(table, &mut places.of(Kind::Zone, index)));
+    }
+    policy::refuse_all(root.sections("policy"));
+    let locations = location::refuse_all(root.sections("location"));
+    placement::refuse_all(root.sections("placement"), &locations);
+    root.finish();
+    (resources, places)
+}
+
+/// Reads and checks a text on its own, and against this server's configuration if that is known.
+///
+/// `None` when there are errors; warnings come with the resources.
+pub fn parse(source: &Source, config: Option<&Config>) -> (Option<Resources>, Diagnostics) {
+    let report = Report::new(source);
+    let (resources, places) = read(&report);
+    check::check(&resources, &places, config, &report);
+    let valid = !report.has_errors();
+    (valid.then_some(resources), report.finish())
+}
+
+#[cfg(test)]
+mod tests;

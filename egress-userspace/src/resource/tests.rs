@@ -1,0 +1,481 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::diagnostic::Severity;
+
+/// The sample of the interface document, without the parts that this version refuses.
+pub(crate) const SAMPLE: &str = r#"
+[[account]]
+id = "7f8a5b0c3d2e4f60718293a4b5c6d7e8"
+name = "acme"
+egress_tcp = true
+egress_udp = true
+
+[[prefix]]                   # BYOIP: who may use it, and for what
+cidr = "198.51.100.0/24"
+account = "acme"
+delegated_to = []
+service = "cdn-egress"       # or "cdn-ingress"
+
+[[pool]]
+id = "partners"
+account = "acme"
+kind = "leased"              # or "byoip"
+addresses = ["192.0.2.10", "192.0.2.11", "2001:db8:aa::/64"]
+connections_per_origin = 40000    # 1 to 40000
+use = "cdn"                  # or "gateway" (POOL-8)
+
+[[zone]]
+id = "023e105f4ecef8ad9ca31a8372d0c353"
+name = "shop.example"
+account = "acme"
+sources = ["10.1.0.0/16"]    # any of: sources, marks, cgroups, interfaces
+marks = [161, "0x50/0xf0"]
+[zone.aegis]
+enabled = true
+pool_id = "partners"
+"#;
+
+/// The parts of the sample that this version refuses by name.
+const REFUSED: &str = r#"
+[[policy]]                   # Gateway egress policy
+name = "bank"
+account = "acme"
+precedence = 1000
+traffic = "net.dst.ip in {203.0.113.0/24} and net.dst.port == 443"
+egress = { ipv4 = "192.0.2.10", ipv4_fallback = "0.0.0.0", ipv6 = "2001:db8:aa::/64" }
+
+[[location]]                 # placement, for several servers
+name = "frankfurt"
+[[location.data_center]]
+name = "fra01"
+[[location.data_center.server]]
+name = "fra01-s1"
+tunnel = "10.9.0.1"
+
+[[placement]]                # POOL-5: at most four locations an IPv4
+address = "192.0.2.10"
+shares = [ { data_center = "fra01", share = 3 }, { data_center = "fra01", share = 1 } ]
+"#;
+
+fn found(text: &str) -> Diagnostics {
+    parse(&Source::new("resources.toml", text), None).1
+}
+
+/// `line: reason` of every error.
+fn errors(text: &str) -> Vec<String> {
+    let of = |d: &crate::diagnostic::Diagnostic| format!("{}: {}", d.line, d.reason);
+    found(text)
+        .0
+        .iter()
+        .filter(|d| d.severity == Severity::Error)
+        .map(of)
+        .collect()
+}
+
+fn remedies(text: &str) -> Vec<String> {
+    found(text).0.into_iter().map(|d| d.remedy).collect()
+}
+
+/// An account, then `rest` from line 2 on.
+fn acme(rest: &str) -> String {
+    format!("account = [{{ id = \"acme\" }}, {{ id = \"other\" }}]\n{rest}")
+}
+
+#[test]
+fn the_sample_of_the_interface_is_valid() {
+    let (resources, found) = parse(&Source::new("resources.toml", SAMPLE), None);
+    let resources = resources.unwrap();
+    assert!(found.is_empty(), "{found}");
+    assert_eq!(resources.pools[0].addresses.len(), 3);
+    assert_eq!(resources.pools[0].kind, Some(PoolKind::Leased));
+    assert_eq!(
+        resources.zones[0].marks,
+        [
+            Mark {
+                value: 161,
+                mask: None
+            },
+            Mark {
+                value: 0x50,
+                mask: Some(0xf0)
+            }
+        ]
+    );
+    assert_eq!(
+        resources.aegis(&resources.zones[0]).pool_id.as_deref(),
+        Some("partners")
+    );
+}
+
+#[test]
+fn policies_locations_and_placements_are_refused_by_name() {
+    let found = errors(&format!("{SAMPLE}{REFUSED}"));
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].contains("policy bank") && found[0].contains("not available in this version"));
+    assert!(found[1].contains("location frankfurt"));
+    assert!(found[2].contains("placement of 192.0.2.10"));
+}
+
+#[test]
+fn pool_5_a_fifth_location_is_refused() {
+    let mut text = String::new();
+    let mut shares = Vec::new();
+    for n in 1..=5 {
+        text +=
+            &format!("[[location]]\nname = \"l{n}\"\n[[location.data_center]]\nname = \"d{n}\"\n");
+        shares.push(format!("{{ data_center = \"d{n}\", share = 1 }}"));
+    }
+    text += &format!(
+        "[[placement]]\naddress = \"192.0.2.1\"\nshares = [{}]\n",
+        shares.join(", ")
+    );
+    assert!(
+        errors(&text)
+            .iter()
+            .any(|e| e.contains("placed in 5 locations"))
+    );
+}
+
+#[test]
+fn policy_5_a_set_without_catch_all_is_warned_about() {
+    assert!(
+        found(REFUSED)
+            .0
+            .iter()
+            .any(|d| d.severity == Severity::Warning && d.reason.contains("POLICY-5"))
+    );
+}
+
+#[test]
+fn pool_2_a_mixed_pool_is_refused_naming_both_members() {
+    let text = acme(
+        "[[prefix]]\ncidr = \"198.51.100.0/24\"\naccount = \"acme\"\n[[pool]]\nid = \"p\"\naccount = \"acme\"\naddresses = [\"192.0.2.1\",\n\"198.51.100.7\"]\n",
+    );
+    assert_eq!(
+        errors(&text),
+        [
+            "9: pool p is mixed: 192.0.2.1 is leased (inside no [[prefix]]), 198.51.100.7 is byoip (inside 198.51.100.0/24) (POOL-2)"
+        ]
+    );
+}
+
+#[test]
+fn a_pool_is_what_it_says_it_is() {
+    let text = acme(
+        "[[pool]]\nid = \"p\"\naccount = \"acme\"\nkind = \"byoip\"\naddresses = [\"192.0.2.1\"]\n",
+    );
+    assert_eq!(
+        errors(&text),
+        ["5: pool p says it is byoip, but 192.0.2.1 is leased (inside no [[prefix]])"]
+    );
+}
+
+#[test]
+fn pool_3_a_prefix_serves_ingress_or_egress() {
+    let both = acme(
+        "[[prefix]]\ncidr = \"198.51.100.0/24\"\naccount = \"acme\"\nservice = \"cdn-egress\"\n[[prefix]]\ncidr = \"198.51.100.0/24\"\naccount = \"acme\"\nservice = \"cdn-ingress\"\n",
+    );
+    assert_eq!(
+        errors(&both),
+        [
+            "9: 198.51.100.0/24 is bound to both cdn-ingress and cdn-egress: 198.51.100.0/24 is there on line 3 (POOL-3)"
+        ]
+    );
+    let ingress = acme(
+        "[[prefix]]\ncidr = \"198.51.100.0/24\"\naccount = \"acme\"\nservice = \"cdn-ingress\"\n[[pool]]\nid = \"p\"\naccount = \"acme\"\naddresses = [\"198.51.100.1\"]\n",
+    );
+    assert_eq!(
+        errors(&ingress),
+        ["9: 198.51.100.1 lies in 198.51.100.0/24, which is bound to cdn-ingress (POOL-3)"]
+    );
+}
+
+#[test]
+fn pool_4_an_address_in_two_pools_is_refused_naming_both() {
+    let text = acme(
+        "[[pool]]\nid = \"a\"\naccount = \"acme\"\naddresses = [\"192.0.2.1\"]\n[[pool]]\nid = \"b\"\naccount = \"acme\"\naddresses = [\"192.0.2.2\", \"192.0.2.1\"]\n",
+    );
+    assert_eq!(
+        errors(&text),
+        ["9: 192.0.2.1 is in two pools: in a (on line 5) and in b (POOL-4)"]
+    );
+    let v6 = acme(
+        "[[pool]]\nid = \"a\"\naccount = \"acme\"\naddresses = [\"2001:db8::/64\"]\n[[pool]]\nid = \"b\"\naccount = \"acme\"\naddresses = [\"2001:db8::/48\"]\n",
+    );
+    assert_eq!(
+        errors(&v6).len(),
+        1,
+        "a prefix inside another pool's prefix is that address twice"
+    );
+}
+
+#[test]
+fn pool_7_a_zone_is_enabled_only_where_its_account_has_addresses() {
+    let zone = "[[zone]]\nid = \"z\"\naccount = \"other\"\nsources = [\"10.0.0.0/8\"]\naegis = { enabled = true, pool_id = \"p\" }\n";
+    let pool = "[[pool]]\nid = \"p\"\naccount = \"acme\"\naddresses = [\"192.0.2.1\"]\n";
+    let none = acme(&format!("{pool}{zone}"));
+    assert_eq!(
+        errors(&none),
+        [
+            "10: zone z may not be enabled on pool p: account other owns no leased IPs and was delegated no BYOIP prefix (POOL-7)"
+        ]
+    );
+    // POOL-4: across accounts, once the account has addresses of its own.
+    let own = "[[pool]]\nid = \"q\"\naccount = \"other\"\naddresses = [\"192.0.2.9\"]\n";
+    assert!(errors(&acme(&format!("{pool}{zone}{own}"))).is_empty());
+    let prefix = |to: &str| {
+        format!("[[prefix]]\ncidr = \"192.0.2.0/24\"\naccount = \"acme\"\ndelegated_to = [{to}]\n")
+    };
+    assert!(
+        errors(&acme(&format!("{pool}{zone}{}", prefix(""))))
+            .iter()
+            .any(|e| e.contains("POOL-7"))
+    );
+    assert!(errors(&acme(&format!("{pool}{zone}{}", prefix("\"other\"")))).is_empty());
+}
+
+#[test]
+fn pool_8_few_gateway_addresses_are_warned_about() {
+    let text = acme(
+        "[[pool]]\nid = \"p\"\naccount = \"acme\"\nuse = \"gateway\"\naddresses = [\"192.0.2.1\"]\n",
+    );
+    let found = found(&text);
+    assert!(!found.has_errors());
+    assert!(
+        found.0[0].reason.contains("holds 1 gateway addresses"),
+        "{found}"
+    );
+}
+
+#[test]
+fn an_empty_pool_is_refused_unless_it_says_so() {
+    let pool = |line: &str| {
+        acme(&format!(
+            "[[pool]]\nid = \"p\"\naccount = \"acme\"\n{line}\n"
+        ))
+    };
+    assert_eq!(errors(&pool("addresses = []")), ["5: pool p is empty"]);
+    assert_eq!(errors(&pool("")), ["2: [[pool]] has no `addresses`"]);
+    assert!(errors(&pool("addresses = []\nallow_empty = true")).is_empty());
+}
+
+#[test]
+fn draining_addresses_are_members() {
+    let pool = |drain: &str| {
+        acme(&format!(
+            "[[pool]]\nid = \"p\"\naccount = \"acme\"\naddresses = [\"192.0.2.1\"]\ndraining = [\"{drain}\"]\n"
+        ))
+    };
+    assert!(errors(&pool("192.0.2.1")).is_empty());
+    assert_eq!(errors(&pool("192.0.2.2")).len(), 1);
+}
+
+#[test]
+fn a_zone_without_selector_is_refused() {
+    let text = acme("[[zone]]\nid = \"z\"\naccount = \"acme\"\n");
+    assert_eq!(
+        errors(&text),
+        ["2: zone z has no selector: nothing says which traffic is its own"]
+    );
+}
+
+#[test]
+fn zone_3_the_same_selector_in_two_zones_is_refused() {
+    let two = |one: &str, other: &str| {
+        errors(&acme(&format!(
+            "[[zone]]\nid = \"y\"\naccount = \"acme\"\n{one}\n[[zone]]\nid = \"z\"\naccount = \"acme\"\n{other}\n"
+        )))
+    };
+    for selector in [
+        "sources = [\"10.0.0.0/8\"]",
+        "marks = [7]",
+        "cgroups = [\"a.slice\"]",
+        "interfaces = [\"in0\"]",
+    ] {
+        let found = two(selector, selector);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].starts_with("9: ") && found[0].contains("y (on line 5) and z"),
+            "{found:?}"
+        );
+    }
+    assert_eq!(
+        two("cgroups = [\"/a.slice/\"]", "cgroups = [\"a.slice\"]").len(),
+        1,
+        "slashes do not matter"
+    );
+    assert!(
+        two("sources = [\"10.0.0.0/8\"]", "sources = [\"10.1.0.0/16\"]").is_empty(),
+        "the longest wins"
+    );
+    assert!(
+        two("marks = [\"0x50/0xf0\"]", "marks = [\"0x51\"]").is_empty(),
+        "the longer mask wins"
+    );
+    let crossing = two("marks = [\"0x50/0xf0\"]", "marks = [\"0x1/0xf\"]");
+    assert_eq!(
+        crossing,
+        ["9: mark 0x51 selects two zones: y by 0x50/0xf0 (on line 5) and z by 0x1/0xf (ZONE-3)"]
+    );
+}
+
+#[test]
+fn transient_scopes_and_the_root_cgroup_are_refused() {
+    let zone = |path: &str| {
+        acme(&format!(
+            "[[zone]]\nid = \"z\"\naccount = \"acme\"\ncgroups = [\"{path}\"]\n"
+        ))
+    };
+    assert!(errors(&zone("system.slice/run-1.scope"))[0].contains("transient scope run-1.scope"));
+    assert!(errors(&zone("/"))[0].contains("is the root"));
+    assert_eq!(errors(&zone("../x")).len(), 1);
+    assert!(errors(&zone("system.slice/proxy.service")).is_empty());
+}
+
+#[test]
+fn unknown_references_and_keys_suggest_the_nearest() {
+    let text = acme(
+        "[[pool]]\nid = \"partners\"\naccount = \"acne\"\naddresses = [\"192.0.2.1\"]\nconections_per_origin = 1\n[[zone]]\nid = \"z\"\naccount = \"acme\"\nsources = [\"10.0.0.0/8\"]\naegis = { enabled = true, pool_id = \"partner\" }\n",
+    );
+    assert_eq!(
+        errors(&text),
+        [
+            "4: there is no account \"acne\"",
+            "6: unknown key `conections_per_origin` in [[pool]]",
+            "11: there is no pool \"partner\""
+        ]
+    );
+    assert_eq!(
+        remedies(&text),
+        [
+            "did you mean \"acme\"?",
+            "did you mean `connections_per_origin`?",
+            "did you mean \"partners\"?"
+        ]
+    );
+}
+
+#[test]
+fn ids_and_names_are_unique() {
+    let text = "account = [{ id = \"a\", name = \"b\" }, { id = \"b\" }]\n";
+    assert_eq!(
+        errors(text),
+        ["1: account \"b\" is there twice, first on line 1"]
+    );
+}
+
+#[test]
+fn wrong_addresses_and_bounds_are_all_reported() {
+    let text = acme(
+        "[[pool]]\nid = \"p q\"\naccount = \"acme\"\naddresses = [\"192.0.2.0/24\", \"2001:db8::1/64\", 7]\nconnections_per_origin = 40001\n[[zone]]\nid = \"z\"\naccount = \"acme\"\nsources = [\"10.0.0.1/8\"]\naegis = { enabled = true }\n",
+    );
+    let found = errors(&text);
+    assert_eq!(found.len(), 7, "{found:?}");
+}
+
+#[test]
+fn interfaces_and_marks_are_checked_against_the_server() {
+    let config = Config::parse(
+        &Source::new(
+            "egress.toml",
+            "[dataplane]\nuplink = [\"up0\"]\ninside = [\"in0\"]\n",
+        ),
+        Path::new("/"),
+    )
+    .0
+    .unwrap();
+    let text = acme(
+        "[[zone]]\nid = \"z\"\naccount = \"acme\"\ninterfaces = [\"in0\", \"in1\"]\nmarks = [\"0x10001\", \"0xa1/0xffff\"]\n[[zone]]\nid = \"y\"\naccount = \"acme\"\nmarks = [161]\n",
+    );
+    let found: Vec<String> = parse(&Source::new("r.toml", text), Some(&config))
+        .1
+        .0
+        .into_iter()
+        .map(|d| d.reason)
+        .collect();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found[0].contains("interface in1 of zone z is no inside interface"));
+    assert!(found[1].contains("uses bits 0x10000"));
+    assert!(
+        found[2].contains("selects two zones"),
+        "161 looks at all unreserved bits: {found:?}"
+    );
+}
+
+/// Mutations of a valid file: what people and machines do to it.
+fn mutated() -> impl Strategy<Value = String> {
+    let cut = (any::<prop::sample::Index>(), any::<prop::sample::Index>());
+    let pieces = prop::sample::select(vec![
+        "\"",
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "=",
+        "\n",
+        "{",
+        "}",
+        "#",
+        "é",
+        "\u{0}",
+        "0",
+        "-1",
+        "9999999999999999999",
+        "1e9",
+        "true",
+        "[[pool]]\n",
+        "[[zone]]\n",
+        "[zone.aegis]\n",
+        "id = \"partners\"\n",
+        "addresses = []\n",
+        "marks = [0]\n",
+        "sources = [\"::/0\"]\n",
+        "192.0.2.10",
+        "/33",
+        ",",
+        ".",
+        "\\",
+        "'''",
+    ]);
+    prop::collection::vec((cut, pieces, 0..3_u8), 1..6).prop_map(|changes| {
+        let mut text: Vec<char> = format!("{SAMPLE}{REFUSED}").chars().collect();
+        for ((one, other), piece, what) in changes {
+            let (a, b) = (one.index(text.len() + 1), other.index(text.len() + 1));
+            let (a, b) = (a.min(b), a.max(b));
+            match what {
+                0 => drop(text.splice(a..a, piece.chars())),
+                1 => drop(text.splice(a..b.min(a + 12), piece.chars())),
+                _ => drop(text.splice(a..b, [])),
+            }
+        }
+        text.into_iter().collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_mutation_of_a_file_panics_and_every_place_lies_within_it(text in mutated()) {
+        let source = Source::new("resources.toml", text.as_str());
+        for found in [parse(&source, None).1, Config::parse(&source, Path::new("/")).1] {
+            let lines: Vec<&str> = text.split('\n').collect();
+            for diagnostic in &found.0 {
+                prop_assert!(diagnostic.line >= 1 && diagnostic.line <= lines.len(), "{diagnostic}");
+                let width = lines[diagnostic.line - 1].chars().count();
+                prop_assert!(diagnostic.column >= 1 && diagnostic.column <= width + 1, "{diagnostic}");
+                prop_assert!(!diagnostic.reason.is_empty() && !diagnostic.remedy.is_empty(), "{diagnostic:?}");
+                prop_assert!(!diagnostic.to_string().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_valid_model_survives_the_store(seed in mutated()) {
+        if let Some(resources) = parse(&Source::new("r.toml", seed), None).0 {
+            let json = serde_json::to_string(&resources).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Resources>(&json).unwrap(), resources);
+        }
+    }
+}
