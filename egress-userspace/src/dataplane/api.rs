@@ -28,8 +28,6 @@ pub trait DataPlaneView {
     ) -> Result<(), DataPlaneError>;
 
     /// The live flow with these endpoints, if there is one; what `egress why` asks (OBS-5).
-    ///
-    /// `zone` disambiguates realms, whose inside addresses may repeat (ZONE-2).
     fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataPlaneError>;
 
     /// Connection counts by (egress IP, origin, protocol) (OBS-1).
@@ -175,7 +173,7 @@ impl OriginFilter {
 pub struct FlowKey {
     /// Protocol.
     pub protocol: Protocol,
-    /// Inside address and port; port 0 asks for any flow from that address.
+    /// Inside address and port.
     pub inside: SocketAddr,
     /// Origin address and port.
     pub origin: SocketAddr,

@@ -1,0 +1,332 @@
+//! From resources and configuration to what the data plane shall do: a pure function.
+
+pub use crate::desired::{
+    Candidate, Desired, DesiredMark, DesiredPool, DesiredPrefix, DesiredZone, Selectors,
+};
+
+use egress_common::port;
+use egress_common::settings::MAX_POOLS;
+
+use crate::config::Config;
+use crate::resource::{Address, Pool, Resources, Zone};
+use crate::store::{Limits, Numbers};
+
+/// Why resources cannot be put in force on this server, though they are valid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// The store gave no number.
+    #[error("{noun} {id} has no number in the store")]
+    Unnumbered {
+        /// Zone or pool.
+        noun: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// The number was given while more mark bits were reserved.
+    #[error(
+        "{noun} {id} has number {number}, but only {last} fit (mark_mask was wider when it was numbered)"
+    )]
+    NumberTooHigh {
+        /// Zone or pool.
+        noun: &'static str,
+        /// Its id.
+        id: String,
+        /// Its number.
+        number: u16,
+        /// The last that fits.
+        last: u16,
+    },
+    /// A setting refers to a pool that does not exist.
+    #[error("zone {zone} is enabled on pool {pool}, which does not exist")]
+    NoPool {
+        /// The zone's name.
+        zone: String,
+        /// The reference.
+        pool: String,
+    },
+}
+
+impl ResolveError {
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Unnumbered { .. } => "apply the resources again: `egress apply -f FILE`".into(),
+            Self::NumberTooHigh { .. } => {
+                "reserve as many bits as before under [dataplane] mark_mask".into()
+            }
+            Self::NoPool { zone, .. } => {
+                format!("`egress zone disable {zone}`, or add the pool again")
+            }
+        }
+    }
+}
+
+/// The highest numbers that fit this server.
+pub fn limits(config: &Config) -> Limits {
+    Limits {
+        last_zone: config.dataplane.max_zone(),
+        last_pool: u16::try_from(MAX_POOLS - 1).unwrap_or(u16::MAX),
+    }
+}
+
+/// Boils `resources` down to numbers and addresses. They have been checked; what cannot be resolved all the
+/// same is an error, never left out: a missing zone would leak (SAFE-1).
+pub fn resolve(
+    resources: &Resources,
+    config: &Config,
+    numbers: &Numbers,
+) -> Result<Desired, ResolveError> {
+    let limits = limits(config);
+    let mut zones = Vec::with_capacity(resources.zones.len());
+    for zone in &resources.zones {
+        zones.push(resolve_zone(resources, zone, config, numbers, limits)?);
+    }
+    let mut pools = Vec::with_capacity(resources.pools.len());
+    for pool in &resources.pools {
+        pools.push(resolve_pool(pool, pool_number(numbers, &pool.id, limits)?));
+    }
+    zones.sort_by_key(|zone| zone.number);
+    pools.sort_by_key(|pool| pool.number);
+    Ok(Desired {
+        zones,
+        pools,
+        exempt: config.exempt.clone(),
+        timers: config.timers,
+        refuse: config.dataplane.refuse,
+    })
+}
+
+fn resolve_zone(
+    resources: &Resources,
+    zone: &Zone,
+    config: &Config,
+    numbers: &Numbers,
+    limits: Limits,
+) -> Result<DesiredZone, ResolveError> {
+    let number = fits(
+        "zone",
+        &zone.id,
+        numbers.zones.get(&zone.id),
+        limits.last_zone,
+    )?;
+    let setting = resources.aegis(zone);
+    let missing = |pool: &str| ResolveError::NoPool {
+        zone: zone.name.clone(),
+        pool: pool.to_owned(),
+    };
+    let pool = match setting.pool_id.as_deref() {
+        Some(reference) => match resources.pool(reference) {
+            Some(pool) => Some(pool_number(numbers, &pool.id, limits)?),
+            None if setting.enabled => return Err(missing(reference)),
+            None => None,
+        },
+        None if setting.enabled => return Err(missing("")),
+        None => None,
+    };
+    let account = resources.account(&zone.account);
+    let reserved = config.dataplane.mark_mask;
+    Ok(DesiredZone {
+        number,
+        id: zone.id.clone(),
+        name: zone.name.clone(),
+        enabled: setting.enabled,
+        pool,
+        selectors: Selectors {
+            marks: zone
+                .marks
+                .iter()
+                .map(|mark| DesiredMark {
+                    value: mark.value,
+                    mask: mark.effective_mask(reserved),
+                })
+                .collect(),
+            cgroups: zone.cgroups.clone(),
+            interfaces: zone.interfaces.clone(),
+            sources: zone.sources.clone(),
+        },
+        realm: zone.is_realm(),
+        egress_tcp: account.is_none_or(|account| account.egress_tcp),
+        egress_udp: account.is_none_or(|account| account.egress_udp),
+    })
+}
+
+fn resolve_pool(pool: &Pool, number: u16) -> DesiredPool {
+    // Without locations or placements this server owns every slice of every address.
+    let slices = port::ALL_SLICES;
+    let cap = pool.connections_per_origin.min(port::capacity(slices));
+    let mut resolved = DesiredPool {
+        number,
+        id: pool.id.clone(),
+        candidates: Vec::new(),
+        prefixes: Vec::new(),
+    };
+    for address in &pool.addresses {
+        let draining = pool.draining.contains(address);
+        match *address {
+            Address::V4(address) => resolved.candidates.push(Candidate {
+                address,
+                slices,
+                cap,
+                draining,
+            }),
+            Address::V6(prefix) => resolved.prefixes.push(DesiredPrefix {
+                prefix,
+                cap: pool.connections_per_origin,
+                draining,
+            }),
+        }
+    }
+    resolved
+}
+
+fn pool_number(numbers: &Numbers, id: &str, limits: Limits) -> Result<u16, ResolveError> {
+    fits("pool", id, numbers.pools.get(id), limits.last_pool)
+}
+
+fn fits(
+    noun: &'static str,
+    id: &str,
+    number: Option<&u16>,
+    last: u16,
+) -> Result<u16, ResolveError> {
+    match number.copied() {
+        Some(number) if number <= last => Ok(number),
+        Some(number) => Err(ResolveError::NumberTooHigh {
+            noun,
+            id: id.to_owned(),
+            number,
+            last,
+        }),
+        None => Err(ResolveError::Unnumbered {
+            noun,
+            id: id.to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostic::Source;
+    use crate::resource;
+
+    const FILE: &str = r#"
+account = [{ id = "acme", egress_udp = false }]
+[[pool]]
+id = "small"
+account = "acme"
+addresses = ["192.0.2.1", "2001:db8::/64", "192.0.2.2"]
+draining = ["192.0.2.2"]
+connections_per_origin = 1000
+[[pool]]
+id = "full"
+account = "acme"
+addresses = ["192.0.2.3"]
+[[zone]]
+id = "z"
+account = "acme"
+marks = [161, "0x50/0xf0"]
+interfaces = ["in0"]
+aegis = { enabled = true, pool_id = "small" }
+[[zone]]
+id = "off"
+account = "acme"
+sources = ["10.0.0.0/8"]
+"#;
+
+    fn numbers() -> Numbers {
+        Numbers {
+            zones: [("z".to_owned(), 7), ("off".to_owned(), 2)].into(),
+            pools: [("small".to_owned(), 3), ("full".to_owned(), 1)].into(),
+        }
+    }
+
+    fn model() -> Resources {
+        resource::parse(&Source::new("r.toml", FILE), None)
+            .0
+            .unwrap()
+    }
+
+    #[test]
+    fn names_become_numbers_and_defaults_are_filled_in() {
+        let desired = resolve(&model(), &Config::default(), &numbers()).unwrap();
+        assert_eq!(
+            desired
+                .zones
+                .iter()
+                .map(|zone| zone.number)
+                .collect::<Vec<_>>(),
+            [2, 7]
+        );
+        let zone = &desired.zones[1];
+        assert!(zone.enabled && zone.realm && zone.egress_tcp && !zone.egress_udp);
+        assert_eq!(zone.pool, Some(3));
+        assert_eq!(
+            zone.selectors.marks,
+            [
+                DesiredMark {
+                    value: 161,
+                    mask: 0xffff
+                },
+                DesiredMark {
+                    value: 0x50,
+                    mask: 0xf0
+                }
+            ],
+            "a mark without a mask looks at all bits that are not reserved"
+        );
+        let off = &desired.zones[0];
+        assert!(!off.enabled && off.pool.is_none() && !off.realm);
+    }
+
+    #[test]
+    fn caps_are_the_lesser_of_quota_and_setting() {
+        let desired = resolve(&model(), &Config::default(), &numbers()).unwrap();
+        let caps: Vec<u32> = desired
+            .pools
+            .iter()
+            .flat_map(|pool| &pool.candidates)
+            .map(|c| c.cap)
+            .collect();
+        assert_eq!(caps, [40_000, 1000, 1000]);
+        let small = desired.pool(3).unwrap();
+        assert_eq!(
+            small
+                .candidates
+                .iter()
+                .map(|c| c.draining)
+                .collect::<Vec<_>>(),
+            [false, true]
+        );
+        assert_eq!(small.prefixes.len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_resolved_is_an_error_and_never_left_out() {
+        let config = Config::default();
+        let mut few = numbers();
+        few.zones.remove("off");
+        assert_eq!(
+            resolve(&model(), &config, &few),
+            Err(ResolveError::Unnumbered {
+                noun: "zone",
+                id: "off".into()
+            })
+        );
+        let mut dangling = model();
+        dangling.pools.remove(0);
+        assert_eq!(
+            resolve(&dangling, &config, &numbers()),
+            Err(ResolveError::NoPool {
+                zone: "z".into(),
+                pool: "small".into()
+            })
+        );
+        let mut high = numbers();
+        high.zones.insert("z".into(), 20_000);
+        assert!(matches!(
+            resolve(&model(), &config, &high),
+            Err(ResolveError::NumberTooHigh { .. })
+        ));
+    }
+}

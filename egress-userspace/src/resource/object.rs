@@ -1,0 +1,118 @@
+//! An object: what has an owner and a row in the store.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Account, Aegis, Kind, Pool, Prefix, Resources, Zone};
+
+/// Who may change an object; either side refuses to change the other's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Owner {
+    /// The resources file, by `egress apply` or the daemon's own file.
+    File,
+    /// API and command line.
+    Api,
+}
+
+impl Owner {
+    /// The word in the store.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Api => "api",
+        }
+    }
+}
+
+/// Any object of the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "value", rename_all = "lowercase")]
+pub enum Object {
+    /// An account.
+    Account(Account),
+    /// A BYOIP prefix.
+    Prefix(Prefix),
+    /// A pool.
+    Pool(Pool),
+    /// A zone.
+    Zone(Zone),
+    /// A zone's setting that is an object of its own.
+    Setting(Setting),
+}
+
+/// A zone's setting, made through API or command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The zone's id.
+    pub zone: String,
+    /// The setting.
+    pub aegis: Aegis,
+}
+
+impl Object {
+    /// Its kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Account(_) => Kind::Account,
+            Self::Prefix(_) => Kind::Prefix,
+            Self::Pool(_) => Kind::Pool,
+            Self::Zone(_) => Kind::Zone,
+            Self::Setting(_) => Kind::Setting,
+        }
+    }
+
+    /// What tells it from others of its kind.
+    pub fn id(&self) -> String {
+        match self {
+            Self::Account(account) => account.id.clone(),
+            Self::Prefix(prefix) => prefix.cidr.to_string(),
+            Self::Pool(pool) => pool.id.clone(),
+            Self::Zone(zone) => zone.id.clone(),
+            Self::Setting(setting) => setting.zone.clone(),
+        }
+    }
+
+    /// What people call it.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Account(account) => account.name.clone(),
+            Self::Pool(pool) => pool.name.clone().unwrap_or_else(|| pool.id.clone()),
+            Self::Zone(zone) => zone.name.clone(),
+            Self::Prefix(_) | Self::Setting(_) => self.id(),
+        }
+    }
+}
+
+impl Resources {
+    /// Every object of the model, in the order of the lists.
+    pub fn objects(&self) -> Vec<Object> {
+        let settings = self.settings.iter().map(|(zone, aegis)| {
+            Object::Setting(Setting {
+                zone: zone.clone(),
+                aegis: aegis.clone(),
+            })
+        });
+        self.accounts
+            .iter()
+            .cloned()
+            .map(Object::Account)
+            .chain(self.prefixes.iter().cloned().map(Object::Prefix))
+            .chain(self.pools.iter().cloned().map(Object::Pool))
+            .chain(self.zones.iter().cloned().map(Object::Zone))
+            .chain(settings)
+            .collect()
+    }
+
+    /// Adds an object at the end of its list.
+    pub fn push(&mut self, object: Object) {
+        match object {
+            Object::Account(account) => self.accounts.push(account),
+            Object::Prefix(prefix) => self.prefixes.push(prefix),
+            Object::Pool(pool) => self.pools.push(pool),
+            Object::Zone(zone) => self.zones.push(zone),
+            Object::Setting(setting) => {
+                self.settings.insert(setting.zone, setting.aegis);
+            }
+        }
+    }
+}
