@@ -10,6 +10,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod diagnostic;
 pub mod document;
+pub mod explain;
 pub mod plan;
 pub mod resolve;
 pub mod resource;

@@ -1,0 +1,431 @@
+//! `egress why`: which rule a packet meets, and what becomes of it (OBS-5).
+//!
+//! A pure function of what is desired and what is live; it follows the data plane's order of decisions and uses
+//! its words for refusals.
+
+mod render;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use egress_common::reason::Reason;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::config::IcmpQueries;
+use crate::dataplane::api::{
+    DataPlaneView, FlowKey, FlowRecord, OriginFilter, OriginMatch, Protocol,
+};
+use crate::desired::{Candidate, Desired, DesiredZone};
+
+/// What a packet is, as far as decisions depend on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// Inside address.
+    pub source: IpAddr,
+    /// Inside port; without one, the question is about a new connection.
+    pub source_port: Option<u16>,
+    /// Origin address.
+    pub destination: IpAddr,
+    /// Origin port; 0 for ICMP.
+    pub destination_port: u16,
+    /// Protocol.
+    pub protocol: Traffic,
+    /// Firewall mark.
+    pub mark: u32,
+    /// The interface by which it enters, for forwarded packets.
+    pub interface: Option<String>,
+    /// Its socket's path below the cgroup2 mount, for the host's own sockets.
+    pub cgroup: Option<String>,
+}
+
+/// The protocols one can ask about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Traffic {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP queries (ping).
+    Icmp,
+}
+
+/// What is live, for the explanation; `None` means that nobody knows.
+pub trait LiveView {
+    /// The live flow with these endpoints.
+    fn flow(&self, key: &FlowKey) -> Option<FlowRecord>;
+
+    /// Connections of an egress IP to an origin.
+    fn active(&self, egress_ip: Ipv4Addr, origin: SocketAddr, protocol: Protocol) -> Option<u64>;
+
+    /// The order in which a new flow tries a pool's addresses (CAP-9).
+    fn order(&self, pool: u16, inside: IpAddr) -> Option<Vec<Ipv4Addr>>;
+}
+
+/// When there is no data plane to ask.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NothingLive;
+
+impl LiveView for NothingLive {
+    fn flow(&self, _: &FlowKey) -> Option<FlowRecord> {
+        None
+    }
+
+    fn active(&self, _: Ipv4Addr, _: SocketAddr, _: Protocol) -> Option<u64> {
+        None
+    }
+
+    fn order(&self, _: u16, _: IpAddr) -> Option<Vec<Ipv4Addr>> {
+        None
+    }
+}
+
+/// What the data plane says; a failure to read is not knowing.
+#[derive(Clone, Copy)]
+pub struct Live<'a>(pub &'a dyn DataPlaneView);
+
+impl LiveView for Live<'_> {
+    fn flow(&self, key: &FlowKey) -> Option<FlowRecord> {
+        self.0.flow(key).ok().flatten()
+    }
+
+    fn active(&self, egress_ip: Ipv4Addr, origin: SocketAddr, protocol: Protocol) -> Option<u64> {
+        let filter = OriginFilter {
+            egress_ips: Some(vec![egress_ip.into()]),
+            origin: Some(OriginMatch {
+                address: origin.ip(),
+                port: Some(origin.port()),
+            }),
+            protocol: Some(protocol),
+        };
+        self.0
+            .origins(&filter)
+            .ok()
+            .map(|records| records.iter().map(|record| record.active).sum())
+    }
+
+    fn order(&self, pool: u16, inside: IpAddr) -> Option<Vec<Ipv4Addr>> {
+        self.0.candidate_order(pool, inside).ok()
+    }
+}
+
+/// A selector that a packet meets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// `mark`, `cgroup`, `interface` or `source`.
+    pub by: String,
+    /// The selector as written.
+    pub selector: String,
+    /// The zone it selects.
+    pub zone: String,
+}
+
+/// One egress IP of the pool and its verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidateVerdict {
+    /// The address.
+    pub egress_ip: Ipv4Addr,
+    /// Connections to this origin now, if anybody knows.
+    pub active: Option<u64>,
+    /// Connections admitted at most.
+    pub capacity: u32,
+    /// Whether it takes no new flows (POOL-9).
+    pub draining: bool,
+    /// `free`, `full` or `draining`.
+    pub verdict: Verdict,
+}
+
+/// Whether an egress IP takes the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// There is a place.
+    Free,
+    /// It carries its maximum to this origin.
+    Full,
+    /// It takes no new flows.
+    Draining,
+}
+
+/// What becomes of the packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It belongs to a live flow, and leaves as that one does, whatever is configured now (ZONE-1).
+    LiveFlow {
+        /// The flow.
+        flow: Box<FlowRecord>,
+    },
+    /// A new flow is admitted.
+    Admitted {
+        /// The address it leaves with.
+        egress_ip: Ipv4Addr,
+    },
+    /// It is refused.
+    Refused {
+        /// The reason's name.
+        reason: String,
+        /// The reason as a sentence.
+        text: String,
+    },
+    /// It leaves as it would without us.
+    DefaultEgress {
+        /// Why.
+        text: String,
+    },
+}
+
+/// The answer to a [`Query`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The question.
+    pub query: Query,
+    /// The rule that decided, if any.
+    pub rule: Option<Rule>,
+    /// Rules that match too, but come later (ZONE-3).
+    pub also_matching: Vec<Rule>,
+    /// The zone.
+    pub zone: Option<String>,
+    /// The pool of its setting.
+    pub pool: Option<String>,
+    /// The pool's egress IPs in the order in which they are tried.
+    pub candidates: Vec<CandidateVerdict>,
+    /// Where the flow egresses: `local`.
+    pub path: Option<String>,
+    /// What becomes of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// Explains what becomes of the packet that `query` describes.
+pub fn explain(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanation {
+    let mut rules = matching(desired, query);
+    let zone = rules.first().map(|(zone, _)| *zone);
+    let also_matching = rules
+        .split_off(rules.len().min(1))
+        .into_iter()
+        .map(|(_, rule)| rule)
+        .collect();
+    let pool = zone
+        .and_then(|zone| zone.pool)
+        .and_then(|number| desired.pool(number));
+    let mut explanation = Explanation {
+        query: query.clone(),
+        rule: rules.into_iter().next().map(|(_, rule)| rule),
+        also_matching,
+        zone: zone.map(|zone| zone.name.clone()),
+        pool: pool.map(|pool| pool.id.clone()),
+        candidates: Vec::new(),
+        path: None,
+        outcome: default_egress("no zone selects this packet"),
+    };
+    if let Some(flow) = live_flow(query, zone, live) {
+        explanation.path = Some(flow.path.clone());
+        explanation.outcome = Outcome::LiveFlow {
+            flow: Box::new(flow),
+        };
+        return explanation;
+    }
+    let Some(zone) = zone else { return explanation };
+    let (Some(protocol), None) = (
+        translated(query.protocol),
+        before_pool(desired, zone, query),
+    ) else {
+        explanation.outcome =
+            before_pool(desired, zone, query).unwrap_or_else(|| refused(Reason::Protocol));
+        return explanation;
+    };
+    let Some(pool) = pool else {
+        explanation.outcome = refused(Reason::Blocked);
+        return explanation;
+    };
+    let origin = SocketAddr::new(query.destination, query.destination_port);
+    let order = live.order(pool.number, query.source);
+    explanation.candidates = ordered(&pool.candidates, order.as_deref())
+        .map(|candidate| judge(candidate, live.active(candidate.address, origin, protocol)))
+        .collect();
+    explanation.path = Some("local".into());
+    explanation.outcome = admit(&explanation.candidates);
+    explanation
+}
+
+fn translated(traffic: Traffic) -> Option<Protocol> {
+    match traffic {
+        Traffic::Tcp => Some(Protocol::Tcp),
+        Traffic::Udp => Some(Protocol::Udp),
+        Traffic::Icmp => None,
+    }
+}
+
+fn live_flow(query: &Query, zone: Option<&DesiredZone>, live: &dyn LiveView) -> Option<FlowRecord> {
+    live.flow(&FlowKey {
+        protocol: translated(query.protocol)?,
+        inside: SocketAddr::new(query.source, query.source_port?),
+        origin: SocketAddr::new(query.destination, query.destination_port),
+        realm: zone.filter(|zone| zone.realm).map(|zone| zone.number),
+    })
+}
+
+/// What is decided before the pool is looked at.
+fn before_pool(desired: &Desired, zone: &DesiredZone, query: &Query) -> Option<Outcome> {
+    let name = &zone.name;
+    if !zone.enabled {
+        return Some(default_egress(format!(
+            "zone {name} is not enabled (ZONE-1)"
+        )));
+    }
+    if desired.is_exempt(query.destination, query.destination_port) {
+        return Some(default_egress("the destination is exempt (POLICY-7)"));
+    }
+    let switched_off = match query.protocol {
+        Traffic::Tcp => !zone.egress_tcp,
+        Traffic::Udp => !zone.egress_udp,
+        Traffic::Icmp => {
+            return Some(match desired.exempt.icmp_queries {
+                IcmpQueries::Default => default_egress("ICMP queries are exempt (POLICY-7)"),
+                IcmpQueries::Drop => refused(Reason::PingDropped),
+            });
+        }
+    };
+    if switched_off {
+        return Some(default_egress(format!(
+            "the account of zone {name} has this protocol switched off (POLICY-6)"
+        )));
+    }
+    if query.destination.is_multicast() || query.destination == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        return Some(refused(Reason::Multicast));
+    }
+    if query.destination.is_ipv6() {
+        return Some(refused(Reason::Ipv6));
+    }
+    None
+}
+
+fn default_egress(text: impl Into<String>) -> Outcome {
+    Outcome::DefaultEgress { text: text.into() }
+}
+
+fn refused(reason: Reason) -> Outcome {
+    Outcome::Refused {
+        reason: reason.label().into(),
+        text: reason.text().into(),
+    }
+}
+
+fn ordered<'a>(
+    candidates: &'a [Candidate],
+    order: Option<&[Ipv4Addr]>,
+) -> impl Iterator<Item = &'a Candidate> {
+    let place = |candidate: &&Candidate| {
+        order.and_then(|order| {
+            order
+                .iter()
+                .position(|address| *address == candidate.address)
+        })
+    };
+    let mut sorted: Vec<&Candidate> = candidates.iter().collect();
+    // Stable: what the order does not name stays in the file's order, at the end.
+    sorted.sort_by_key(|candidate| place(candidate).unwrap_or(usize::MAX));
+    sorted.into_iter()
+}
+
+fn judge(candidate: &Candidate, active: Option<u64>) -> CandidateVerdict {
+    let verdict = if candidate.draining {
+        Verdict::Draining
+    } else if active.is_some_and(|active| active >= u64::from(candidate.cap)) {
+        Verdict::Full
+    } else {
+        Verdict::Free
+    };
+    CandidateVerdict {
+        egress_ip: candidate.address,
+        active,
+        capacity: candidate.cap,
+        draining: candidate.draining,
+        verdict,
+    }
+}
+
+fn admit(candidates: &[CandidateVerdict]) -> Outcome {
+    if let Some(free) = candidates
+        .iter()
+        .find(|candidate| candidate.verdict == Verdict::Free)
+    {
+        Outcome::Admitted {
+            egress_ip: free.egress_ip,
+        }
+    } else if candidates
+        .iter()
+        .any(|candidate| candidate.verdict == Verdict::Full)
+    {
+        refused(Reason::CapReached)
+    } else {
+        refused(Reason::NoAddress)
+    }
+}
+
+/// Every rule that the packet meets, the deciding one first: mark, then cgroup, then interface, then the longest
+/// source prefix (ZONE-3); within marks the longest mask, within cgroups the deepest path.
+fn matching<'d>(desired: &'d Desired, query: &Query) -> Vec<(&'d DesiredZone, Rule)> {
+    let mut found = Vec::new();
+    for zone in &desired.zones {
+        let selectors = &zone.selectors;
+        let mut add = |class: u8, weight: usize, by: &str, selector: String| {
+            let rule = Rule {
+                by: by.into(),
+                selector,
+                zone: zone.name.clone(),
+            };
+            found.push((class, std::cmp::Reverse(weight), zone, rule));
+        };
+        for mark in selectors
+            .marks
+            .iter()
+            .filter(|mark| query.mark & mark.mask == mark.value)
+        {
+            add(
+                0,
+                mark.mask.count_ones() as usize,
+                "mark",
+                format!("{:#x}/{:#x}", mark.value, mark.mask),
+            );
+        }
+        if let Some(cgroup) = &query.cgroup {
+            for path in selectors.cgroups.iter().filter(|path| below(cgroup, path)) {
+                add(1, path.split('/').count(), "cgroup", path.clone());
+            }
+        }
+        if let Some(interface) = &query.interface {
+            for name in selectors
+                .interfaces
+                .iter()
+                .filter(|name| *name == interface)
+            {
+                add(2, 0, "interface", name.clone());
+            }
+        }
+        for net in selectors
+            .sources
+            .iter()
+            .filter(|net: &&IpNet| net.contains(&query.source))
+        {
+            add(3, usize::from(net.prefix_len()), "source", net.to_string());
+        }
+    }
+    found.sort_by_key(|(class, weight, ..)| (*class, *weight));
+    found
+        .into_iter()
+        .map(|(_, _, zone, rule)| (zone, rule))
+        .collect()
+}
+
+/// Whether `path` is `around` or below it.
+fn below(path: &str, around: &str) -> bool {
+    path.trim_matches('/')
+        .strip_prefix(around)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests;

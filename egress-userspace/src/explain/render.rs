@@ -1,0 +1,106 @@
+//! An explanation for people.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Explanation, Outcome, Query, Rule, Traffic, Verdict};
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        })
+    }
+}
+
+fn endpoint(address: IpAddr, port: Option<u16>) -> String {
+    port.map_or_else(
+        || address.to_string(),
+        |port| SocketAddr::new(address, port).to_string(),
+    )
+}
+
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = (self.protocol != Traffic::Icmp).then_some(self.destination_port);
+        write!(
+            f,
+            "{} {} -> {}",
+            self.protocol,
+            endpoint(self.source, self.source_port),
+            endpoint(self.destination, port)
+        )?;
+        if self.mark != 0 {
+            write!(f, ", mark {:#x}", self.mark)?;
+        }
+        if let Some(interface) = &self.interface {
+            write!(f, ", entering by {interface}")?;
+        }
+        if let Some(cgroup) = &self.cgroup {
+            write!(f, ", of cgroup {cgroup}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} selects zone {}",
+            self.by, self.selector, self.zone
+        )
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "packet      {}", self.query)?;
+        match &self.rule {
+            Some(rule) => writeln!(f, "rule        {rule}")?,
+            None => writeln!(f, "rule        none")?,
+        }
+        for rule in &self.also_matching {
+            writeln!(f, "            ({rule} too, but comes later)")?;
+        }
+        writeln!(f, "zone        {}", self.zone.as_deref().unwrap_or("none"))?;
+        writeln!(f, "pool        {}", self.pool.as_deref().unwrap_or("none"))?;
+        for (at, candidate) in self.candidates.iter().enumerate() {
+            let label = if at == 0 { "candidates" } else { "" };
+            let active = candidate
+                .active
+                .map_or_else(|| "?".to_owned(), |active| active.to_string());
+            let verdict = match candidate.verdict {
+                Verdict::Free => "free",
+                Verdict::Full => "full",
+                Verdict::Draining => "draining",
+            };
+            writeln!(
+                f,
+                "{label:<12}{:<15} {active}/{} connections to this origin, {verdict}",
+                candidate.egress_ip.to_string(),
+                candidate.capacity
+            )?;
+        }
+        if let Some(path) = &self.path {
+            writeln!(f, "path        {path}")?;
+        }
+        write!(f, "outcome     ")?;
+        match &self.outcome {
+            Outcome::LiveFlow { flow } => {
+                write!(
+                    f,
+                    "live flow ({}): leaves as {} of pool {}",
+                    flow.state, flow.egress, flow.pool
+                )
+            }
+            Outcome::Admitted { egress_ip } => {
+                write!(f, "admitted: a new connection leaves as {egress_ip}")
+            }
+            Outcome::Refused { reason, text } => write!(f, "refused: {reason}: {text}"),
+            Outcome::DefaultEgress { text } => write!(f, "default egress: {text}"),
+        }
+    }
+}
