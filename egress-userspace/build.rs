@@ -13,7 +13,7 @@ use std::{
     env,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -38,7 +38,18 @@ const SOURCES: [&str; 10] = [
     "egress-userspace/src",
 ];
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    // Just the message: what to do is not to drown in a backtrace.
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<()> {
     let workspace = PathBuf::from(var("CARGO_MANIFEST_DIR")?)
         .parent()
         .context("this crate is not inside its workspace")?

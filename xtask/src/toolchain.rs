@@ -183,15 +183,14 @@ fn set_up() -> Result<Compiler> {
         Ok(compiler) => return Ok(compiler),
         Err(error) => error,
     };
+    eprintln!("xtask: no compiler from the distribution's packages: {debian:#}");
     let nightly = match set_up_nightly() {
         Ok(compiler) => return Ok(compiler),
         Err(error) => error,
     };
     bail!(
-        "no Rust compiler here can compile the kernel programs, and none could be set up.\n\
-         - with the distribution's packages: {debian:#}\n\
-         - with rustup: {nightly:#}\n\
-         Make one of the two work and repeat."
+        "no compiler from rustup either: {nightly:#}\nOne of the two is needed for the kernel programs: make it \
+         work and repeat"
     )
 }
 
@@ -208,7 +207,7 @@ fn set_up_debian() -> Result<Compiler> {
     );
     packages::install(
         &DEBIAN_PACKAGES,
-        "compiling the kernel programs; your own Rust toolchain stays as it is",
+        "compiling the kernel programs, beside your own Rust toolchain",
     )?;
     find()
         .context("the packages are installed, yet no compiler with `core` for the kernel is found")
@@ -220,16 +219,28 @@ fn set_up_nightly() -> Result<Compiler> {
         "xtask: installing rustup's nightly with rust-src (for compiling the kernel programs; this route is \
          untested)"
     );
+    // A nightly that is there stays the one it is: it may be of use for something else.
+    let arguments: &[&str] =
+        if print(&rustup, &["which", "--toolchain", "nightly", "rustc"]).is_some() {
+            &["component", "add", "--toolchain", "nightly", "rust-src"]
+        } else {
+            &[
+                "toolchain",
+                "install",
+                "nightly",
+                "--no-self-update",
+                "--profile",
+                "minimal",
+                "--component",
+                "rust-src",
+            ]
+        };
     let status = Command::new(rustup)
-        .args(["toolchain", "install", "nightly", "--profile", "minimal"])
-        .args(["--no-self-update", "--component", "rust-src"])
+        .args(arguments)
         .stdout(Stdio::null())
         .status()
         .context("cannot run rustup")?;
-    ensure!(
-        status.success(),
-        "`rustup toolchain install nightly --profile minimal --component rust-src` failed"
-    );
+    ensure!(status.success(), "`rustup {}` failed", arguments.join(" "));
     find_nightly().context("nightly is installed, yet it has no source of `core`")
 }
 
