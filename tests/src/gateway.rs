@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
 };
@@ -47,21 +47,16 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Writes the configuration and starts the daemon; returns when it is ready.
-    ///
-    /// # Errors
-    /// When it does not become ready; the message ends with its log.
-    pub fn start(lab: &Lab, server: &Server, resources: &Resources) -> Result<Self> {
-        let mut gateway = Self::prepare(lab, server, resources)?;
-        gateway.restart()?;
-        Ok(gateway)
-    }
-
     /// Writes the configuration without starting anything.
     ///
     /// # Errors
-    /// When there is no daemon to run or a file cannot be written.
-    pub fn prepare(lab: &Lab, server: &Server, resources: &Resources) -> Result<Self> {
+    /// When a file cannot be written.
+    pub fn prepare(
+        lab: &Lab,
+        binary: &Path,
+        server: &Server,
+        resources: &Resources,
+    ) -> Result<Self> {
         let files = Files {
             directory: lab.directory(),
             pin: lab.pin(),
@@ -70,7 +65,7 @@ impl Gateway {
         files.write_resources(resources)?;
         Ok(Self {
             namespace: lab.node(standard::GATEWAY),
-            binary: binary()?,
+            binary: binary.to_owned(),
             files,
             child: None,
             starts: 0,
@@ -86,7 +81,7 @@ impl Gateway {
 
     /// The directory of the pins.
     #[must_use]
-    pub fn pin(&self) -> &std::path::Path {
+    pub fn pin(&self) -> &Path {
         &self.files.pin
     }
 
@@ -327,24 +322,29 @@ impl Drop for Gateway {
     }
 }
 
-/// The daemon to run.
+/// The daemon that `EGRESS_BIN` names, or the release build beside this program's directory.
 ///
 /// # Errors
 /// When it has not been built.
 pub fn binary() -> Result<PathBuf> {
-    let path = env::var_os(BINARY_VARIABLE).map_or_else(
-        || {
-            let target = env::var_os("CARGO_TARGET_DIR").map_or_else(
-                || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"),
-                PathBuf::from,
-            );
-            target.join("release/egress")
-        },
-        PathBuf::from,
-    );
+    if let Some(path) = env::var_os(BINARY_VARIABLE) {
+        return existing(PathBuf::from(path));
+    }
+    // target/debug/deps/TEST and target/debug/xtask both have target above them.
+    let this = env::current_exe()?;
+    let built = this
+        .ancestors()
+        .map(|directory| directory.join("release/egress"))
+        .find(|path| path.exists());
+    built.with_context(|| {
+        format!("the daemon is not built: cargo xtask build, or set {BINARY_VARIABLE}")
+    })
+}
+
+fn existing(path: PathBuf) -> Result<PathBuf> {
     ensure!(
         path.exists(),
-        "there is no daemon at {}: cargo xtask build, or set {BINARY_VARIABLE}",
+        "{BINARY_VARIABLE} names {}, which does not exist",
         path.display()
     );
     Ok(path)

@@ -18,6 +18,7 @@
 //! | [`packet`], [`capture`], [`pcap`] | what was on the wire |
 //! | [`leak`] | SAFE-1: no packet with a foreign source |
 //! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
+//! | [`site`] | the standard network with origins and daemon |
 //! | [`cgroup`] | running a command in a cgroup of its own |
 //! | [`seed`] | random numbers that can be repeated |
 //! | [`needs`] | what a machine must have, or the test says `SKIPPED` |
@@ -41,6 +42,7 @@ pub mod pattern;
 pub mod pcap;
 pub mod registry;
 pub mod seed;
+pub mod site;
 pub mod standard;
 pub mod topology;
 pub mod wait;

@@ -152,7 +152,7 @@ impl fmt::Display for Packet {
                 write!(out, "UDP {source}:{from} > {destination}:{to}")?;
             }
             Transport::Icmp { kind, code } => {
-                write!(out, "ICMP {source} > {destination} {kind}/{code}")?
+                write!(out, "ICMP {source} > {destination} {kind}/{code}")?;
             }
             Transport::Other => write!(out, "protocol {} {source} > {destination}", self.protocol)?,
         }

@@ -93,7 +93,7 @@ impl Topology {
     #[must_use]
     pub fn sysctl(self, node: &str, name: &str, value: &str) -> Self {
         self.at(node, |node| {
-            node.sysctls.push((name.to_owned(), value.to_owned()))
+            node.sysctls.push((name.to_owned(), value.to_owned()));
         })
     }
 

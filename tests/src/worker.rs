@@ -6,7 +6,10 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::{
+        OnceLock,
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,8 +23,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::wait;
 
-/// Where the helpers are looked for before anywhere else.
-const DIRECTORY_VARIABLE: &str = "EGRESS_LAB_HELPERS";
+/// Where the helpers are looked for before anywhere else, see [`use_helpers`].
+static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 /// How long a helper has to start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long a helper has to end by itself once its input has ended.
@@ -175,13 +178,19 @@ impl Drop for Worker {
     }
 }
 
-/// The path of a helper: in `EGRESS_LAB_HELPERS`, beside this program, or a directory above it (tests).
+/// Takes the helpers from a directory; the first call holds.
+pub fn use_helpers(directory: PathBuf) {
+    // A second call changes nothing, as promised.
+    let _ = DIRECTORY.set(directory);
+}
+
+/// The path of a helper: where [`use_helpers`] says, beside this program, or a directory above it (tests).
 ///
 /// # Errors
 /// When it has not been built.
 pub fn helper(name: &str) -> Result<PathBuf> {
     let this = env::current_exe()?;
-    let named = env::var_os(DIRECTORY_VARIABLE).map(PathBuf::from);
+    let named = DIRECTORY.get().cloned();
     let places = named
         .into_iter()
         .chain(this.ancestors().skip(1).take(2).map(PathBuf::from));

@@ -1,0 +1,187 @@
+//! A whole site: the standard network, both origins, and the real daemon on the gateway.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    client::{Clients, Options as ClientOptions, Outcome},
+    config::{Resources, Server},
+    gateway::{self, Gateway},
+    lab::Lab,
+    leak::{LeakCheck, Rules},
+    netns::Namespace,
+    origin::{self, Origin},
+    standard::{self, A, B, GATEWAY, Kind, NET, Options, POOL, UPLINK},
+    wait,
+};
+
+/// How long an attempt to connect may take before it counts as unanswered.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a site is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The network.
+    pub network: Options,
+    /// `egress.toml`.
+    pub server: Server,
+    /// `resources.toml`.
+    pub resources: Resources,
+    /// The daemon, if not the one that [`crate::gateway::binary`] finds.
+    pub binary: Option<PathBuf>,
+}
+
+/// A site that stands. Its parts go in the order in which they are declared.
+#[derive(Debug)]
+pub struct Site {
+    /// The daemon.
+    pub gateway: Gateway,
+    /// Origin A.
+    pub a: Origin,
+    /// Origin B.
+    pub b: Origin,
+    /// The network.
+    pub lab: Lab,
+    /// What is between gateway and origins.
+    pub kind: Kind,
+}
+
+impl Site {
+    /// Sets everything up; the daemon is ready when this returns.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn start(plan: &Plan) -> Result<Self> {
+        let mut site = Self::prepare(plan)?;
+        site.gateway.restart()?;
+        Ok(site)
+    }
+
+    /// Sets everything up but does not start the daemon.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn prepare(plan: &Plan) -> Result<Self> {
+        let kind = plan.network.kind;
+        let lab = Lab::up(&standard::topology(&plan.network))?;
+        let binary = plan.binary.clone().map_or_else(gateway::binary, Ok)?;
+        let gateway = Gateway::prepare(&lab, &binary, &plan.server, &plan.resources)?;
+        let start = |node| Origin::start(&lab.node(node), &kind.addresses(node), origin::PROCESSES);
+        Ok(Self {
+            gateway,
+            a: start(A)?,
+            b: start(B)?,
+            lab,
+            kind,
+        })
+    }
+
+    /// A port of origin A.
+    #[must_use]
+    pub fn at_a(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.kind.origin(A).into(), port)
+    }
+
+    /// A port of origin B.
+    #[must_use]
+    pub fn at_b(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.kind.origin(B).into(), port)
+    }
+
+    /// The namespace of a node.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Namespace {
+        self.lab.node(name)
+    }
+
+    /// Client processes on a node.
+    ///
+    /// # Errors
+    /// When they do not start.
+    pub fn clients(&self, node: &str, processes: usize) -> Result<Clients> {
+        Clients::start(&self.node(node), processes, &ClientOptions::default())
+    }
+
+    /// Begins to watch what leaves by the uplink; only the pool's addresses are allowed.
+    ///
+    /// # Errors
+    /// When the capture does not start.
+    pub fn watch(&self) -> Result<LeakCheck> {
+        self.watch_for(Rules::new().allow(POOL))
+    }
+
+    /// Begins to watch what leaves by the uplink, with rules of the test's own.
+    ///
+    /// # Errors
+    /// When the capture does not start.
+    pub fn watch_for(&self, rules: Rules) -> Result<LeakCheck> {
+        LeakCheck::start(&self.node(NET), UPLINK, rules)
+    }
+
+    /// What the web server at `origin` says about where a request of `curl` on `node` came from.
+    ///
+    /// # Errors
+    /// When `curl` gets no answer.
+    pub fn curl(&self, node: &str, origin: SocketAddr) -> Result<String> {
+        let url = format!("http://{origin}/ip");
+        let answer = self.lab.exec(
+            node,
+            &["curl", "--silent", "--show-error", "--max-time", "5", &url],
+        )?;
+        Ok(answer.trim().to_owned())
+    }
+
+    /// The sum of `active` over all entries of `egress origins --json` for an origin.
+    ///
+    /// # Errors
+    /// When the command fails or prints something else.
+    pub fn active(&self, origin: SocketAddr, protocol: &str) -> Result<u64> {
+        let list = self.gateway.json(&["origins"])?;
+        let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(entries
+            .iter()
+            .filter(|entry| entry["origin"] == origin.to_string() && entry["protocol"] == protocol)
+            .filter_map(|entry| entry["active"].as_u64())
+            .sum())
+    }
+
+    /// Waits until the count of an origin is `expected`.
+    ///
+    /// # Errors
+    /// When it is another one after `limit`.
+    pub fn wait_active(
+        &self,
+        origin: SocketAddr,
+        protocol: &str,
+        expected: u64,
+        limit: Duration,
+    ) -> Result<()> {
+        let mut last = None;
+        let reached = wait::until_true(
+            &format!("{expected} active {protocol} connections to {origin}"),
+            limit,
+            || {
+                let now = self.active(origin, protocol)?;
+                last = Some(now);
+                Ok(now == expected)
+            },
+        );
+        reached.map_err(|error| error.context(format!("the last count was {last:?}")))
+    }
+}
+
+/// Checks that every attempt of an outcome succeeded.
+///
+/// # Errors
+/// When one did not.
+pub fn all_succeeded(outcome: &Outcome, expected: usize) -> Result<()> {
+    ensure!(
+        outcome.succeeded == expected,
+        "expected {expected} to succeed: {outcome:?}"
+    );
+    Ok(())
+}
+
+/// The gateway's own namespace, for clients that run on the host itself.
+pub const HOST: &str = GATEWAY;
