@@ -31,6 +31,13 @@ pub fn pseudo_v4(source: [u8; 4], destination: [u8; 4], protocol: u8, length: u1
     sum(&source) + sum(&destination) + protocol as u32 + length as u32
 }
 
+/// A header checksum after an IPv4 address in the header was replaced (RFC 1624, equation 3).
+#[inline(always)]
+pub fn replaced(checksum: u16, from: [u8; 4], to: [u8; 4]) -> u16 {
+    let [f0, f1, f2, f3] = from;
+    !fold(!checksum as u32 + sum(&[!f0, !f1, !f2, !f3]) + sum(&to))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +64,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn replacing_an_address_equals_summing_anew(mut header: [u8; 20], to: [u8; 4]) {
+            header[0] = 0x45; // never all zero
+            header[10..12].fill(0);
+            let check = !oracle(&header);
+            let from = [header[12], header[13], header[14], header[15]];
+            header[12..16].copy_from_slice(&to);
+            prop_assert_eq!(replaced(check, from, to), !oracle(&header));
+        }
+
         #[test]
         fn agrees_with_the_rfc(bytes: [u8; 20]) {
             prop_assert_eq!(fold(sum(&bytes)), oracle(&bytes));

@@ -104,7 +104,7 @@ pub fn reserve(word: &impl Word, generation: u32, cap: u32) -> Reservation {
 #[inline(always)]
 pub fn release(word: &impl Word, generation: u32) -> Option<u32> {
     let mut seen = word.load();
-    for _ in 0..ATTEMPTS * 8 {
+    for _ in 0..ATTEMPTS * 4 {
         let tally = Tally::from_bits(seen);
         if tally.generation != generation || tally.active == 0 {
             return None;
@@ -155,6 +155,8 @@ mod tests {
                                 highest.fetch_max(n, Ordering::SeqCst);
                                 assert!(release(&count, 3).is_some());
                             }
+                            // Not a refusal: the sender tries again.
+                            Reservation::Contended => {}
                             other => panic!("four threads never fill seven places: {other:?}"),
                         }
                     }

@@ -29,7 +29,9 @@ pub struct FlowKey<A> {
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Always zero.
-    pub pad: [u8; 3],
+    pub pad: u8,
+    /// Always zero.
+    pub pad2: u16,
     /// Which address space `inside` belongs to: see [`realm`].
     pub realm: u32,
 }
@@ -61,7 +63,9 @@ pub struct ReverseKey<A> {
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Always zero.
-    pub pad: [u8; 3],
+    pub pad: u8,
+    /// Always zero.
+    pub pad2: u16,
 }
 
 /// What a cap counts: one egress IP towards one origin and protocol (CAP-1).
@@ -90,7 +94,8 @@ impl<A: Address> FlowKey<A> {
             egress_port,
             origin_port: self.origin_port,
             protocol: self.protocol,
-            pad: [0; 3],
+            pad: 0,
+            pad2: 0,
         }
     }
 
@@ -112,7 +117,7 @@ impl<A: Address> FlowKey<A> {
 /// A hash element that is deleted may be reused for another key while a reader still holds a
 /// pointer to it, so an index never holds state: it holds a number and the generation the record
 /// must have.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reference {
     /// Element of the array that holds the record.

@@ -57,10 +57,10 @@ pub enum Fragment {
 /// An IPv4 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4 {
-    /// Where it starts.
-    pub offset: usize,
+    /// Where it starts. Small by type, so that the verifier needs no proof.
+    pub network_at: u16,
     /// Where the transport header starts.
-    pub transport: usize,
+    pub transport_at: u16,
     /// Length of header and payload, bytes.
     pub length: u32,
     /// Source address.
@@ -71,6 +71,32 @@ pub struct Ipv4 {
     pub protocol: u8,
     /// Whole, or which fragment.
     pub fragment: Fragment,
+}
+
+impl Ipv4 {
+    /// Where the header starts.
+    #[inline(always)]
+    pub const fn network(&self) -> usize {
+        self.network_at as usize
+    }
+
+    /// Where the transport header starts.
+    #[inline(always)]
+    pub const fn transport(&self) -> usize {
+        self.transport_at as usize
+    }
+
+    /// Length of the header, bytes.
+    #[inline(always)]
+    pub const fn header(&self) -> usize {
+        (self.transport_at.wrapping_sub(self.network_at) & 0x3c) as usize
+    }
+
+    /// Length of what follows the header, bytes.
+    #[inline(always)]
+    pub const fn payload(&self) -> u32 {
+        self.length.wrapping_sub(self.header() as u32)
+    }
 }
 
 /// Why a header is not one.
@@ -123,8 +149,8 @@ pub fn ipv4(packet: &(impl Bytes + ?Sized), offset: usize, total: u32) -> Result
     }
     let fragment = u16::from_be_bytes([frag0, frag1]);
     Ok(Ipv4 {
-        offset,
-        transport: offset + header_len,
+        network_at: offset as u16,
+        transport_at: (offset + header_len) as u16,
         length,
         source: [s0, s1, s2, s3],
         destination: [d0, d1, d2, d3],
@@ -272,45 +298,72 @@ pub struct Options {
     pub timestamp: Option<u32>,
 }
 
-/// Reads the options of a TCP header at `offset` whose length is `header` bytes.
-///
-/// Options that lie about their length end the list; nothing is an error.
-#[inline(always)]
-pub fn tcp_options(packet: &(impl Bytes + ?Sized), offset: usize, header: u8) -> Options {
-    let mut options = Options::default();
-    let mut at = TCP_MIN;
-    let end = (header & 0x3c) as usize;
-    for _ in 0..40 {
-        if at >= end || at > 59 {
-            break;
+/// Longest list of TCP options (RFC 9293, section 3.1).
+pub const OPTIONS_MAX: usize = 40;
+
+/// A walk along a list of TCP options, one option a step: bounded wherever it runs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OptionWalk {
+    /// Where the next option begins, from the start of the list.
+    pub at: u32,
+    /// Length of the list, at most [`OPTIONS_MAX`].
+    pub end: u32,
+    /// Found so far.
+    pub found: Options,
+}
+
+impl OptionWalk {
+    /// A walk along the options of a TCP header of `header` bytes.
+    #[inline(always)]
+    pub const fn new(header: u8) -> Self {
+        Self {
+            at: 0,
+            end: (header as u32).saturating_sub(TCP_MIN as u32) & 0x3f,
+            found: Options {
+                scale: None,
+                timestamp: None,
+            },
         }
-        let Some(kind) = packet.u8(offset + at) else {
-            break;
+    }
+
+    /// Reads the option at `at`; false at the end of the list.
+    ///
+    /// `list` are the options' bytes. Options that lie about their length end the list; nothing is
+    /// an error.
+    #[inline(always)]
+    pub fn step(&mut self, list: &(impl Bytes + ?Sized)) -> bool {
+        if self.at >= self.end || self.at >= OPTIONS_MAX as u32 {
+            return false;
+        }
+        let at = self.at as usize;
+        let Some(kind) = list.u8(at) else {
+            return false;
         };
         if kind == 0 {
-            break;
+            return false;
         }
         if kind == 1 {
-            at += 1;
-            continue;
+            self.at += 1;
+            return true;
         }
-        let Some(length) = packet.u8(offset + at + 1) else {
-            break;
+        let Some(length) = list.u8(at + 1) else {
+            return false;
         };
-        let length = (length & 0x3f) as usize;
-        if length < 2 || at + length > end {
-            break;
+        let length = length as u32;
+        if length < 2 || self.at + length > self.end {
+            return false;
         }
         if kind == 3 && length == 3 {
-            options.scale = packet
-                .u8(offset + at + 2)
+            self.found.scale = list
+                .u8(at + 2)
                 .map(|shift| if shift > 14 { 14 } else { shift });
         } else if kind == 8 && length == 10 {
-            options.timestamp = packet.u32(offset + at + 2);
+            self.found.timestamp = list.u32(at + 2);
         }
-        at += length;
+        self.at += length;
+        true
     }
-    options
 }
 
 /// The timestamp value of a segment whose options begin NOP, NOP, timestamp (RFC 7323, appendix A):
@@ -398,6 +451,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// All options of a TCP header, as the kernel walks them.
+    fn tcp_options(packet: &[u8], offset: usize, header: u8) -> Options {
+        let mut walk = OptionWalk::new(header);
+        let list = packet.get(offset + TCP_MIN..).unwrap_or(&[]);
+        while walk.step(list) {}
+        walk.found
+    }
+
     fn syn() -> Vec<u8> {
         let mut frame = vec![0u8; ETHERNET];
         frame[12..14].copy_from_slice(&[0x08, 0x00]);
@@ -426,13 +487,13 @@ mod tests {
         );
         let ip = ipv4(frame.as_slice(), net.offset, frame.len() as u32).unwrap();
         assert_eq!(
-            (ip.transport, ip.protocol, ip.fragment),
+            (ip.transport(), ip.protocol, ip.fragment),
             (34, TCP, Fragment::Whole)
         );
-        let segment = tcp(frame.as_slice(), ip.transport, ip.length - 20).unwrap();
+        let segment = tcp(frame.as_slice(), ip.transport(), ip.payload()).unwrap();
         assert!(segment.opens());
         assert_eq!(segment.length(), 1);
-        let options = tcp_options(frame.as_slice(), ip.transport, segment.header);
+        let options = tcp_options(frame.as_slice(), ip.transport(), segment.header);
         assert_eq!(
             options,
             Options {
@@ -440,7 +501,7 @@ mod tests {
                 timestamp: Some(77)
             }
         );
-        assert_eq!(ports(frame.as_slice(), ip.transport), Ok((40_000, 443)));
+        assert_eq!(ports(frame.as_slice(), ip.transport()), Ok((40_000, 443)));
     }
 
     proptest! {
@@ -458,12 +519,12 @@ mod tests {
             if let Some(net) = ethernet(bytes)
                 && let Ok(ip) = ipv4(bytes, net.offset, bytes.len() as u32)
             {
-                prop_assert!(ip.transport <= bytes.len() || ip.length as usize <= bytes.len());
-                let rest = ip.length - (ip.transport - ip.offset) as u32;
-                if let Ok(segment) = tcp(bytes, ip.transport, rest) {
-                    let _ = tcp_options(bytes, ip.transport, segment.header);
+                prop_assert!(ip.length as usize <= bytes.len());
+                let rest = ip.payload();
+                if let Ok(segment) = tcp(bytes, ip.transport(), rest) {
+                    let _ = tcp_options(bytes, ip.transport(), segment.header);
                 }
-                let _ = udp(bytes, ip.transport, rest);
+                let _ = udp(bytes, ip.transport(), rest);
             }
             let _ = ipv6(bytes, 14);
         }

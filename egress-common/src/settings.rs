@@ -44,8 +44,12 @@ pub struct Settings {
     pub cgroup_levels: u32,
     /// 1 if egress IPs answer ARP on the uplink.
     pub answer_arp: u32,
-    /// 1 if any destination or resolver is exempt.
+    /// Number of exempt destinations and resolvers.
     pub exempt: u32,
+    /// Number of interface selectors.
+    pub interfaces: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// Time-outs in nanoseconds (NAT-7, CAP-7).

@@ -1,1 +1,98 @@
-fn main() {}
+//! The data plane: what happens to a packet, decided in the kernel from maps alone.
+//!
+//! One file a step, in the order a new connection meets them:
+//!
+//! | hook (below) | steps |
+//! |---|---|
+//! | tc ingress of an inside interface | [`inside`]: decide the zone, write it into the mark |
+//! | tc egress of the uplink | [`uplink`]: find the flow ([`flow`]); else [`classify`], [`allocate`] (with [`count`]), [`translate`] or [`refuse`] |
+//! | tc egress of the uplink, last | [`guard`]: nothing of a bound zone passes that [`uplink`] has not seen |
+//! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, or drop; [`arp`] |
+//! | a timer | [`sweep`]: end idle flows, free what ended |
+//!
+//! The daemon fills the maps ([`maps`]) and may die at any time.
+#![no_std]
+#![no_main]
+#![allow(
+    internal_features,
+    reason = "atomic read-modify-write exists on this target only as an intrinsic"
+)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "a binary whose modules are not anyone's interface; programs are exported by symbol"
+)]
+#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch)]
+
+mod allocate;
+mod arp;
+mod classify;
+mod count;
+mod family;
+mod flow;
+mod frame;
+mod globals;
+mod guard;
+mod inside;
+mod maps;
+mod options;
+mod outgoing;
+mod refuse;
+mod reply;
+mod report;
+mod slots;
+mod sweep;
+mod translate;
+mod uplink;
+mod verdict;
+mod word;
+
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+
+/// Traffic to be forwarded enters.
+#[classifier]
+pub fn inside_ingress(ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    inside::run(&ctx)
+}
+
+/// Everything that leaves by the uplink.
+#[classifier]
+pub fn uplink_egress(ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    uplink::run(&ctx)
+}
+
+/// Everything that leaves by the uplink, after [`uplink_egress`].
+#[classifier]
+pub fn uplink_guard(ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    guard::run(&ctx)
+}
+
+/// Everything that arrives on the uplink.
+#[classifier]
+pub fn uplink_ingress(ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    reply::run(&ctx)
+}
+
+/// Never attached: the daemon runs it once after each load, so that the timer calls this load's
+/// sweep.
+#[classifier]
+pub fn arm(_ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    sweep::arm()
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing here can panic: a program that could would not pass the verifier.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

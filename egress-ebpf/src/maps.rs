@@ -1,6 +1,8 @@
 //! Every map of the data plane. The daemon pins each under its name and sizes it at load time; the
 //! sizes here are the defaults. Meanings and layouts are in `egress_common`.
 
+use crate::allocate::Open;
+use crate::refuse::Quote;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -96,3 +98,19 @@ pub static REASONS: PerCpuArray<Counter, { Reason::COUNT }> = PerCpuArray::new()
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 #[btf_map]
 pub static REPLIES: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+
+/// What one new flow needs between the callbacks of its allocation; not pinned.
+#[btf_map]
+pub static SCRATCH_OPEN4: PerCpuArray<Open<V4>, 1> = PerCpuArray::new();
+/// A quoted packet for an ICMP error; not pinned.
+#[btf_map]
+pub static SCRATCH_QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();
+/// One tick of the sweep; not pinned.
+#[btf_map]
+pub static SCRATCH_SWEEP: PerCpuArray<crate::sweep::Scratch, 1> = PerCpuArray::new();
+/// One packet between the steps of the uplink's program; not pinned.
+#[btf_map]
+pub static SCRATCH_OUTGOING: PerCpuArray<crate::outgoing::Outgoing, 1> = PerCpuArray::new();
+/// A list of TCP options; not pinned.
+#[btf_map]
+pub static SCRATCH_OPTIONS: PerCpuArray<crate::options::List, 1> = PerCpuArray::new();

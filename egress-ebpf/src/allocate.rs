@@ -1,0 +1,453 @@
+//! Admitting a new flow: an egress IP with a free place, and a free source port on it.
+//!
+//! The order is fixed by what must never happen. A place is taken below the cap before a port is
+//! looked for; inserting the reverse entry with "no exist" is the reservation of the port; the slot
+//! becomes visible before the flow entry is inserted. Whatever fails half-way gives back what it
+//! took. The steps communicate through a per-CPU scratch record, because callbacks of `bpf_loop`
+//! share no stack.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
+use aya_ebpf::helpers::bpf_loop;
+use aya_ebpf::programs::TcContext;
+use egress_common::family::{Address as _, V4};
+use egress_common::key::{FlowKey, Reference, TCP};
+use egress_common::port::{PROBES, Sequence, owns};
+use egress_common::reason::Reason;
+use egress_common::settings::{
+    Candidate, MAX_CANDIDATES, MAX_POOLS, MAX_TRIED, Pool, candidate_flag,
+};
+use egress_common::slot::{Slot, SlotWord, State, advance, flag};
+use egress_common::tcp;
+
+use crate::classify::Configuration;
+use crate::count::{self, EEXIST};
+use crate::family::Family;
+use crate::flow;
+use crate::maps::{POOLS, SCRATCH_OPEN4, SECRET};
+use crate::outgoing::{Outgoing, next};
+use crate::report;
+use crate::slots;
+use crate::verdict;
+
+/// Probes that look for a port nobody uses before a resting one is taken early.
+const FRESH_PROBES: u32 = 4;
+
+/// How far the allocation got.
+#[repr(C)]
+pub struct Open<A> {
+    key: FlowKey<A>,
+    candidate: Candidate<A>,
+    mine: Reference,
+    place: Reference,
+    sequence: Sequence,
+    now: u64,
+    version: u32,
+    /// First candidate of the pool, and how many there are.
+    first: u32,
+    candidates: u32,
+    /// Where among the candidates to begin (CAP-9).
+    start: u32,
+    /// The SYN's sequence number and timestamp.
+    syn: u32,
+    timestamp: u32,
+    has_timestamp: u32,
+    /// [`Reason`] of the last failure.
+    reason: u32,
+    /// Set when a port is ours.
+    port: u16,
+    /// The longest resting port met, when `oldest` is not 0.
+    oldest_port: u16,
+    pad: u32,
+    oldest: Reference,
+    oldest_since: u64,
+    /// First candidate that was full: its counter records the refusal.
+    full: A,
+    was_full: u32,
+    pad2: u32,
+}
+
+/// Families with a scratch record of their own.
+pub trait Scratch: Family {
+    fn scratch() -> Option<*mut Open<Self>>;
+}
+
+impl Scratch for V4 {
+    #[inline(always)]
+    fn scratch() -> Option<*mut Open<Self>> {
+        SCRATCH_OPEN4.get_ptr_mut(0)
+    }
+}
+
+/// Admits a flow or says why not.
+#[inline(never)]
+pub fn open(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+    match try_open(ctx, packet) {
+        Ok(index) => {
+            packet.slot = index;
+            next::LEAVE
+        }
+        // Not a refusal: the sender will try again, and find the place or the flow then.
+        Err(Reason::Contended) => report::drop(ctx, Reason::Contended),
+        Err(reason) => {
+            packet.reason = reason;
+            next::REFUSE
+        }
+    }
+}
+
+/// The slot of the new flow.
+#[inline(always)]
+fn try_open(ctx: &TcContext, packet: &Outgoing) -> Result<u32, Reason> {
+    let configuration = Configuration::now().ok_or(Reason::Blocked)?;
+    let open = V4::scratch().ok_or(Reason::TableFull)?;
+    let pool = pool(&configuration, packet.pool).ok_or(Reason::Blocked)?;
+    if pool.count == 0 {
+        return Err(Reason::NoAddress);
+    }
+    let (index, generation) = slots::obtain::<V4>().ok_or(Reason::TableFull)?;
+    let slot = V4::slot(index).ok_or(Reason::TableFull)?;
+    let now = slots::now();
+    prepare(open, &configuration, packet, pool, now);
+    // SAFETY: `open` is this CPU's own; the slot is ours while it is `Opening`.
+    unsafe {
+        (*open).mine = Reference { index, generation };
+        (*slot).last_seen = now;
+        (*slot).flow = packet.key;
+        (*slot).zone = packet.zone as u16;
+        (*slot).pool = packet.pool as u16;
+        (*slot).interface = verdict::ingress_interface(ctx);
+        (*slot).packets_out = 0;
+        (*slot).packets_in = 0;
+        (*slot).bytes_out = 0;
+        (*slot).bytes_in = 0;
+        (*slot).opened = now;
+        bpf_loop(
+            MAX_TRIED,
+            try_candidate::<V4> as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        );
+        if (*open).port == 0 {
+            slots::discard::<V4>(index);
+            if (*open).was_full != 0 {
+                count::refused(&packet.key.counted((*open).full));
+            }
+            return Err(reason((*open).reason));
+        }
+    }
+    publish(open, packet, slot, generation)
+}
+
+#[inline(always)]
+fn reason(number: u32) -> Reason {
+    match number {
+        0 => Reason::CapReached,
+        1 => Reason::NoPort,
+        2 => Reason::TableFull,
+        3 => Reason::OriginTableFull,
+        6 => Reason::Contended,
+        _ => Reason::NoAddress,
+    }
+}
+
+#[inline(always)]
+fn pool(configuration: &Configuration, number: u32) -> Option<Pool> {
+    if number == 0 || number >= MAX_POOLS {
+        return None;
+    }
+    POOLS
+        .get(configuration.version * MAX_POOLS + number)
+        .copied()
+}
+
+/// Fills the scratch record.
+#[inline(always)]
+fn prepare(
+    open: *mut Open<V4>,
+    configuration: &Configuration,
+    packet: &Outgoing,
+    pool: Pool,
+    now: u64,
+) {
+    let secret = SECRET.get(0).copied().unwrap_or_default();
+    let key = &packet.key;
+    let inside = key.inside.digest();
+    let ports =
+        (key.inside_port as u64) << 32 | (key.origin_port as u64) << 16 | key.protocol as u64;
+    // The fine clock: two flows with the same endpoints never share a sequence.
+    // SAFETY: a helper without preconditions.
+    let nonce = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
+    // One inside address always starts at the same egress IP (CAP-9).
+    let spread = egress_common::siphash::siphash(secret, [inside, key.realm as u64]) >> 32;
+    // SAFETY: this CPU's own record.
+    unsafe {
+        (*open).key = *key;
+        (*open).sequence = Sequence::new(secret, inside, key.origin.digest(), ports, nonce);
+        (*open).now = now;
+        (*open).version = configuration.version;
+        (*open).first = pool.first;
+        (*open).candidates = pool.count;
+        (*open).start = (spread * pool.count as u64 >> 32) as u32;
+        (*open).syn = packet.segment.sequence;
+        (*open).timestamp = packet.options.timestamp.unwrap_or(0);
+        (*open).has_timestamp = packet.options.timestamp.is_some() as u32;
+        (*open).reason = Reason::NoAddress as u32;
+        (*open).port = 0;
+        (*open).was_full = 0;
+    }
+}
+
+/// Tries one egress IP: a place below its cap, then a port. Ends the loop when both were found.
+unsafe extern "C" fn try_candidate<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
+    let Some(open) = A::scratch() else { return 1 };
+    // SAFETY: this CPU's own record, here and below.
+    let (candidates, start, first, version) = unsafe {
+        (
+            (*open).candidates,
+            (*open).start,
+            (*open).first,
+            (*open).version,
+        )
+    };
+    if nth >= candidates {
+        return 1;
+    }
+    let mut offset = start + nth;
+    if offset >= candidates {
+        offset -= candidates;
+    }
+    let index = first + offset;
+    if index >= MAX_CANDIDATES {
+        return 1;
+    }
+    let Some(candidate) = A::candidate((version & 1) * MAX_CANDIDATES + index) else {
+        return 1;
+    };
+    if candidate.flags & candidate_flag::DRAINING != 0
+        || candidate.slices == 0
+        || candidate.capacity == 0
+    {
+        return 0;
+    }
+    // SAFETY: as above.
+    unsafe {
+        let now = (*open).now;
+        let key = (*open).key.counted(candidate.address);
+        match count::reserve(&key, candidate.capacity, now) {
+            Ok(place) => {
+                (*open).candidate = candidate;
+                (*open).place = place;
+                (*open).oldest.generation = 0;
+                (*open).oldest_port = 0;
+                (*open).oldest_since = u64::MAX;
+                bpf_loop(
+                    PROBES + 1,
+                    try_port::<A> as *mut c_void,
+                    core::ptr::null_mut(),
+                    0,
+                );
+                if (*open).port == 0 && (*open).oldest_port != 0 {
+                    yield_oldest::<A>(open);
+                }
+                if (*open).port != 0 {
+                    return 1;
+                }
+                count::give_back::<A>(place, now);
+                (*open).reason = Reason::NoPort as u32;
+            }
+            Err(reason) => {
+                if reason as u32 == Reason::CapReached as u32 && (*open).was_full == 0 {
+                    (*open).was_full = 1;
+                    (*open).full = candidate.address;
+                }
+                (*open).reason = reason as u32;
+            }
+        }
+    }
+    0
+}
+
+/// Tries one source port: the client's own first, then random ones. Ends the loop on success.
+unsafe extern "C" fn try_port<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
+    let Some(open) = A::scratch() else { return 1 };
+    // SAFETY: this CPU's own record, here and below.
+    unsafe {
+        let slices = (*open).candidate.slices;
+        let port = if nth == 0 {
+            (*open).key.inside_port
+        } else {
+            (*open).sequence.next_port(slices)
+        };
+        if !owns(slices, port) {
+            return 0;
+        }
+        let key = (*open).key.reverse((*open).candidate.address, port);
+        let mine = (*open).mine;
+        match A::insert_reverse(&key, &mine, BPF_NOEXIST as u64) {
+            Ok(()) => {
+                (*open).port = port;
+                return 1;
+            }
+            Err(EEXIST) => {}
+            Err(_) => {
+                (*open).reason = Reason::TableFull as u32;
+                return 1;
+            }
+        }
+        let Some(holder) = flow::incoming::<A>(&key) else {
+            return 0;
+        };
+        if holder.word.state as u8 != State::Closed as u8 {
+            return 0;
+        }
+        let since = (*holder.slot).last_seen;
+        let timestamp = ((*open).has_timestamp != 0).then_some((*open).timestamp);
+        if (nth == 0 || nth > FRESH_PROBES)
+            && (*open).key.protocol == TCP
+            && tcp::reusable(holder.word, &(*holder.slot).out, (*open).syn, timestamp)
+        {
+            if take_over(open, holder.slot, holder.word, port) {
+                return 1;
+            }
+            return 0;
+        }
+        if since < (*open).oldest_since
+            && let Some(reference) = A::reverse(&key)
+        {
+            (*open).oldest = reference;
+            (*open).oldest_port = port;
+            (*open).oldest_since = since;
+        }
+        0
+    }
+}
+
+/// No free port was met: the longest resting one yields (CAP-8).
+#[inline(always)]
+unsafe fn yield_oldest<A: Scratch>(open: *mut Open<A>) {
+    // SAFETY: this CPU's own record; `linked` checks the slot.
+    unsafe {
+        let Some(holder) = flow::linked::<A>((*open).oldest) else {
+            return;
+        };
+        let port = (*open).oldest_port;
+        let key = (*open).key.reverse((*open).candidate.address, port);
+        if holder.word.state as u8 == State::Closed as u8 && (*holder.slot).reverse() == key {
+            take_over(open, holder.slot, holder.word, port);
+        }
+    }
+}
+
+/// Takes a resting port from its closed flow; true if it is ours now.
+#[inline(always)]
+unsafe fn take_over<A: Scratch>(
+    open: *mut Open<A>,
+    holder: *mut Slot<A>,
+    seen: SlotWord,
+    port: u16,
+) -> bool {
+    // SAFETY: live map values. The winner of the swap owns both entries of the closed flow: the
+    // flow entry is removed, the reverse entry is overwritten, so the port is never free between.
+    unsafe {
+        (*holder).last_seen = (*open).now;
+        if !advance(
+            &slots::word_of(holder),
+            seen,
+            seen.with_state(State::Unlinked),
+        ) {
+            return false;
+        }
+        let old = (*holder).flow;
+        A::remove_flow(&old);
+        let key = (*open).key.reverse((*open).candidate.address, port);
+        let mine = (*open).mine;
+        if A::insert_reverse(&key, &mine, BPF_EXIST as u64).is_err() {
+            A::remove_reverse(&key);
+            return false;
+        }
+        (*open).port = port;
+        true
+    }
+}
+
+/// Makes the slot visible and inserts the flow.
+#[inline(always)]
+fn publish(
+    open: *mut Open<V4>,
+    packet: &Outgoing,
+    slot: *mut Slot<V4>,
+    generation: u32,
+) -> Result<u32, Reason> {
+    let opening = SlotWord {
+        state: State::Opening,
+        scale: 0,
+        flags: 0,
+        generation,
+    };
+    // SAFETY: the slot is ours while it is `Opening`; the swap below orders these writes before it.
+    let (reference, place, now) = unsafe {
+        (*slot).egress = (*open).candidate.address;
+        (*slot).egress_port = (*open).port;
+        (*slot).count = (*open).place.index;
+        (*slot).count_generation = (*open).place.generation;
+        ((*open).mine, (*open).place, (*open).now)
+    };
+    let redirect = if packet.redirect { flag::REDIRECT } else { 0 };
+    let ready = if packet.key.protocol == TCP {
+        let (out, back, flags, scale) = tcp::opened(&packet.segment, &packet.options);
+        // SAFETY: as above.
+        unsafe {
+            (*slot).out = out;
+            (*slot).back = back;
+        }
+        SlotWord {
+            state: State::TcpHalfOpen,
+            scale,
+            flags: flags | redirect,
+            generation,
+        }
+    } else {
+        SlotWord {
+            state: State::UdpUnanswered,
+            scale: 0,
+            flags: redirect,
+            generation,
+        }
+    };
+    if !advance(&slots::word_of(slot), opening, ready) {
+        // Cannot be: nobody else may change an `Opening` slot.
+        return Err(Reason::Contended);
+    }
+    match V4::insert_flow(&packet.key, &reference, BPF_NOEXIST as u64) {
+        Ok(()) => {
+            count::admitted::<V4>(place);
+            Ok(reference.index)
+        }
+        Err(error) => {
+            // Another CPU admitted the same flow first, or the index is full: undo everything. The
+            // flow entry, if there is one, is the winner's.
+            // SAFETY: a live map value.
+            let reverse = unsafe {
+                (*slot).last_seen = now;
+                (*slot).reverse()
+            };
+            if advance(
+                &slots::word_of(slot),
+                ready,
+                ready.with_state(State::Unlinked),
+            ) {
+                V4::remove_reverse(&reverse);
+                count::give_back::<V4>(place, now);
+            }
+            if error == EEXIST {
+                // The winner's slot serves this packet too.
+                let winner = flow::outgoing(&packet.key).ok_or(Reason::Contended)?;
+                Ok(winner.index)
+            } else {
+                Err(Reason::TableFull)
+            }
+        }
+    }
+}

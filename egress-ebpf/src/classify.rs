@@ -1,0 +1,219 @@
+//! Which zone a packet belongs to (ZONE-2, ZONE-3): mark, then cgroup, then interface, then the
+//! longest source prefix.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::{bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id};
+use aya_ebpf::programs::TcContext;
+use egress_common::family::{V4, V6};
+use egress_common::settings::{
+    CgroupKey, InterfaceKey, MAX_MARKS, MAX_ZONES, Prefixed, Selected, Settings, VERSION_BITS,
+    Zone, role,
+};
+use egress_common::tag::Tag;
+
+use crate::maps::{
+    CGROUPS, DEVICES, EXEMPT4, EXEMPT6, INTERFACES, MARKS, SETTINGS, SOURCES4, SOURCES6, SWITCH,
+    ZONES,
+};
+use crate::verdict;
+
+/// The configuration that counts for this packet.
+#[derive(Clone, Copy)]
+pub struct Configuration {
+    pub version: u32,
+    settings: &'static Settings,
+}
+
+impl Configuration {
+    /// Reads the switch, once a packet.
+    #[inline(always)]
+    pub fn now() -> Option<Self> {
+        let version = SWITCH.get(0)?.version & 1;
+        let settings = SETTINGS.get(version)?;
+        Some(Self { version, settings })
+    }
+
+    #[inline(always)]
+    pub fn settings(&self) -> &Settings {
+        self.settings
+    }
+
+    /// The zone with this number.
+    #[inline(always)]
+    pub fn zone(&self, number: u32) -> Option<Zone> {
+        if number >= MAX_ZONES {
+            return None;
+        }
+        ZONES.get(self.version * MAX_ZONES + number).copied()
+    }
+}
+
+/// Deepest cgroup level that is looked at.
+const LEVELS: u32 = 16;
+
+/// Address families by which a zone can be selected.
+pub trait Selectable: Prefixed {
+    fn by_source(version: u32, source: Self) -> Option<u32>;
+    fn exempt(version: u32, destination: Self) -> bool;
+    /// The address the packet's socket is bound to, before netfilter changed the packet.
+    fn bound(ctx: &TcContext) -> Option<Self>;
+}
+
+#[inline(always)]
+fn number(selected: Option<&Selected>) -> Option<u32> {
+    selected.map(|selected| selected.zone)
+}
+
+impl Selectable for V4 {
+    #[inline(always)]
+    fn by_source(version: u32, source: Self) -> Option<u32> {
+        number(SOURCES4.get(&Key::new(VERSION_BITS + 32, Self::data(version, source))))
+    }
+    #[inline(always)]
+    fn exempt(version: u32, destination: Self) -> bool {
+        EXEMPT4
+            .get(&Key::new(
+                VERSION_BITS + 32,
+                Self::data(version, destination),
+            ))
+            .is_some()
+    }
+    #[inline(always)]
+    fn bound(ctx: &TcContext) -> Option<Self> {
+        // SAFETY: the helper takes what the kernel put there, null included after the check.
+        let address = unsafe {
+            let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
+            if sk.is_null() {
+                return None;
+            }
+            let sk = bpf_sk_fullsock(sk);
+            if sk.is_null() {
+                return None;
+            }
+            (*sk).src_ip4
+        };
+        (address != 0).then(|| address.to_ne_bytes())
+    }
+}
+
+impl Selectable for V6 {
+    #[inline(always)]
+    fn by_source(version: u32, source: Self) -> Option<u32> {
+        number(SOURCES6.get(&Key::new(VERSION_BITS + 128, Self::data(version, source))))
+    }
+    #[inline(always)]
+    fn exempt(version: u32, destination: Self) -> bool {
+        EXEMPT6
+            .get(&Key::new(
+                VERSION_BITS + 128,
+                Self::data(version, destination),
+            ))
+            .is_some()
+    }
+    #[inline(always)]
+    fn bound(_ctx: &TcContext) -> Option<Self> {
+        None
+    }
+}
+
+/// The zone of a packet that enters by an inside interface.
+#[inline(always)]
+pub fn entering<A: Selectable>(
+    configuration: &Configuration,
+    interface: u32,
+    source: A,
+) -> Option<u32> {
+    let version = configuration.version;
+    if configuration.settings().interfaces != 0
+        && let Some(zone) = number(
+            // SAFETY: four bytes that the daemon writes once.
+            unsafe { INTERFACES.get(InterfaceKey { version, interface }) },
+        )
+    {
+        return Some(zone);
+    }
+    A::by_source(version, source)
+}
+
+/// The zone of a packet that leaves by an uplink.
+#[inline(always)]
+pub fn leaving<A: Selectable>(
+    ctx: &TcContext,
+    configuration: &Configuration,
+    tag: Tag,
+    source: A,
+) -> Option<u32> {
+    let version = configuration.version;
+    let settings = configuration.settings();
+    if settings.marks != 0
+        && let Some(zone) = by_mark(version, settings.marks, verdict::mark(ctx))
+    {
+        return Some(zone);
+    }
+    if settings.cgroup_levels != 0
+        && let Some(zone) = by_cgroup(ctx, version, settings.cgroup_levels)
+    {
+        return Some(zone);
+    }
+    if let Tag::Zone(zone) = tag {
+        return Some(zone as u32);
+    }
+    let entered = verdict::ingress_interface(ctx);
+    if entered != 0
+        && let Some(device) = DEVICES.get_ptr(entered)
+        // SAFETY: a map value that the daemon replaces as a whole.
+        && unsafe { (*device).role } == role::INSIDE
+    {
+        // Decided where it entered: no zone. Its source may be rewritten by now.
+        return None;
+    }
+    if let Some(zone) = A::by_source(version, source) {
+        return Some(zone);
+    }
+    if entered == 0
+        && let Some(bound) = A::bound(ctx)
+        && bound != source
+    {
+        return A::by_source(version, bound);
+    }
+    None
+}
+
+#[inline(always)]
+fn by_mark(version: u32, marks: u32, mark: u32) -> Option<u32> {
+    for index in 0..MAX_MARKS {
+        if index >= marks {
+            break;
+        }
+        let selector = MARKS.get(version * MAX_MARKS + index)?;
+        if mark & selector.mask == selector.value {
+            return Some(selector.zone);
+        }
+    }
+    None
+}
+
+/// The deepest selected cgroup wins.
+#[inline(always)]
+fn by_cgroup(ctx: &TcContext, version: u32, levels: u32) -> Option<u32> {
+    for above in 0..LEVELS {
+        let level = LEVELS - above;
+        if levels >> level & 1 == 0 {
+            continue;
+        }
+        // SAFETY: the helper answers 0 where there is no socket or no such ancestor.
+        let cgroup = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, level as i32) };
+        if cgroup == 0 {
+            continue;
+        }
+        let key = CgroupKey {
+            version: version as u64,
+            cgroup,
+        };
+        // SAFETY: four bytes that the daemon writes once.
+        if let Some(zone) = number(unsafe { CGROUPS.get(key) }) {
+            return Some(zone);
+        }
+    }
+    None
+}

@@ -1,0 +1,194 @@
+//! Counters per (egress IP, origin, protocol): found or made, reserved, released.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use egress_common::count::{self, Reservation, Tally};
+use egress_common::free::Links;
+use egress_common::key::{OriginKey, Reference};
+use egress_common::reason::Reason;
+use egress_common::slot::Slot;
+use egress_common::word::Word;
+
+use crate::family::Family;
+use crate::slots;
+use crate::word::{self, MapWord};
+
+/// The counters' free-list links.
+struct CountLinks<A>(core::marker::PhantomData<A>);
+
+impl<A: Family> Links for CountLinks<A> {
+    #[inline(always)]
+    fn next(&self, index: u32) -> Option<u32> {
+        // SAFETY: a live map value.
+        A::counter(index).map(|count| unsafe { core::ptr::read_volatile(&raw const (*count).next) })
+    }
+    #[inline(always)]
+    fn set_next(&self, index: u32, next: u32) -> bool {
+        match A::counter(index) {
+            Some(count) => {
+                // SAFETY: a live map value.
+                unsafe { core::ptr::write_volatile(&raw mut (*count).next, next) };
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// The counter of a key, made if there is none.
+///
+/// # Errors
+/// `OriginTableFull`; `Contended` when another CPU is retiring this very record.
+#[inline(always)]
+fn obtain<A: Family>(key: &OriginKey<A>, now: u64) -> Result<Reference, Reason> {
+    if let Some(reference) = find(key) {
+        return Ok(reference);
+    }
+    let links = CountLinks::<A>(core::marker::PhantomData);
+    let index = slots::take(A::free_counts, &links).ok_or(Reason::OriginTableFull)?;
+    let counter = A::counter(index).ok_or(Reason::OriginTableFull)?;
+    // SAFETY: the record is ours: no index refers to this generation of it.
+    let reference = unsafe {
+        (*counter).key = *key;
+        (*counter).peak = 0;
+        (*counter).refused = 0;
+        (*counter).admitted = 0;
+        (*counter).idle_since = now;
+        Reference {
+            index,
+            generation: Tally::from_bits(MapWord::first_of(counter).load()).generation,
+        }
+    };
+    match A::insert_origin(key, &reference, BPF_NOEXIST as u64) {
+        Ok(()) => Ok(reference),
+        Err(error) => {
+            // SAFETY: still ours. A free record has no key: the sweep must not retire it.
+            unsafe { (*counter).key = OriginKey::default() };
+            slots::give(A::free_counts, &links, index);
+            if error == EEXIST {
+                find(key).ok_or(Reason::Contended)
+            } else {
+                Err(Reason::OriginTableFull)
+            }
+        }
+    }
+}
+
+/// The kernel's "file exists".
+pub const EEXIST: i32 = -17;
+
+/// The counter of a key, if it is one of this key.
+#[inline(always)]
+fn find<A: Family>(key: &OriginKey<A>) -> Option<Reference> {
+    let reference = A::origin(key)?;
+    let counter = A::counter(reference.index)?;
+    // SAFETY: a live map value. A key that changes while it is read changes the generation too, and
+    // the reservation then fails.
+    let mine = unsafe {
+        (*counter).key == *key
+            && Tally::from_bits(MapWord::first_of(counter).load()).generation
+                == reference.generation
+    };
+    mine.then_some(reference)
+}
+
+/// Takes a place for a new flow.
+///
+/// # Errors
+/// `CapReached`, `OriginTableFull` or `Contended`.
+#[inline(always)]
+pub fn reserve<A: Family>(key: &OriginKey<A>, cap: u32, now: u64) -> Result<Reference, Reason> {
+    let reference = obtain(key, now)?;
+    let counter = A::counter(reference.index).ok_or(Reason::OriginTableFull)?;
+    // SAFETY: counters are 8-aligned map values that begin with the word.
+    let tally = unsafe { MapWord::first_of(counter) };
+    match count::reserve(&tally, reference.generation, cap) {
+        Reservation::Taken(active) => {
+            // SAFETY: live map values.
+            unsafe {
+                (*counter).capacity = cap;
+                word::raise(&raw mut (*counter).peak, active);
+            }
+            Ok(reference)
+        }
+        Reservation::Full => {
+            // SAFETY: a live map value.
+            unsafe { (*counter).capacity = cap };
+            Err(Reason::CapReached)
+        }
+        Reservation::Stale | Reservation::Contended => Err(Reason::Contended),
+    }
+}
+
+/// Counts an admitted flow.
+#[inline(always)]
+pub fn admitted<A: Family>(reference: Reference) {
+    if let Some(counter) = A::counter(reference.index) {
+        // SAFETY: a live map value.
+        unsafe { word::add(&raw mut (*counter).admitted, 1) };
+    }
+}
+
+/// Counts a refusal because of this key's cap.
+#[inline(always)]
+pub fn refused<A: Family>(key: &OriginKey<A>) {
+    if let Some(counter) = find(key).and_then(|reference| A::counter(reference.index)) {
+        // SAFETY: a live map value.
+        unsafe { word::add(&raw mut (*counter).refused, 1) };
+    }
+}
+
+/// Gives back a place that was taken by [`reserve`].
+#[inline(always)]
+pub fn give_back<A: Family>(reference: Reference, now: u64) {
+    let Some(counter) = A::counter(reference.index) else {
+        return;
+    };
+    // SAFETY: as in `reserve`.
+    let tally = unsafe { MapWord::first_of(counter) };
+    if count::release(&tally, reference.generation) == Some(0) {
+        // SAFETY: a live map value.
+        unsafe { (*counter).idle_since = now };
+    }
+}
+
+/// Gives back the place of a flow.
+#[inline(always)]
+pub fn release<A: Family>(slot: *mut Slot<A>, now: u64) {
+    // SAFETY: a live map value; the caller has just won the flow's end, so the fields stand.
+    let reference = unsafe {
+        Reference {
+            index: (*slot).count,
+            generation: (*slot).count_generation,
+        }
+    };
+    give_back::<A>(reference, now);
+}
+
+/// Retires a counter nobody has held since `before`; called by the sweep alone.
+#[inline(always)]
+pub fn retire<A: Family>(index: u32, before: u64) {
+    let Some(counter) = A::counter(index) else {
+        return;
+    };
+    // SAFETY: a live map value.
+    let (key, idle_since, tally) = unsafe {
+        let tally = MapWord::first_of(counter);
+        ((*counter).key, (*counter).idle_since, tally)
+    };
+    let seen = Tally::from_bits(tally.load());
+    if key == OriginKey::default() || seen.active != 0 || idle_since >= before {
+        return;
+    }
+    if !count::retire(&tally, seen.generation) {
+        return;
+    }
+    // Ours now: the generation no longer matches what the index holds.
+    A::remove_origin(&key);
+    // SAFETY: a live map value.
+    unsafe { (*counter).key = OriginKey::default() };
+    slots::give(
+        A::free_counts,
+        &CountLinks::<A>(core::marker::PhantomData),
+        index,
+    );
+}

@@ -1,0 +1,169 @@
+//! Finding a flow from either side, and advancing it by one packet.
+
+use aya_ebpf::programs::TcContext;
+use egress_common::key::{FlowKey, Reference, ReverseKey, TCP};
+use egress_common::packet::{self, Options, Segment, control};
+use egress_common::reason::Reason;
+use egress_common::slot::{Slot, SlotWord, State, advance, flag};
+use egress_common::tcp::{self, Way};
+use egress_common::word::Word;
+
+use crate::family::Family;
+use crate::frame::Frame;
+use crate::{options, report, slots, verdict};
+
+/// A slot that was checked to be the packet's.
+pub struct Found<A> {
+    pub index: u32,
+    pub slot: *mut Slot<A>,
+    pub word: SlotWord,
+}
+
+/// The slot an index entry refers to, if it is alive and of that generation.
+#[inline(always)]
+pub fn linked<A: Family>(reference: Reference) -> Option<Found<A>> {
+    let slot = A::slot(reference.index)?;
+    let word = SlotWord::from_bits(slots::word_of(slot).load());
+    if word.generation != reference.generation || !word.state.is_linked() {
+        return None;
+    }
+    Some(Found {
+        index: reference.index,
+        slot,
+        word,
+    })
+}
+
+/// A slot that an earlier step has checked to be the packet's, if it is still alive.
+#[inline(always)]
+pub fn at<A: Family>(index: u32) -> Option<Found<A>> {
+    let slot = A::slot(index)?;
+    let word = SlotWord::from_bits(slots::word_of(slot).load());
+    word.state
+        .is_linked()
+        .then_some(Found { index, slot, word })
+}
+
+/// The flow of a packet from the inside.
+#[inline(always)]
+pub fn outgoing<A: Family>(key: &FlowKey<A>) -> Option<Found<A>> {
+    let found = linked::<A>(A::flow(key)?)?;
+    // SAFETY: a live map value. The index element may have been recycled for another flow between
+    // look-up and read, so the slot must say itself that it is this packet's.
+    if unsafe { (*found.slot).flow != *key } {
+        report::count_bytes(Reason::IndexInconsistent, 0);
+        return None;
+    }
+    Some(found)
+}
+
+/// The flow of a packet from an origin.
+#[inline(always)]
+pub fn incoming<A: Family>(key: &ReverseKey<A>) -> Option<Found<A>> {
+    let found = linked::<A>(A::reverse(key)?)?;
+    // SAFETY: as above.
+    if unsafe { (*found.slot).reverse() != *key } {
+        report::count_bytes(Reason::IndexInconsistent, 0);
+        return None;
+    }
+    Some(found)
+}
+
+/// What a packet says about its flow.
+pub struct Arrival<'a> {
+    pub way: Way,
+    pub protocol: u8,
+    /// Of TCP packets; otherwise anything.
+    pub segment: &'a Segment,
+    /// Where the transport header starts.
+    pub transport: usize,
+    /// IP length.
+    pub length: u32,
+    pub frame: &'a Frame,
+}
+
+/// Advances a flow by one packet: state, time, counters.
+#[inline(always)]
+pub fn advance_by<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arrival<'_>) {
+    let now = slots::now();
+    let slot = found.slot;
+    let next = if arrival.protocol == TCP {
+        tcp_word(ctx, found, arrival)
+    } else {
+        match (found.word.state, arrival.way) {
+            (State::UdpUnanswered, Way::Back) => found.word.with_state(State::UdpAnswered),
+            _ => found.word,
+        }
+    };
+    if next != found.word {
+        if next.state as u8 == State::Closed as u8 {
+            slots::close::<A>(slot, found.word, next, now);
+        } else {
+            // A lost race means another packet of the flow changed it: its retransmission, or the
+            // next packet, will carry the same news.
+            advance(&slots::word_of(slot), found.word, next);
+        }
+    }
+    // SAFETY: a live map value. Counters and times are this flow's own; packets of one direction
+    // of a flow are rarely on two CPUs at once, and a lost increment there is tolerated.
+    unsafe {
+        if next.state.is_counted() && (*slot).last_seen != now {
+            (*slot).last_seen = now;
+        }
+        let segments = verdict::segments(ctx);
+        match arrival.way {
+            Way::Out => {
+                (*slot).packets_out = (*slot).packets_out.wrapping_add(segments);
+                (*slot).bytes_out += arrival.length as u64;
+            }
+            Way::Back => {
+                (*slot).packets_in = (*slot).packets_in.wrapping_add(segments);
+                (*slot).bytes_in += arrival.length as u64;
+            }
+        }
+    }
+}
+
+/// The state word after a TCP segment; what is known of the sender is updated in the slot.
+#[inline(always)]
+fn tcp_word<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arrival<'_>) -> SlotWord {
+    let word = found.word;
+    let segment = arrival.segment;
+    if !word.state.is_counted() {
+        return word;
+    }
+    let slot = found.slot;
+    // SAFETY: a live map value; see `advance_by` for concurrent writers.
+    let (mut sender, receiver) = unsafe {
+        match arrival.way {
+            Way::Out => ((*slot).out, (*slot).back),
+            Way::Back => ((*slot).back, (*slot).out),
+        }
+    };
+    if !segment.has(control::RST) {
+        tcp::observe(word, arrival.way, segment, &mut sender, &receiver);
+    }
+    let handshake = segment.has(control::SYN) && matches!(arrival.way, Way::Back);
+    let options = if handshake && !word.has(flag::SYN_IN) {
+        options::read(ctx, arrival.transport as u32, segment.header as u32)
+    } else {
+        Options::default()
+    };
+    let closing = word.flags & (flag::FIN_IN | flag::FIN_OUT) != 0 || segment.has(control::FIN);
+    if closing
+        && matches!(arrival.way, Way::Out)
+        && let Some(timestamp) =
+            packet::usual_timestamp(arrival.frame, arrival.transport, segment.header)
+    {
+        sender.timestamp = timestamp;
+    }
+    let next = tcp::step(word, arrival.way, segment, &options, &sender, &receiver);
+    // SAFETY: as above.
+    unsafe {
+        match arrival.way {
+            Way::Out => (*slot).out = sender,
+            Way::Back => (*slot).back = sender,
+        }
+    }
+    next
+}

@@ -1,0 +1,78 @@
+//! A packet in the kernel: direct pointers within bounds the verifier can see.
+
+use aya_ebpf::programs::TcContext;
+use egress_common::bytes::Bytes;
+
+/// Bytes that must be readable: Ethernet, two tags, the longest IPv4 and TCP headers.
+const HEADERS: u32 = 14 + 8 + 60 + 60;
+
+/// No header field lies farther from the start of a packet than this.
+const FARTHEST: usize = 512;
+
+/// The linear part of a packet. Stale after any helper that changes the packet.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    data: usize,
+    end: usize,
+}
+
+impl Frame {
+    /// The packet's headers, made linear if they are not.
+    #[inline(always)]
+    pub fn headers(ctx: &TcContext) -> Self {
+        let frame = Self::now(ctx);
+        let wanted = if ctx.len() < HEADERS {
+            ctx.len()
+        } else {
+            HEADERS
+        };
+        if frame.end.wrapping_sub(frame.data) < wanted as usize {
+            // On failure the reads below find the packet too short: it is treated as malformed.
+            let _ = ctx.skb.pull_data(wanted);
+            return Self::now(ctx);
+        }
+        frame
+    }
+
+    /// The linear part as it is now.
+    #[inline(always)]
+    pub fn now(ctx: &TcContext) -> Self {
+        Self {
+            data: ctx.data(),
+            end: ctx.data_end(),
+        }
+    }
+
+    /// A place to write `N` bytes at `offset`.
+    #[inline(always)]
+    pub fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        // The verifier must see a bound even where the offset comes from a map.
+        if offset > FARTHEST {
+            return None;
+        }
+        let start = opaque(self.data + offset);
+        if opaque(start + N) > self.end {
+            return None;
+        }
+        Some(start as *mut [u8; N])
+    }
+}
+
+/// The same value, about which the compiler knows nothing: so the check and the access use the same
+/// register, as the verifier wants, and no check is merged into another one.
+#[inline(always)]
+fn opaque(value: usize) -> usize {
+    let mut value = value;
+    // A move onto itself, because line information for no instruction at all is malformed.
+    // SAFETY: changes nothing.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(nomem, nostack)) };
+    value
+}
+
+impl Bytes for Frame {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        // SAFETY: `at` has checked the bounds.
+        self.at::<N>(offset).map(|place| unsafe { *place })
+    }
+}

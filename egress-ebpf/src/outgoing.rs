@@ -1,0 +1,92 @@
+//! A packet on its way out, between the steps of the uplink's program.
+//!
+//! It lives in a per-CPU map, not on the stack: the steps are separate functions, and together they
+//! would not fit the 512 bytes a program has.
+
+use egress_common::family::V4;
+use egress_common::key::{FlowKey, TCP};
+use egress_common::packet::{self, Fragment, Ipv4, Malformed, Options, Segment};
+use egress_common::reason::Reason;
+use egress_common::tag::Tag;
+
+use crate::frame::Frame;
+use crate::maps::SCRATCH_OUTGOING;
+use crate::translate::Place;
+
+/// Everything the steps know of the packet.
+#[repr(C)]
+pub struct Outgoing {
+    pub ip: Ipv4,
+    pub key: FlowKey<V4>,
+    /// Of TCP packets; otherwise left over from an earlier one.
+    pub segment: Segment,
+    /// Of a SYN that opens a flow.
+    pub options: Options,
+    pub tag: Tag,
+    /// Zone number once it is known, else 0.
+    pub zone: u32,
+    /// Pool number once it is known.
+    pub pool: u32,
+    /// Why it is refused, once it is.
+    pub reason: Reason,
+    /// The slot it leaves by, once that is known.
+    pub slot: u32,
+    /// Replies leave by the interface the packet came in by (realms).
+    pub redirect: bool,
+}
+
+/// What a step says should happen next: one of these, or a verdict.
+pub mod next {
+    /// The packet belongs to no flow yet.
+    pub const CLASSIFY: i32 = i32::MIN;
+    /// It opens a flow that its zone allows.
+    pub const ADMIT: i32 = i32::MIN + 1;
+    /// It leaves by its slot.
+    pub const LEAVE: i32 = i32::MIN + 2;
+    /// It is refused for its reason.
+    pub const REFUSE: i32 = i32::MIN + 3;
+}
+
+impl Outgoing {
+    /// This CPU's record.
+    #[inline(always)]
+    pub fn scratch() -> Option<&'static mut Self> {
+        // SAFETY: programs are not preempted by others on the same CPU, and each asks only once.
+        SCRATCH_OUTGOING
+            .get_ptr_mut(0)
+            .map(|record| unsafe { &mut *record })
+    }
+
+    /// Whether the packet can belong to a flow.
+    #[inline(always)]
+    pub fn has_ports(&self) -> bool {
+        packet::translated(self.ip.protocol) && matches!(self.ip.fragment, Fragment::Whole)
+    }
+
+    /// Where its headers are.
+    #[inline(always)]
+    pub fn place(&self) -> Place {
+        Place {
+            network: self.ip.network(),
+            transport: self.ip.transport(),
+            protocol: self.ip.protocol,
+        }
+    }
+
+    /// Reads the transport header.
+    ///
+    /// # Errors
+    /// Cut short, or lengths that contradict each other.
+    #[inline(always)]
+    pub fn read_transport(&mut self, frame: &Frame) -> Result<(), Malformed> {
+        let transport = self.ip.transport();
+        let rest = self.ip.payload();
+        (self.key.inside_port, self.key.origin_port) = packet::ports(frame, transport)?;
+        if self.ip.protocol == TCP {
+            self.segment = packet::tcp(frame, transport, rest)?;
+            Ok(())
+        } else {
+            packet::udp(frame, transport, rest)
+        }
+    }
+}

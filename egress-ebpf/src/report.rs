@@ -1,0 +1,75 @@
+//! Counting and reporting what is dropped.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::programs::TcContext;
+use egress_common::packet::Ipv4;
+use egress_common::reason::{Event, Reason};
+
+use crate::maps::{EVENTS, REASONS};
+use crate::verdict::DROP;
+
+/// Who was dropped, as far as it is known.
+#[derive(Clone, Copy, Default)]
+pub struct Subject {
+    pub zone: u32,
+    pub source_port: u16,
+    pub destination_port: u16,
+}
+
+/// Counts a packet under a reason.
+#[inline(always)]
+pub fn count(ctx: &TcContext, reason: Reason) {
+    count_bytes(reason, ctx.len());
+}
+
+/// Counts one packet of `bytes` bytes under a reason.
+#[inline(always)]
+pub fn count_bytes(reason: Reason, bytes: u32) {
+    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own element; nothing else writes it meanwhile.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += bytes as u64;
+        }
+    }
+}
+
+/// Counts and drops.
+#[inline(always)]
+pub fn drop(ctx: &TcContext, reason: Reason) -> i32 {
+    count(ctx, reason);
+    DROP
+}
+
+/// Counts and reports a refused or dropped packet of a zone.
+#[inline(always)]
+pub fn refused(ctx: &TcContext, reason: Reason, ip: &Ipv4, subject: Subject) {
+    count(ctx, reason);
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        count_bytes(Reason::EventLost, 0);
+        return;
+    };
+    let mut source = [0; 16];
+    let mut destination = [0; 16];
+    [source[0], source[1], source[2], source[3]] = ip.source;
+    [
+        destination[0],
+        destination[1],
+        destination[2],
+        destination[3],
+    ] = ip.destination;
+    entry.write(Event {
+        // SAFETY: a helper without preconditions.
+        time: unsafe { bpf_ktime_get_ns() },
+        reason: reason as u32,
+        zone: subject.zone,
+        source,
+        destination,
+        source_port: subject.source_port,
+        destination_port: subject.destination_port,
+        protocol: ip.protocol,
+        version: 4,
+        pad: [0; 2],
+    });
+    entry.submit(0);
+}

@@ -1,0 +1,187 @@
+//! Slots: taken from the free lists, and given back in two steps.
+//!
+//! Life ends in one sweep and one grace period: whoever swaps the state word out of a linked state
+//! owns the removal of both index entries; the sweep frees the slot a second later, when no CPU can
+//! still hold a reference (see `egress_common::slot`).
+
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use egress_common::free::{self, FreeList, Links};
+use egress_common::slot::{SlotWord, State, advance};
+use egress_common::word::Word;
+
+use crate::family::Family;
+use crate::word::MapWord;
+use crate::{count, globals, word};
+
+/// Free lists looked through before a table counts as full.
+const LISTS: u32 = 64;
+
+/// The coarse monotonic clock, ns: one tick of the kernel exact, and five times cheaper than the
+/// fine one.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: a helper without preconditions.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The state word of a slot.
+#[inline(always)]
+pub fn word_of<T>(slot: *mut T) -> MapWord {
+    // SAFETY: slots are 8-aligned map values that begin with the word.
+    unsafe { MapWord::first_of(slot) }
+}
+
+/// The slots' free-list links.
+struct SlotLinks<A>(core::marker::PhantomData<A>);
+
+impl<A: Family> Links for SlotLinks<A> {
+    #[inline(always)]
+    fn next(&self, index: u32) -> Option<u32> {
+        // SAFETY: a live map value.
+        A::slot(index).map(|slot| unsafe { core::ptr::read_volatile(&raw const (*slot).next) })
+    }
+    #[inline(always)]
+    fn set_next(&self, index: u32, next: u32) -> bool {
+        match A::slot(index) {
+            Some(slot) => {
+                // SAFETY: a live map value.
+                unsafe { core::ptr::write_volatile(&raw mut (*slot).next, next) };
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Takes a record off this CPU's list, or off another one.
+#[inline(always)]
+pub fn take(head: impl Fn(u32) -> Option<*mut FreeList>, links: &impl Links) -> Option<u32> {
+    let lists = globals::lists();
+    // SAFETY: a helper without preconditions.
+    let mut list = unsafe { bpf_get_smp_processor_id() };
+    for _ in 0..LISTS {
+        if list >= lists {
+            list = 0;
+        }
+        let free = head(list)?;
+        // SAFETY: list heads are 8-aligned map values that begin with the word.
+        let head_word = unsafe { MapWord::first_of(free) };
+        if let Some(index) = free::pop(&head_word, links) {
+            // SAFETY: a live map value.
+            unsafe { word::add(&raw mut (*free).available, u64::MAX) };
+            return Some(index);
+        }
+        list += 1;
+        if list >= lists && lists == 1 {
+            break;
+        }
+    }
+    None
+}
+
+/// Returns a record to its home list; false if other CPUs were in the way too often.
+#[inline(always)]
+pub fn give(head: impl Fn(u32) -> Option<*mut FreeList>, links: &impl Links, index: u32) -> bool {
+    let Some(free) = head(free::home(index, globals::lists())) else {
+        return false;
+    };
+    // SAFETY: as in `take`.
+    let head_word = unsafe { MapWord::first_of(free) };
+    if free::push(&head_word, links, index) {
+        // SAFETY: a live map value.
+        unsafe { word::add(&raw mut (*free).available, 1) };
+        return true;
+    }
+    false
+}
+
+/// Takes a free slot and makes it the caller's: `Opening`, with a new generation.
+#[inline(always)]
+pub fn obtain<A: Family>() -> Option<(u32, u32)> {
+    let index = take(A::free_slots, &SlotLinks::<A>(core::marker::PhantomData))?;
+    let slot = A::slot(index)?;
+    // SAFETY: the slot is ours: it was on no list and in no index.
+    unsafe {
+        let generation = (*slot).generation.wrapping_add(1);
+        let opening = SlotWord {
+            state: State::Opening,
+            scale: 0,
+            flags: 0,
+            generation,
+        };
+        core::ptr::write_volatile(slot.cast::<u64>(), opening.bits());
+        Some((index, generation))
+    }
+}
+
+/// Returns a slot that was never put into an index: nobody can hold a reference to it.
+#[inline(always)]
+pub fn discard<A: Family>(index: u32) {
+    let Some(slot) = A::slot(index) else { return };
+    let seen = SlotWord::from_bits(word_of(slot).load());
+    free::<A>(index, seen);
+}
+
+/// Frees a slot that nobody can hold a reference to: the sweep calls it after the grace period.
+#[inline(always)]
+pub fn free<A: Family>(index: u32, seen: SlotWord) {
+    let Some(slot) = A::slot(index) else { return };
+    let word = word_of(slot);
+    if !advance(&word, seen, seen.with_state(State::Free)) {
+        return;
+    }
+    if !give(
+        A::free_slots,
+        &SlotLinks::<A>(core::marker::PhantomData),
+        index,
+    ) {
+        // Not on a list: the sweep will try again.
+        advance(
+            &word,
+            seen.with_state(State::Free),
+            seen.with_state(State::Unlinked),
+        );
+    }
+}
+
+/// Ends a linked flow: out of both indexes and, if it was counted, out of the count. True for the
+/// one caller that did it.
+#[inline(always)]
+pub fn unlink<A: Family>(
+    slot: *mut egress_common::slot::Slot<A>,
+    seen: SlotWord,
+    now: u64,
+) -> bool {
+    // Before the swap: an unlinked slot with an old time would be freed without its grace.
+    // SAFETY: a live map value.
+    unsafe { (*slot).last_seen = now };
+    if !advance(&word_of(slot), seen, seen.with_state(State::Unlinked)) {
+        return false;
+    }
+    // SAFETY: a live map value; endpoints do not change while the generation lasts.
+    let (flow, reverse) = unsafe { ((*slot).flow, (*slot).reverse()) };
+    A::remove_flow(&flow);
+    A::remove_reverse(&reverse);
+    if seen.state.is_counted() {
+        count::release::<A>(slot, now);
+    }
+    true
+}
+
+/// Ends a flow's counting while late packets still pass and its port rests. True for the one
+/// caller that did it.
+#[inline(always)]
+pub fn close<A: Family>(
+    slot: *mut egress_common::slot::Slot<A>,
+    seen: SlotWord,
+    closed: SlotWord,
+    now: u64,
+) -> bool {
+    // SAFETY: a live map value.
+    unsafe { (*slot).last_seen = now };
+    if !advance(&word_of(slot), seen, closed) {
+        return false;
+    }
+    count::release::<A>(slot, now);
+    true
+}

@@ -1,0 +1,307 @@
+//! tc egress of the uplink: a packet of a known flow is translated; a new flow is classified, then
+//! admitted or refused; what belongs to no enabled zone takes the default egress.
+
+use aya_ebpf::programs::TcContext;
+use egress_common::bytes::Bytes;
+use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use egress_common::key::{FlowKey, ICMP, ICMPV6, TCP, UDP, realm};
+use egress_common::packet::{self, Fragment, IcmpKind, Options};
+use egress_common::reason::Reason;
+use egress_common::settings::{Zone, zone_flag};
+use egress_common::slot::{State, flag};
+use egress_common::tag::Tag;
+use egress_common::tcp::Way;
+
+use crate::classify::{self, Configuration, Selectable};
+use crate::family::{End, Family};
+use crate::flow::{self, Arrival, Found};
+use crate::frame::Frame;
+use crate::options;
+use crate::outgoing::{Outgoing, next};
+use crate::translate::{self, Endpoint};
+use crate::verdict;
+use crate::{allocate, globals, refuse, report, slots};
+
+pub fn run(ctx: &TcContext) -> i32 {
+    let tag = globals::tag_field().read(verdict::mark(ctx));
+    if matches!(tag, Tag::Done) {
+        // Translated already: it was redirected here.
+        return verdict::NEXT;
+    }
+    let frame = Frame::headers(ctx);
+    let Some(network) = packet::ethernet(&frame) else {
+        return report::drop(ctx, Reason::Malformed);
+    };
+    match network.ethertype {
+        ETHERTYPE_IPV4 => ipv4(ctx, &frame, network.offset, tag),
+        ETHERTYPE_IPV6 => ipv6(ctx, network.offset, tag),
+        _ => verdict::done(ctx),
+    }
+}
+
+/// IPv6 is not translated yet: what is bound does not leave.
+#[inline(never)]
+fn ipv6(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
+    let Ok(ip) = packet::ipv6(&Frame::now(ctx), offset) else {
+        return report::drop(ctx, Reason::Malformed);
+    };
+    // Neighbour discovery and the like never cross a router.
+    if ip.next_header == ICMPV6 && (ip.destination[0] == 0xff || ip.destination[0] == 0xfe) {
+        return verdict::done(ctx);
+    }
+    let Some(configuration) = Configuration::now() else {
+        return report::drop(ctx, Reason::Blocked);
+    };
+    let bound = classify::leaving(ctx, &configuration, tag, ip.source)
+        .and_then(|number| configuration.zone(number))
+        .is_some_and(|zone| zone.flags & zone_flag::ENABLED != 0);
+    if bound
+        && !(configuration.settings().exempt != 0
+            && <[u8; 16]>::exempt(configuration.version, ip.destination))
+    {
+        return report::drop(ctx, Reason::Ipv6);
+    }
+    verdict::done(ctx)
+}
+
+#[inline(always)]
+fn ipv4(ctx: &TcContext, frame: &Frame, offset: usize, tag: Tag) -> i32 {
+    let Some(packet) = Outgoing::scratch() else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    let Ok(ip) = packet::ipv4(frame, offset, ctx.len()) else {
+        return report::drop(ctx, Reason::Malformed);
+    };
+    packet.ip = ip;
+    packet.tag = tag;
+    packet.key = FlowKey {
+        inside: ip.source,
+        origin: ip.destination,
+        inside_port: 0,
+        origin_port: 0,
+        protocol: ip.protocol,
+        pad: 0,
+        pad2: 0,
+        realm: realm_of(tag),
+    };
+    let mut step = next::CLASSIFY;
+    if packet.has_ports() {
+        if packet.read_transport(frame).is_err() {
+            return report::drop(ctx, Reason::Malformed);
+        }
+        step = known(ctx, packet);
+    }
+    // Each step is a function of its own, called from here alone: together they would not fit the
+    // stack, and the verifier looks at each once.
+    if step == next::CLASSIFY {
+        step = first(ctx, packet);
+    }
+    if step == next::ADMIT {
+        step = allocate::open(ctx, packet);
+    }
+    match step {
+        next::LEAVE => leave(ctx, packet),
+        next::REFUSE => refuse::run(ctx, packet),
+        verdict => verdict,
+    }
+}
+
+/// A packet that may belong to a flow.
+#[inline(never)]
+fn known(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+    let Some(found) = flow::outgoing(&packet.key) else {
+        return next::CLASSIFY;
+    };
+    packet.slot = found.index;
+    match live(packet, &found) {
+        Live::Translate => next::LEAVE,
+        Live::Anew => {
+            if slots::unlink(found.slot, found.word, slots::now()) {
+                next::CLASSIFY
+            } else {
+                report::drop(ctx, Reason::Contended)
+            }
+        }
+        Live::Over => {
+            packet.zone = 0;
+            packet.redirect = found.word.has(flag::REDIRECT);
+            packet.reason = Reason::NoFlow;
+            next::REFUSE
+        }
+    }
+}
+
+/// The address space of the packet's source (ZONE-2).
+#[inline(always)]
+fn realm_of(tag: Tag) -> u32 {
+    if let Tag::Zone(number) = tag
+        && let Some(zone) = Configuration::now().and_then(|now| now.zone(number as u32))
+        && zone.flags & zone_flag::REALM != 0
+    {
+        return realm::of_zone(number);
+    }
+    realm::COMMON
+}
+
+/// What a packet of a known flow deserves.
+enum Live {
+    Translate,
+    /// The flow is over and this packet opens a new one.
+    Anew,
+    /// The flow is over.
+    Over,
+}
+
+#[inline(always)]
+fn live(packet: &Outgoing, found: &Found<[u8; 4]>) -> Live {
+    let word = found.word;
+    if packet.ip.protocol != TCP {
+        return Live::Translate;
+    }
+    let over = word.state as u8 == State::Closed as u8;
+    if packet.segment.opens() && (over || word.has(flag::FIN_IN | flag::FIN_OUT)) {
+        return Live::Anew;
+    }
+    if over && word.has(flag::EXPIRED) {
+        return Live::Over;
+    }
+    Live::Translate
+}
+
+/// Advances the flow and sends the packet from its egress IP.
+#[inline(never)]
+fn leave(ctx: &TcContext, packet: &Outgoing) -> i32 {
+    let Some(found) = flow::at::<[u8; 4]>(packet.slot) else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    let frame = Frame::now(ctx);
+    flow::advance_by(
+        ctx,
+        &found,
+        &Arrival {
+            way: Way::Out,
+            protocol: packet.ip.protocol,
+            segment: &packet.segment,
+            transport: packet.ip.transport(),
+            length: packet.ip.length,
+            frame: &frame,
+        },
+    );
+    // SAFETY: a live map value that was checked to be this packet's.
+    let egress = unsafe {
+        Endpoint {
+            address: (*found.slot).egress,
+            port: (*found.slot).egress_port,
+        }
+    };
+    let from = Endpoint {
+        address: packet.key.inside,
+        port: packet.key.inside_port,
+    };
+    match translate::rewrite(ctx, packet.place(), End::Source, from, egress) {
+        Ok(()) => verdict::done(ctx),
+        Err(()) => report::drop(ctx, Reason::Malformed),
+    }
+}
+
+/// A packet without a flow.
+#[inline(never)]
+fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+    if <[u8; 4]>::egress(&packet.ip.source).is_some() {
+        return report::drop(ctx, Reason::ClaimsEgressIp);
+    }
+    let Some(configuration) = Configuration::now() else {
+        return report::drop(ctx, Reason::Blocked);
+    };
+    let Some(number) = classify::leaving(ctx, &configuration, packet.tag, packet.ip.source) else {
+        return verdict::done(ctx);
+    };
+    let Some(zone) = configuration.zone(number) else {
+        return report::drop(ctx, Reason::Blocked);
+    };
+    if zone.flags & zone_flag::ENABLED == 0 || exempt(packet, &configuration, &zone) {
+        return verdict::done(ctx);
+    }
+    packet.zone = number;
+    packet.pool = zone.pool;
+    packet.redirect = false;
+    if packet::multicast(packet.ip.destination) {
+        return report::drop(ctx, Reason::Multicast);
+    }
+    if !matches!(packet.ip.fragment, Fragment::Whole) {
+        return report::drop(ctx, Reason::Fragment);
+    }
+    if packet.ip.protocol == ICMP {
+        return icmp(ctx, packet, &configuration);
+    }
+    packet.redirect = packet.key.realm != realm::COMMON && redirected(ctx, packet);
+    if !packet::translated(packet.ip.protocol) {
+        packet.reason = Reason::Protocol;
+        return next::REFUSE;
+    }
+    if packet.ip.protocol == TCP {
+        if !packet.segment.opens() {
+            packet.reason = Reason::NoFlow;
+            return next::REFUSE;
+        }
+        packet.options = options::read(
+            ctx,
+            packet.ip.transport_at as u32,
+            packet.segment.header as u32,
+        );
+    } else {
+        packet.options = Options::default();
+    }
+    next::ADMIT
+}
+
+/// Whether an enabled zone's packet takes the default egress all the same (POLICY-6, POLICY-7).
+#[inline(always)]
+fn exempt(packet: &Outgoing, configuration: &Configuration, zone: &Zone) -> bool {
+    if packet.ip.protocol == TCP && zone.flags & zone_flag::TCP == 0 {
+        return true;
+    }
+    if packet.ip.protocol == UDP && zone.flags & zone_flag::UDP == 0 {
+        return true;
+    }
+    configuration.settings().exempt != 0
+        && <[u8; 4]>::exempt(configuration.version, packet.ip.destination)
+}
+
+/// Queries take the default egress unless configured otherwise (POLICY-7); errors are not
+/// translated yet.
+#[inline(always)]
+fn icmp(ctx: &TcContext, packet: &Outgoing, configuration: &Configuration) -> i32 {
+    let kind = Frame::now(ctx)
+        .u8(packet.ip.transport())
+        .map(packet::icmp_kind);
+    match kind {
+        Some(IcmpKind::Query) if configuration.settings().icmp_queries != 0 => verdict::done(ctx),
+        Some(IcmpKind::Query) => report::drop(ctx, Reason::PingDropped),
+        Some(IcmpKind::Error) => report::drop(ctx, Reason::IcmpError),
+        None => report::drop(ctx, Reason::Malformed),
+    }
+}
+
+/// Whether replies to a realm's packet must be handed to its interface: not if netfilter has
+/// rewritten the source to an address of this host, which conntrack will undo.
+#[inline(never)]
+fn redirected(ctx: &TcContext, packet: &Outgoing) -> bool {
+    use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, bpf_fib_lookup};
+    // SAFETY: all-zero is a valid parameter block.
+    let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    query.family = 2; // AF_INET
+    query.ifindex = verdict::interface(ctx);
+    query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(packet.ip.destination);
+    query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(packet.ip.source);
+    // SAFETY: the block is valid and its size is given.
+    let answer = unsafe {
+        aya_ebpf::helpers::bpf_fib_lookup(
+            ctx.skb.skb.cast(),
+            &raw mut query,
+            size_of::<bpf_fib_lookup>() as i32,
+            0,
+        )
+    };
+    answer != BPF_FIB_LKUP_RET_NOT_FWDED as i64
+}

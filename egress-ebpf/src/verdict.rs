@@ -1,0 +1,89 @@
+//! What a program tells the kernel.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::programs::TcContext;
+use egress_common::tag::Tag;
+
+use crate::globals;
+
+/// Let the next program decide; if there is none, the packet goes on.
+pub const NEXT: i32 = TC_ACT_UNSPEC;
+/// Drop.
+pub const DROP: i32 = TC_ACT_SHOT as i32;
+
+/// Offset of `mark` in `__sk_buff`.
+const MARK: usize = core::mem::offset_of!(aya_ebpf::bindings::__sk_buff, mark);
+
+/// The packet's mark.
+///
+/// In assembly, like [`set_mark`]: the compiler would compute the field's address once for load and
+/// store, and the verifier forbids a context pointer that was added to.
+#[inline(always)]
+pub fn mark(ctx: &TcContext) -> u32 {
+    let mark: u64;
+    // SAFETY: the context is valid while the program runs.
+    unsafe {
+        core::arch::asm!(
+            "{mark} = *(u32 *)({skb} + {field})",
+            mark = out(reg) mark,
+            skb = in(reg) ctx.skb.skb,
+            field = const MARK,
+            options(nostack, readonly),
+        );
+    }
+    mark as u32
+}
+
+/// Replaces the packet's mark.
+#[inline(always)]
+pub fn set_mark(ctx: &TcContext, mark: u32) {
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!(
+            "*(u32 *)({skb} + {field}) = {mark}",
+            mark = in(reg) mark as u64,
+            skb = in(reg) ctx.skb.skb,
+            field = const MARK,
+            options(nostack),
+        );
+    }
+}
+
+/// The interface the packet came in by; 0 if the host made it.
+#[inline(always)]
+pub fn ingress_interface(ctx: &TcContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).ingress_ifindex }
+}
+
+/// The interface the program runs on.
+#[inline(always)]
+pub fn interface(ctx: &TcContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+/// Packets on the wire this packet stands for (segmentation offload).
+#[inline(always)]
+pub fn segments(ctx: &TcContext) -> u32 {
+    // SAFETY: as above.
+    let segments = unsafe { (*ctx.skb.skb).gso_segs };
+    if segments == 0 { 1 } else { segments }
+}
+
+/// Replaces the packet's tag.
+#[inline(always)]
+pub fn set_tag(ctx: &TcContext, tag: Tag) {
+    let now = mark(ctx);
+    let wanted = globals::tag_field().write(now, tag);
+    if wanted != now {
+        set_mark(ctx, wanted);
+    }
+}
+
+/// Lets a packet leave: it has been dealt with, and the guard may see that.
+#[inline(always)]
+pub fn done(ctx: &TcContext) -> i32 {
+    set_tag(ctx, Tag::Done);
+    NEXT
+}
