@@ -1,64 +1,12 @@
+mod mutations;
+mod sample;
+
 use std::path::Path;
 
-use proptest::prelude::*;
+use sample::{REFUSED, SAMPLE};
 
 use super::*;
 use crate::diagnostic::Severity;
-
-/// The sample of the interface document, without the parts that this version refuses.
-pub(crate) const SAMPLE: &str = r#"
-[[account]]
-id = "7f8a5b0c3d2e4f60718293a4b5c6d7e8"
-name = "acme"
-egress_tcp = true
-egress_udp = true
-
-[[prefix]]                   # BYOIP: who may use it, and for what
-cidr = "198.51.100.0/24"
-account = "acme"
-delegated_to = []
-service = "cdn-egress"       # or "cdn-ingress"
-
-[[pool]]
-id = "partners"
-account = "acme"
-kind = "leased"              # or "byoip"
-addresses = ["192.0.2.10", "192.0.2.11", "2001:db8:aa::/64"]
-connections_per_origin = 40000    # 1 to 40000
-use = "cdn"                  # or "gateway" (POOL-8)
-
-[[zone]]
-id = "023e105f4ecef8ad9ca31a8372d0c353"
-name = "shop.example"
-account = "acme"
-sources = ["10.1.0.0/16"]    # any of: sources, marks, cgroups, interfaces
-marks = [161, "0x50/0xf0"]
-[zone.aegis]
-enabled = true
-pool_id = "partners"
-"#;
-
-/// The parts of the sample that this version refuses by name.
-const REFUSED: &str = r#"
-[[policy]]                   # Gateway egress policy
-name = "bank"
-account = "acme"
-precedence = 1000
-traffic = "net.dst.ip in {203.0.113.0/24} and net.dst.port == 443"
-egress = { ipv4 = "192.0.2.10", ipv4_fallback = "0.0.0.0", ipv6 = "2001:db8:aa::/64" }
-
-[[location]]                 # placement, for several servers
-name = "frankfurt"
-[[location.data_center]]
-name = "fra01"
-[[location.data_center.server]]
-name = "fra01-s1"
-tunnel = "10.9.0.1"
-
-[[placement]]                # POOL-5: at most four locations an IPv4
-address = "192.0.2.10"
-shares = [ { data_center = "fra01", share = 3 }, { data_center = "fra01", share = 1 } ]
-"#;
 
 fn found(text: &str) -> Diagnostics {
     parse(&Source::new("resources.toml", text), None).1
@@ -403,79 +351,4 @@ fn interfaces_and_marks_are_checked_against_the_server() {
         found[2].contains("selects two zones"),
         "161 looks at all unreserved bits: {found:?}"
     );
-}
-
-/// Mutations of a valid file: what people and machines do to it.
-fn mutated() -> impl Strategy<Value = String> {
-    let cut = (any::<prop::sample::Index>(), any::<prop::sample::Index>());
-    let pieces = prop::sample::select(vec![
-        "\"",
-        "[",
-        "]",
-        "[[",
-        "]]",
-        "=",
-        "\n",
-        "{",
-        "}",
-        "#",
-        "é",
-        "\u{0}",
-        "0",
-        "-1",
-        "9999999999999999999",
-        "1e9",
-        "true",
-        "[[pool]]\n",
-        "[[zone]]\n",
-        "[zone.aegis]\n",
-        "id = \"partners\"\n",
-        "addresses = []\n",
-        "marks = [0]\n",
-        "sources = [\"::/0\"]\n",
-        "192.0.2.10",
-        "/33",
-        ",",
-        ".",
-        "\\",
-        "'''",
-    ]);
-    prop::collection::vec((cut, pieces, 0..3_u8), 1..6).prop_map(|changes| {
-        let mut text: Vec<char> = format!("{SAMPLE}{REFUSED}").chars().collect();
-        for ((one, other), piece, what) in changes {
-            let (a, b) = (one.index(text.len() + 1), other.index(text.len() + 1));
-            let (a, b) = (a.min(b), a.max(b));
-            match what {
-                0 => drop(text.splice(a..a, piece.chars())),
-                1 => drop(text.splice(a..b.min(a + 12), piece.chars())),
-                _ => drop(text.splice(a..b, [])),
-            }
-        }
-        text.into_iter().collect()
-    })
-}
-
-proptest! {
-    #[test]
-    fn no_mutation_of_a_file_panics_and_every_place_lies_within_it(text in mutated()) {
-        let source = Source::new("resources.toml", text.as_str());
-        for found in [parse(&source, None).1, Config::parse(&source, Path::new("/")).1] {
-            let lines: Vec<&str> = text.split('\n').collect();
-            for diagnostic in &found.0 {
-                prop_assert!(diagnostic.line >= 1 && diagnostic.line <= lines.len(), "{diagnostic}");
-                let width = lines[diagnostic.line - 1].chars().count();
-                prop_assert!(diagnostic.column >= 1 && diagnostic.column <= width + 1, "{diagnostic}");
-                prop_assert!(!diagnostic.reason.is_empty() && !diagnostic.remedy.is_empty(), "{diagnostic:?}");
-                prop_assert!(!diagnostic.to_string().is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn a_valid_model_survives_the_store(seed in mutated()) {
-        if let Some(resources) = parse(&Source::new("r.toml", seed), None).0 {
-            let json = serde_json::to_string(&resources).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Resources>(&json).unwrap(), resources);
-        }
-    }
 }

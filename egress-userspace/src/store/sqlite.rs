@@ -1,12 +1,16 @@
 //! The embedded store: one SQLite file, nothing to install (CLU-1).
 
+mod write;
+
 use std::fmt::Display;
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use write::{WriteError, write};
 
 use super::{Change, Limits, Numbers, StateStore, StoreError, Stored};
 use crate::resource::{Kind, Object, Owner};
@@ -90,7 +94,6 @@ impl SqliteStore {
 
     /// A store that is gone with the process, for tests.
     #[cfg(test)]
-
     pub(crate) fn in_memory() -> Self {
         let mut store = Self::connect(Path::new(":memory:"), OpenFlags::default()).unwrap();
         store.prepare().unwrap();
@@ -266,102 +269,6 @@ impl StateStore for SqliteStore {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum WriteError {
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
-    #[error("all {last} {noun} numbers are in use")]
-    Exhausted { noun: &'static str, last: u16 },
-}
-
-fn write(
-    connection: &mut Connection,
-    changes: &[Change],
-    limits: Limits,
-) -> Result<(), WriteError> {
-    // Dropping the transaction on an error rolls it back.
-    let transaction =
-        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    for change in changes {
-        if let Change::Remove { kind, id } = change {
-            transaction.execute(
-                "DELETE FROM object WHERE kind = ?1 AND id = ?2",
-                params![kind.noun(), id],
-            )?;
-            transaction.execute(
-                "UPDATE number SET released = (SELECT coalesce(max(released), 0) + 1 FROM number)
-                 WHERE kind = ?1 AND id = ?2",
-                params![kind.noun(), id],
-            )?;
-        }
-    }
-    for change in changes {
-        if let Change::Put { owner, object } = change {
-            let (kind, id) = (object.kind(), object.id());
-            transaction.execute(
-                "INSERT INTO object (kind, id, owner, value) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (kind, id) DO UPDATE SET owner = excluded.owner, value = excluded.value",
-                params![kind.noun(), id, owner.word(), serde_json::to_string(object)?],
-            )?;
-            match kind {
-                Kind::Zone => number(&transaction, "zone", &id, limits.last_zone)?,
-                Kind::Pool => number(&transaction, "pool", &id, limits.last_pool)?,
-                Kind::Account | Kind::Prefix | Kind::Setting => {}
-            }
-        }
-    }
-    transaction.commit()?;
-    Ok(())
-}
-
-/// Gives `id` its old number, else the next one, else the one that was released first.
-fn number(
-    transaction: &Transaction<'_>,
-    noun: &'static str,
-    id: &str,
-    last: u16,
-) -> Result<(), WriteError> {
-    let kept = transaction.execute(
-        "UPDATE number SET released = NULL WHERE kind = ?1 AND id = ?2",
-        params![noun, id],
-    )?;
-    if kept > 0 {
-        return Ok(());
-    }
-    let highest: i64 = transaction.query_row(
-        "SELECT coalesce(max(number), 0) FROM number WHERE kind = ?1",
-        params![noun],
-        |row| row.get(0),
-    )?;
-    let next = if highest < i64::from(last) {
-        highest + 1
-    } else {
-        let released: Option<(String, i64)> = transaction
-            .query_row(
-                "SELECT id, number FROM number WHERE kind = ?1 AND released IS NOT NULL AND number <= ?2
-                 ORDER BY released LIMIT 1",
-                params![noun, last],
-                |row| Ok((row.get(0)?, row.get(1)?)),
-            )
-            .optional()?;
-        let Some((old, number)) = released else {
-            return Err(WriteError::Exhausted { noun, last });
-        };
-        transaction.execute(
-            "DELETE FROM number WHERE kind = ?1 AND id = ?2",
-            params![noun, old],
-        )?;
-        number
-    };
-    transaction.execute(
-        "INSERT INTO number (kind, id, number) VALUES (?1, ?2, ?3)",
-        params![noun, id, next],
-    )?;
-    Ok(())
-}
-
 fn inaccessible(path: &Path, reason: &dyn Display) -> StoreError {
     StoreError::Inaccessible {
         path: path.to_owned(),
@@ -370,142 +277,4 @@ fn inaccessible(path: &Path, reason: &dyn Display) -> StoreError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::conformance;
-    use super::*;
-
-    fn fresh() -> (tempfile::TempDir, SqliteStore) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&directory.path().join("sub/egress.db")).unwrap();
-        (directory, store)
-    }
-
-    #[test]
-    fn it_keeps_the_promises_of_a_store() {
-        conformance::keeps_what_was_committed(&mut fresh().1);
-        conformance::removes_what_was_removed(&mut fresh().1);
-        conformance::numbers_are_stable_and_reused_last(&mut fresh().1);
-        conformance::a_commit_that_fails_changes_nothing(&mut fresh().1);
-    }
-
-    #[test]
-    fn what_was_committed_is_there_after_opening_again() {
-        let (directory, mut store) = fresh();
-        conformance::keeps_what_was_committed(&mut store);
-        let before = store.load().unwrap();
-        let path = directory.path().join("sub/egress.db");
-        assert_eq!(
-            SqliteStore::open_read_only(&path).unwrap().load().unwrap(),
-            before,
-            "beside the writer"
-        );
-        drop(store);
-        assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap(), before);
-        assert_eq!(
-            SqliteStore::open_read_only(&path).unwrap().load().unwrap(),
-            before
-        );
-    }
-
-    #[test]
-    fn a_corrupt_file_is_refused_by_path_with_a_remedy() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("egress.db");
-        std::fs::write(
-            &path,
-            "this is not a database at all, whatever its name says".repeat(100),
-        )
-        .unwrap();
-        let error = SqliteStore::open(&path).unwrap_err();
-        assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
-        assert!(error.to_string().contains(path.to_str().unwrap()));
-        assert!(error.remedy().contains("move"));
-        assert!(matches!(
-            SqliteStore::open_read_only(&path),
-            Err(StoreError::Corrupt { .. })
-        ));
-    }
-
-    #[test]
-    fn damage_in_the_middle_of_a_file_is_noticed() {
-        let (directory, mut store) = fresh();
-        conformance::keeps_what_was_committed(&mut store);
-        drop(store);
-        let path = directory.path().join("sub/egress.db");
-        let mut bytes = std::fs::read(&path).unwrap();
-        for byte in &mut bytes[4096..] {
-            *byte = 0x5a;
-        }
-        std::fs::write(&path, bytes).unwrap();
-        assert!(matches!(
-            SqliteStore::open(&path),
-            Err(StoreError::Corrupt { .. })
-        ));
-    }
-
-    #[test]
-    fn a_row_that_cannot_be_read_is_named() {
-        let (_directory, store) = fresh();
-        store
-            .connection
-            .execute(
-                "INSERT INTO object VALUES ('pool', 'p', 'file', '{\"kind\":\"pool\"}')",
-                [],
-            )
-            .unwrap();
-        assert!(
-            store
-                .load()
-                .unwrap_err()
-                .to_string()
-                .contains("pool p cannot be read")
-        );
-    }
-
-    #[test]
-    fn a_newer_version_is_refused_by_name() {
-        let (directory, store) = fresh();
-        store
-            .connection
-            .pragma_update(None, "user_version", 9)
-            .unwrap();
-        drop(store);
-        let error = SqliteStore::open(&directory.path().join("sub/egress.db")).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                StoreError::Newer {
-                    found: 9,
-                    known: 1,
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
-    }
-
-    #[test]
-    fn another_applications_database_is_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("theirs.db");
-        Connection::open(&path)
-            .unwrap()
-            .execute_batch("CREATE TABLE theirs (x)")
-            .unwrap();
-        assert!(matches!(
-            SqliteStore::open(&path),
-            Err(StoreError::Foreign { .. })
-        ));
-    }
-
-    #[test]
-    fn a_missing_store_is_not_created_by_a_reader() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("egress.db");
-        assert!(matches!(
-            SqliteStore::open_read_only(&path),
-            Err(StoreError::Absent { .. })
-        ));
-        assert!(!path.exists());
-    }
-}
+mod tests;

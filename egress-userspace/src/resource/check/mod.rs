@@ -1,5 +1,6 @@
 //! What must hold for a whole set of resources, whichever file or API its members come from.
 
+mod eligible;
 mod pool;
 mod server;
 mod zone;
@@ -11,7 +12,7 @@ use crate::config::Config;
 use crate::diagnostic::{Report, Span};
 use crate::document::nearest;
 
-pub use pool::{Ineligible, eligible};
+pub use eligible::{Ineligible, eligible};
 
 /// Reports everything that is wrong with the set, and what deserves a warning.
 ///

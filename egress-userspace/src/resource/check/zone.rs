@@ -8,7 +8,7 @@ use egress_common::settings::MAX_MARKS;
 
 use super::super::{Kind, Mark, Place, Zone};
 use super::Checker;
-use super::pool::{Holders, eligible_among};
+use super::eligible::{Holders, eligible_among};
 
 /// `reserved` are the mark bits of this server that selectors never look at; 0 where that is not known.
 pub(super) fn check(checker: &Checker<'_, '_>, reserved: u32) {

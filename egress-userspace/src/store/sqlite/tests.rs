@@ -1,0 +1,137 @@
+use super::super::conformance;
+use super::*;
+
+fn fresh() -> (tempfile::TempDir, SqliteStore) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&directory.path().join("sub/egress.db")).unwrap();
+    (directory, store)
+}
+
+#[test]
+fn it_keeps_the_promises_of_a_store() {
+    conformance::keeps_what_was_committed(&mut fresh().1);
+    conformance::removes_what_was_removed(&mut fresh().1);
+    conformance::numbers_are_stable_and_reused_last(&mut fresh().1);
+    conformance::a_commit_that_fails_changes_nothing(&mut fresh().1);
+}
+
+#[test]
+fn what_was_committed_is_there_after_opening_again() {
+    let (directory, mut store) = fresh();
+    conformance::keeps_what_was_committed(&mut store);
+    let before = store.load().unwrap();
+    let path = directory.path().join("sub/egress.db");
+    assert_eq!(
+        SqliteStore::open_read_only(&path).unwrap().load().unwrap(),
+        before,
+        "beside the writer"
+    );
+    drop(store);
+    assert_eq!(SqliteStore::open(&path).unwrap().load().unwrap(), before);
+    assert_eq!(
+        SqliteStore::open_read_only(&path).unwrap().load().unwrap(),
+        before
+    );
+}
+
+#[test]
+fn a_corrupt_file_is_refused_by_path_with_a_remedy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("egress.db");
+    std::fs::write(
+        &path,
+        "this is not a database at all, whatever its name says".repeat(100),
+    )
+    .unwrap();
+    let error = SqliteStore::open(&path).unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+    assert!(error.to_string().contains(path.to_str().unwrap()));
+    assert!(error.remedy().contains("move"));
+    assert!(matches!(
+        SqliteStore::open_read_only(&path),
+        Err(StoreError::Corrupt { .. })
+    ));
+}
+
+#[test]
+fn damage_in_the_middle_of_a_file_is_noticed() {
+    let (directory, mut store) = fresh();
+    conformance::keeps_what_was_committed(&mut store);
+    drop(store);
+    let path = directory.path().join("sub/egress.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    for byte in &mut bytes[4096..] {
+        *byte = 0x5a;
+    }
+    std::fs::write(&path, bytes).unwrap();
+    assert!(matches!(
+        SqliteStore::open(&path),
+        Err(StoreError::Corrupt { .. })
+    ));
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_named() {
+    let (_directory, store) = fresh();
+    store
+        .connection
+        .execute(
+            "INSERT INTO object VALUES ('pool', 'p', 'file', '{\"kind\":\"pool\"}')",
+            [],
+        )
+        .unwrap();
+    assert!(
+        store
+            .load()
+            .unwrap_err()
+            .to_string()
+            .contains("pool p cannot be read")
+    );
+}
+
+#[test]
+fn a_newer_version_is_refused_by_name() {
+    let (directory, store) = fresh();
+    store
+        .connection
+        .pragma_update(None, "user_version", 9)
+        .unwrap();
+    drop(store);
+    let error = SqliteStore::open(&directory.path().join("sub/egress.db")).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StoreError::Newer {
+                found: 9,
+                known: 1,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn another_applications_database_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("theirs.db");
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch("CREATE TABLE theirs (x)")
+        .unwrap();
+    assert!(matches!(
+        SqliteStore::open(&path),
+        Err(StoreError::Foreign { .. })
+    ));
+}
+
+#[test]
+fn a_missing_store_is_not_created_by_a_reader() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("egress.db");
+    assert!(matches!(
+        SqliteStore::open_read_only(&path),
+        Err(StoreError::Absent { .. })
+    ));
+    assert!(!path.exists());
+}

@@ -1,0 +1,106 @@
+//! Commits: changes of objects, and the numbers that zones and pools get.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use super::super::{Change, Limits};
+use crate::resource::Kind;
+
+/// Why a commit was rolled back.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    /// SQLite failed.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// An object cannot be written down.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// Every number is in use.
+    #[error("all {last} {noun} numbers are in use")]
+    Exhausted { noun: &'static str, last: u16 },
+}
+
+/// Makes all changes in one transaction, or none.
+pub(super) fn write(
+    connection: &mut Connection,
+    changes: &[Change],
+    limits: Limits,
+) -> Result<(), WriteError> {
+    // Dropping the transaction on an error rolls it back.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for change in changes {
+        if let Change::Remove { kind, id } = change {
+            transaction.execute(
+                "DELETE FROM object WHERE kind = ?1 AND id = ?2",
+                params![kind.noun(), id],
+            )?;
+            transaction.execute(
+                "UPDATE number SET released = (SELECT coalesce(max(released), 0) + 1 FROM number)
+                 WHERE kind = ?1 AND id = ?2",
+                params![kind.noun(), id],
+            )?;
+        }
+    }
+    for change in changes {
+        if let Change::Put { owner, object } = change {
+            let (kind, id) = (object.kind(), object.id());
+            transaction.execute(
+                "INSERT INTO object (kind, id, owner, value) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (kind, id) DO UPDATE SET owner = excluded.owner, value = excluded.value",
+                params![kind.noun(), id, owner.word(), serde_json::to_string(object)?],
+            )?;
+            match kind {
+                Kind::Zone => number(&transaction, "zone", &id, limits.last_zone)?,
+                Kind::Pool => number(&transaction, "pool", &id, limits.last_pool)?,
+                Kind::Account | Kind::Prefix | Kind::Setting => {}
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Gives `id` its old number, else the next one, else the one that was released first.
+fn number(
+    transaction: &Transaction<'_>,
+    noun: &'static str,
+    id: &str,
+    last: u16,
+) -> Result<(), WriteError> {
+    let kept = transaction.execute(
+        "UPDATE number SET released = NULL WHERE kind = ?1 AND id = ?2",
+        params![noun, id],
+    )?;
+    if kept > 0 {
+        return Ok(());
+    }
+    let highest: i64 = transaction.query_row(
+        "SELECT coalesce(max(number), 0) FROM number WHERE kind = ?1",
+        params![noun],
+        |row| row.get(0),
+    )?;
+    let next = if highest < i64::from(last) {
+        highest + 1
+    } else {
+        let released: Option<(String, i64)> = transaction
+            .query_row(
+                "SELECT id, number FROM number WHERE kind = ?1 AND released IS NOT NULL AND number <= ?2
+                 ORDER BY released LIMIT 1",
+                params![noun, last],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .optional()?;
+        let Some((old, number)) = released else {
+            return Err(WriteError::Exhausted { noun, last });
+        };
+        transaction.execute(
+            "DELETE FROM number WHERE kind = ?1 AND id = ?2",
+            params![noun, old],
+        )?;
+        number
+    };
+    transaction.execute(
+        "INSERT INTO number (kind, id, number) VALUES (?1, ?2, ?3)",
+        params![noun, id, next],
+    )?;
+    Ok(())
+}
