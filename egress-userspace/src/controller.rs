@@ -1,0 +1,359 @@
+//! The daemon's judgement: every request becomes a change of the store and of the data plane together, or of
+//! neither (SAFE-5).
+//!
+//! The order is always: read, plan, check the whole, commit, put in force; when putting in force fails, the
+//! commit is undone. A daemon that dies in between finds the commit at its next start and puts it in force then.
+
+mod requests;
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, ConfigError};
+use crate::control::protocol::{Applied, Failure};
+use crate::dataplane::api::{DataPlane, DataPlaneError};
+use crate::desired::Desired;
+use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
+use crate::inventory::{ZoneRecord, find_pool, find_zone, zone_record};
+use crate::plan::Plan;
+use crate::resolve::{self, ResolveError};
+use crate::resource::check::{check, eligible};
+use crate::resource::{self, Aegis, Kind, Object, Owner, Setting};
+use crate::store::{Change, StateStore, StoreError, Stored};
+
+pub(crate) use requests::origins;
+pub use requests::{OpenView, Service};
+
+/// Configuration, store and data plane of a running daemon.
+pub struct Controller {
+    config_path: PathBuf,
+    config: Config,
+    store: Box<dyn StateStore>,
+    dataplane: Box<dyn DataPlane>,
+    stored: Stored,
+    desired: Desired,
+    detached: bool,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::failed(error.to_string(), error.remedy())
+    }
+}
+
+impl From<ResolveError> for Failure {
+    fn from(error: ResolveError) -> Self {
+        Self::failed(error.to_string(), error.remedy())
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::usage(
+            error.to_string(),
+            "check the path and this user's permissions",
+        )
+    }
+}
+
+impl From<DataPlaneError> for Failure {
+    fn from(error: DataPlaneError) -> Self {
+        let remedy = error.remedy().unwrap_or_default();
+        let mut reason = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            reason.push_str(": ");
+            reason.push_str(&inner.to_string());
+            cause = inner.source();
+        }
+        Self::failed(reason, remedy)
+    }
+}
+
+impl Controller {
+    /// Takes over: applies the resources file if there is one, and puts what the store then says in force.
+    ///
+    /// # Errors
+    /// When file or store are not usable; what was in force stays in force.
+    pub fn start(
+        config_path: &Path,
+        config: Config,
+        store: Box<dyn StateStore>,
+        dataplane: Box<dyn DataPlane>,
+    ) -> Result<(Self, Applied), Failure> {
+        let stored = store.load()?;
+        let mut controller = Self {
+            config_path: config_path.to_owned(),
+            config,
+            store,
+            dataplane,
+            stored,
+            desired: Desired::default(),
+            detached: false,
+        };
+        let applied = match controller.config.resources.file.clone() {
+            Some(file) => controller.apply(&Source::read(&file)?, false)?,
+            None => {
+                controller.put_in_force()?;
+                Applied {
+                    applied: true,
+                    ..Applied::default()
+                }
+            }
+        };
+        Ok((controller, applied))
+    }
+
+    /// What is in force.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// The configuration in use.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Everything stored.
+    pub fn stored(&self) -> &Stored {
+        &self.stored
+    }
+
+    /// The data plane.
+    pub fn dataplane(&self) -> &dyn DataPlane {
+        self.dataplane.as_ref()
+    }
+
+    /// The data plane, to be looked after.
+    pub fn dataplane_mut(&mut self) -> &mut dyn DataPlane {
+        self.dataplane.as_mut()
+    }
+
+    /// Whether `egress detach` has taken everything off: the daemon has nothing left to do.
+    pub fn is_detached(&self) -> bool {
+        self.detached
+    }
+
+    /// Plans a resources file and, unless it is a dry run, applies it.
+    pub fn apply(&mut self, source: &Source, dry_run: bool) -> Result<Applied, Failure> {
+        let (plan, warnings) = plan_file(source, &self.stored, &self.config)?;
+        let mut applied = Applied {
+            plan,
+            applied: false,
+            warnings,
+            notes: Vec::new(),
+        };
+        if dry_run {
+            return Ok(applied);
+        }
+        self.commit(applied.plan.changes())?;
+        applied.applied = true;
+        Ok(applied)
+    }
+
+    /// Changes a zone's setting (ZONE-1). Without `pool` the zone keeps the one it has.
+    pub fn zone_set(
+        &mut self,
+        zone: &str,
+        enabled: bool,
+        pool: Option<&str>,
+    ) -> Result<ZoneRecord, Failure> {
+        let resources = self.stored.resources();
+        let zone = find_zone(&resources, zone)?;
+        if zone.aegis.is_some() {
+            return Err(Failure::failed(
+                format!(
+                    "the setting of zone {} belongs to the resources file",
+                    zone.name
+                ),
+                "change [zone.aegis] there and run `egress apply -f FILE`; or remove that section, which leaves \
+                 the setting to API and command line",
+            ));
+        }
+        let before = resources.aegis(zone);
+        let reference = pool.map(str::to_owned).or(before.pool_id);
+        let pool = reference
+            .as_deref()
+            .map(|reference| find_pool(&resources, reference));
+        let pool_id = match pool {
+            Some(pool) => {
+                let pool = pool?;
+                if enabled {
+                    eligible(&resources, zone, pool).map_err(|error| {
+                        Failure::failed(
+                            format!(
+                                "zone {} may not be enabled on pool {}: {error}",
+                                zone.name, pool.id
+                            ),
+                            error.remedy(),
+                        )
+                    })?;
+                }
+                Some(pool.id.clone())
+            }
+            None if enabled => {
+                return Err(Failure::usage(
+                    format!("zone {} has no pool yet", zone.name),
+                    format!("egress zone enable {} --pool POOL", zone.name),
+                ));
+            }
+            None => None,
+        };
+        let setting = Setting {
+            zone: zone.id.clone(),
+            aegis: Aegis { enabled, pool_id },
+        };
+        let id = zone.id.clone();
+        self.commit(&[Change::Put {
+            owner: Owner::Api,
+            object: Object::Setting(setting),
+        }])?;
+        let resources = self.stored.resources();
+        let zone = find_zone(&resources, &id)?;
+        Ok(zone_record(&self.stored, &resources, zone))
+    }
+
+    /// Reads configuration and resources file again, as SIGHUP asks for. All or nothing: on an error everything
+    /// stays as it was.
+    pub fn reload(&mut self) -> Result<Applied, Failure> {
+        let (new, warnings) = Config::load(&self.config_path).map_err(|error| match error {
+            ConfigError::Source(error) => error.into(),
+            ConfigError::Invalid(found) => {
+                Failure::invalid(&self.config_path.display().to_string(), found)
+            }
+        })?;
+        let notes = restart_needed(&self.config, &new);
+        let mut config = self.config.clone();
+        config.exempt = new.exempt;
+        config.timers = new.timers;
+        config.dataplane.refuse = new.dataplane.refuse;
+        config.resources = new.resources;
+        let before = std::mem::replace(&mut self.config, config);
+        match self.reload_resources() {
+            Ok(mut applied) => {
+                let mut all = warnings;
+                all.extend(applied.warnings);
+                applied.warnings = all;
+                applied.notes.extend(notes);
+                Ok(applied)
+            }
+            Err(failure) => {
+                self.config = before;
+                Err(failure)
+            }
+        }
+    }
+
+    fn reload_resources(&mut self) -> Result<Applied, Failure> {
+        match self.config.resources.file.clone() {
+            Some(file) => self.apply(&Source::read(&file)?, false),
+            None => {
+                self.put_in_force()?;
+                Ok(Applied {
+                    applied: true,
+                    ..Applied::default()
+                })
+            }
+        }
+    }
+
+    /// Takes everything off (SAFE-4).
+    pub fn detach(&mut self) -> Result<Vec<String>, Failure> {
+        let removed = self.dataplane.detach()?;
+        self.detached = true;
+        Ok(removed)
+    }
+
+    /// Commits and puts in force; undoes the commit when that fails.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), Failure> {
+        let limits = resolve::limits(&self.config);
+        if !changes.is_empty() {
+            self.store.commit(changes, limits)?;
+        }
+        let before = std::mem::replace(&mut self.stored, self.store.load()?);
+        let Err(failure) = self.put_in_force() else {
+            return Ok(());
+        };
+        if let Err(error) = self.store.commit(&undo(&before, changes), limits) {
+            tracing::error!(%error, "the store could not be set back after a failed change");
+        }
+        self.stored = before;
+        Err(failure)
+    }
+
+    fn put_in_force(&mut self) -> Result<(), Failure> {
+        let desired =
+            resolve::resolve(&self.stored.resources(), &self.config, &self.stored.numbers)?;
+        let report = self.dataplane.apply(&desired)?;
+        tracing::info!(
+            version = report.version,
+            changed = report.changed,
+            zones = desired.zones.len(),
+            pools = desired.pools.len(),
+            "configuration in force"
+        );
+        self.desired = desired;
+        Ok(())
+    }
+}
+
+/// What a resources file would change about `stored`, with its warnings; everything wrong with it is an error.
+pub fn plan_file(
+    source: &Source,
+    stored: &Stored,
+    config: &Config,
+) -> Result<(Plan, Diagnostics), Failure> {
+    let report = Report::new(source);
+    let (file, places) = resource::read(&report);
+    let (plan, conflicts) = Plan::new(stored, &file);
+    for conflict in conflicts {
+        let span = places.span(conflict.place).cloned().unwrap_or(0..0);
+        report.error(&span, conflict.reason, conflict.remedy);
+    }
+    check(plan.after(), &places, Some(config), &report);
+    let valid = !report.has_errors();
+    let found = report.finish();
+    if valid {
+        Ok((plan, found))
+    } else {
+        Err(Failure::invalid(source.name(), found))
+    }
+}
+
+/// The changes that lead back to `before`.
+fn undo(before: &Stored, changes: &[Change]) -> Vec<Change> {
+    let keys = changes.iter().map(|change| match change {
+        Change::Put { object, .. } => (object.kind(), object.id()),
+        Change::Remove { kind, id } => (*kind, id.clone()),
+    });
+    keys.map(
+        |(kind, id): (Kind, String)| match before.objects.get(&(kind, id.clone())) {
+            Some((owner, object)) => Change::Put {
+                owner: *owner,
+                object: object.clone(),
+            },
+            None => Change::Remove { kind, id },
+        },
+    )
+    .collect()
+}
+
+/// What changed in the file but takes effect with the next start only.
+fn restart_needed(running: &Config, new: &Config) -> Vec<String> {
+    let mut dataplane = new.dataplane.clone();
+    dataplane.refuse = running.dataplane.refuse;
+    [
+        ("[server]", running.server == new.server),
+        ("[dataplane]", running.dataplane == dataplane),
+        ("[store]", running.store == new.store),
+        ("[control]", running.control == new.control),
+    ]
+    .into_iter()
+    .filter(|(_, same)| !same)
+    .map(|(section, _)| {
+        format!("{section} has changed: that takes effect when the daemon is restarted")
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests;

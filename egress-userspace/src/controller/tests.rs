@@ -1,0 +1,333 @@
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::control::{Client, Filter, Handler, Request, Server};
+use crate::dataplane::api::{
+    ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Names,
+    OriginFilter, OriginRecord, PoolLive,
+};
+use crate::inventory::{DaemonState, PoolRecord, Status};
+use crate::store::SqliteStore;
+
+/// A data plane that remembers what it was told, and fails when it is told to.
+#[derive(Clone, Default)]
+struct Fake(Arc<Mutex<FakeState>>);
+
+#[derive(Default)]
+struct FakeState {
+    applied: Vec<Desired>,
+    broken: bool,
+}
+
+impl DataPlaneView for Fake {
+    fn status(&self) -> Result<DataPlaneStatus, DataPlaneError> {
+        Ok(DataPlaneStatus {
+            configured: true,
+            ..DataPlaneStatus::default()
+        })
+    }
+
+    fn flows(
+        &self,
+        _: &FlowFilter,
+        _: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
+    ) -> Result<(), DataPlaneError> {
+        Ok(())
+    }
+
+    fn flow(&self, _: &FlowKey) -> Result<Option<FlowRecord>, DataPlaneError> {
+        Ok(None)
+    }
+
+    fn origins(&self, _: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn candidate_order(&self, _: u16, _: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+}
+
+impl DataPlane for Fake {
+    fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
+        let mut state = self.0.lock().unwrap();
+        if state.broken {
+            return Err(DataPlaneError::failed("filling maps", "no memory"));
+        }
+        state.applied.push(desired.clone());
+        Ok(ApplyReport::default())
+    }
+
+    fn repair(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        Ok(vec!["everything".into()])
+    }
+}
+
+const ZONE: &str = "[[zone]]\nid = \"z1\"\nname = \"shop.example\"\naccount = \"acme\"\nsources = [\"10.0.0.0/8\"]\n";
+
+fn file(rest: &str) -> String {
+    format!(
+        "account = [{{ id = \"acme\" }}]\n[[pool]]\nid = \"a\"\naccount = \"acme\"\naddresses = [\"192.0.2.1\"]\n{rest}"
+    )
+}
+
+struct Bench {
+    directory: tempfile::TempDir,
+    dataplane: Fake,
+    controller: Controller,
+}
+
+impl Bench {
+    fn new(resources: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = "[dataplane]\nuplink = [\"up0\"]\n[resources]\nfile = \"r.toml\"\n[store]\nsqlite = \"egress.db\"\n";
+        std::fs::write(directory.path().join("egress.toml"), config).unwrap();
+        std::fs::write(directory.path().join("r.toml"), resources).unwrap();
+        let dataplane = Fake::default();
+        let controller = start(directory.path(), dataplane.clone()).unwrap();
+        Self {
+            directory,
+            dataplane,
+            controller,
+        }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.directory.path().join(name), text).unwrap();
+    }
+
+    fn in_force(&self) -> Desired {
+        self.dataplane
+            .0
+            .lock()
+            .unwrap()
+            .applied
+            .last()
+            .cloned()
+            .unwrap()
+    }
+}
+
+fn start(directory: &Path, dataplane: Fake) -> Result<Controller, Failure> {
+    let path = directory.join("egress.toml");
+    let (config, _) = Config::load(&path).unwrap();
+    let store = SqliteStore::open(&config.store.sqlite).unwrap();
+    Ok(Controller::start(&path, config, Box::new(store), Box::new(dataplane))?.0)
+}
+
+#[test]
+fn a_start_applies_the_resources_file_and_a_restart_finds_the_same_numbers() {
+    let bench = Bench::new(&file(ZONE));
+    assert_eq!(bench.in_force().zones[0].number, 1);
+    let first = bench.in_force();
+    drop(bench.controller);
+    let again = start(bench.directory.path(), bench.dataplane.clone()).unwrap();
+    assert_eq!(*again.desired(), first);
+}
+
+#[test]
+fn an_invalid_file_stops_a_start_before_anything_changes() {
+    let bench = Bench::new(&file(ZONE));
+    bench.write("r.toml", "[[zone]]\nid = \"z\"\n");
+    drop(bench.controller);
+    let before = bench.dataplane.0.lock().unwrap().applied.len();
+    let failure = start(bench.directory.path(), bench.dataplane.clone())
+        .err()
+        .unwrap();
+    assert!(
+        failure.usage && failure.diagnostics.0.len() == 2,
+        "{failure}"
+    );
+    assert_eq!(bench.dataplane.0.lock().unwrap().applied.len(), before);
+}
+
+#[test]
+fn a_dry_run_plans_and_changes_nothing() {
+    let mut bench = Bench::new(&file(""));
+    let before = bench.controller.stored().clone();
+    let applied = bench
+        .controller
+        .apply(&Source::new("r.toml", file(ZONE)), true)
+        .unwrap();
+    assert!(!applied.applied);
+    assert_eq!(applied.plan.to_string(), "+ zone shop.example");
+    assert_eq!(*bench.controller.stored(), before);
+    assert!(bench.in_force().zones.is_empty());
+}
+
+#[test]
+fn a_zone_is_enabled_and_disabled_by_command() {
+    let mut bench = Bench::new(&file(ZONE));
+    assert!(!bench.in_force().zones[0].enabled);
+    assert!(
+        bench
+            .controller
+            .zone_set("shop.example", true, None)
+            .unwrap_err()
+            .usage,
+        "no pool yet"
+    );
+    let record = bench
+        .controller
+        .zone_set("shop.example", true, Some("a"))
+        .unwrap();
+    assert!(record.enabled && record.setting_owner == Some(Owner::Api));
+    assert!(bench.in_force().zones[0].enabled);
+    let record = bench.controller.zone_set("z1", false, None).unwrap();
+    assert_eq!(
+        (record.enabled, record.pool_id.as_deref()),
+        (false, Some("a")),
+        "the pool is remembered"
+    );
+    assert!(!bench.in_force().zones[0].enabled);
+    assert!(bench.controller.zone_set("z1", true, None).unwrap().enabled);
+}
+
+#[test]
+fn a_setting_that_the_file_owns_is_refused_by_name() {
+    let setting = "aegis = { enabled = true, pool_id = \"a\" }\n";
+    let mut bench = Bench::new(&file(&format!("{ZONE}{setting}")));
+    let failure = bench
+        .controller
+        .zone_set("shop.example", false, None)
+        .unwrap_err();
+    assert!(
+        failure
+            .reason
+            .contains("shop.example belongs to the resources file"),
+        "{failure}"
+    );
+    assert!(failure.remedy.contains("[zone.aegis]"), "{failure}");
+    assert!(bench.in_force().zones[0].enabled);
+}
+
+#[test]
+fn a_pool_in_use_by_command_cannot_vanish_from_the_file() {
+    let mut bench = Bench::new(&file(ZONE));
+    bench.controller.zone_set("z1", true, Some("a")).unwrap();
+    let without = format!("account = [{{ id = \"acme\" }}]\n{ZONE}");
+    let failure = bench
+        .controller
+        .apply(&Source::new("r.toml", without), false)
+        .unwrap_err();
+    assert!(
+        failure.diagnostics.0[0]
+            .reason
+            .contains("that pool is gone from this file"),
+        "{failure}"
+    );
+    assert!(bench.in_force().zones[0].enabled);
+}
+
+#[test]
+fn a_change_that_cannot_be_put_in_force_is_not_kept() {
+    let mut bench = Bench::new(&file(ZONE));
+    let before = bench.controller.stored().objects.clone();
+    bench.dataplane.0.lock().unwrap().broken = true;
+    let failure = bench
+        .controller
+        .apply(&Source::new("r.toml", file("")), false)
+        .unwrap_err();
+    assert_eq!(failure.reason, "filling maps: no memory");
+    assert!(!failure.usage);
+    assert_eq!(bench.controller.stored().objects, before);
+    bench.dataplane.0.lock().unwrap().broken = false;
+    drop(bench.controller);
+    let again = start(bench.directory.path(), bench.dataplane.clone()).unwrap();
+    assert_eq!(again.stored().objects, before);
+    assert_eq!(again.desired().zones[0].number, 1, "numbers too");
+}
+
+#[test]
+fn a_reload_takes_both_files_or_nothing() {
+    let mut bench = Bench::new(&file(""));
+    let head = "[dataplane]\nuplink = [\"up0\"]\nrefuse = \"drop\"\nmax_flows = 1000\n[resources]\nfile = \"r.toml\"\n[store]\nsqlite = \"egress.db\"\n";
+    bench.write("egress.toml", head);
+    bench.write("r.toml", "nonsense");
+    assert!(bench.controller.reload().unwrap_err().usage);
+    assert_eq!(
+        bench.controller.config().dataplane.refuse,
+        crate::config::Refuse::Reset,
+        "as it was"
+    );
+    bench.write("r.toml", &file(ZONE));
+    let applied = bench.controller.reload().unwrap();
+    assert_eq!(applied.plan.to_string(), "+ zone shop.example");
+    assert_eq!(bench.in_force().refuse, crate::config::Refuse::Drop);
+    assert_eq!(
+        applied.notes,
+        ["[dataplane] has changed: that takes effect when the daemon is restarted"]
+    );
+    assert_eq!(bench.controller.config().dataplane.max_flows, 262_144);
+}
+
+#[test]
+fn requests_over_the_socket_reach_the_controller() {
+    let bench = Bench::new(&file(ZONE));
+    let mut server = Server::bind(&bench.directory.path().join("egress.sock")).unwrap();
+    let open_view: OpenView =
+        |_: &Config, _: Names| Ok(Box::new(Fake::default()) as Box<dyn DataPlaneView>);
+    let service: Arc<dyn Handler> = Arc::new(Service::new(bench.controller, open_view));
+    server.serve(service).unwrap();
+    let client = || Client::connect(server.path()).unwrap();
+
+    let status: Status = serde_json::from_value(client().call(&Request::Status).unwrap()).unwrap();
+    assert_eq!(
+        (status.daemon, status.pid),
+        (DaemonState::Up, Some(std::process::id()))
+    );
+
+    let set = Request::ZoneSet {
+        zone: "z1".into(),
+        enabled: true,
+        pool: Some("a".into()),
+    };
+    client().call(&set).unwrap();
+
+    let mut pools = Vec::new();
+    client()
+        .stream(
+            &Request::Pools {
+                filter: Filter::default(),
+            },
+            &mut |item| {
+                pools.push(serde_json::from_value::<PoolRecord>(item)?);
+                Ok(())
+            },
+        )
+        .unwrap();
+    assert_eq!(pools[0].zones, ["shop.example"]);
+
+    let query = serde_json::json!({"source": "10.1.1.1", "source_port": null, "destination": "203.0.113.5",
+        "destination_port": 80, "protocol": "tcp", "mark": 0, "interface": null, "cgroup": null});
+    let why = Request::Why {
+        query: serde_json::from_value(query).unwrap(),
+    };
+    assert_eq!(client().call(&why).unwrap()["outcome"], "admitted");
+
+    let dry = Request::Apply {
+        file: "r.toml".into(),
+        text: file(""),
+        dry_run: true,
+    };
+    let applied: Applied = serde_json::from_value(client().call(&dry).unwrap()).unwrap();
+    assert_eq!(
+        applied.plan.to_string(),
+        "- setting of zone z1 (of API and command line)\n- zone shop.example"
+    );
+    assert!(client().call(&Request::Reload).is_ok());
+    assert_eq!(
+        client().call(&Request::Detach).unwrap(),
+        serde_json::json!(["everything"])
+    );
+}

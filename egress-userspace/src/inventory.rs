@@ -1,0 +1,282 @@
+//! Pools, zones and status as the commands print them: what is configured joined with what is live.
+
+mod scope;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub use scope::{find_pool, find_zone, flow_filter, origin_filter};
+
+use scope::Scope;
+
+use crate::control::protocol::{Failure, Filter};
+use crate::dataplane::api::{DataPlaneStatus, Names, PoolLive};
+use crate::resource::{Address, Kind, Owner, Pool, PoolKind, PoolUse, Resources, Zone};
+use crate::store::Stored;
+
+/// `egress status --json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether a daemon answers.
+    pub daemon: DaemonState,
+    /// Whether hooks, guard and configuration are in force.
+    pub ready: bool,
+    /// The daemon's process, while it is up.
+    pub pid: Option<u32>,
+    /// The version of the program that answers.
+    pub version: String,
+    /// What the data plane says.
+    #[serde(flatten)]
+    pub dataplane: DataPlaneStatus,
+}
+
+/// Whether a daemon answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DaemonState {
+    /// It does.
+    Up,
+    /// It does not.
+    #[default]
+    Down,
+}
+
+impl Status {
+    /// The status of a data plane, told by a daemon (`pid`) or read without one.
+    pub fn new(dataplane: DataPlaneStatus, pid: Option<u32>) -> Self {
+        let mut status = Self {
+            daemon: if pid.is_some() {
+                DaemonState::Up
+            } else {
+                DaemonState::Down
+            },
+            ready: false,
+            pid,
+            version: env!("CARGO_PKG_VERSION").into(),
+            dataplane,
+        };
+        status.ready = status.in_place() && status.dataplane.guard && status.dataplane.configured;
+        status
+    }
+
+    /// Whether there are hooks and all of them are in place.
+    pub fn in_place(&self) -> bool {
+        !self.dataplane.hooks.is_empty() && self.dataplane.hooks.iter().all(|hook| hook.in_place)
+    }
+}
+
+/// One pool: an element of `egress pools --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRecord {
+    /// Its id.
+    pub id: String,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// Its account, as written.
+    pub account: Option<String>,
+    /// Where its addresses come from.
+    pub kind: Option<PoolKind>,
+    /// Who uses it.
+    #[serde(rename = "use")]
+    pub used_for: Option<PoolUse>,
+    /// Connections per (egress IP, origin, protocol) that it allows.
+    pub connections_per_origin: Option<u32>,
+    /// Its addresses.
+    pub addresses: Vec<PoolAddress>,
+    /// Names of the zones that leave by it.
+    pub zones: Vec<String>,
+}
+
+/// One address of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolAddress {
+    /// The IPv4 address or IPv6 prefix.
+    pub address: String,
+    /// Connections per origin and protocol that this server admits on it; absent for what is not in force.
+    pub capacity: Option<u32>,
+    /// Live connections over all origins; absent for what is not in force.
+    pub active: Option<u64>,
+    /// Whether it takes no new flows.
+    pub draining: bool,
+}
+
+/// One zone: an element of `egress zones --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneRecord {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its account, as written.
+    pub account: String,
+    /// Whether its traffic leaves by the pool.
+    pub enabled: bool,
+    /// The pool of its setting, as written.
+    pub pool_id: Option<String>,
+    /// Who owns the setting; nobody while it was never made.
+    pub setting_owner: Option<Owner>,
+    /// Source prefixes.
+    pub sources: Vec<String>,
+    /// Firewall marks.
+    pub marks: Vec<String>,
+    /// Paths below the cgroup2 mount.
+    pub cgroups: Vec<String>,
+    /// Interfaces.
+    pub interfaces: Vec<String>,
+}
+
+/// Every zone that `filter` lets through, by name.
+pub fn zones(stored: &Stored, filter: &Filter) -> Result<Vec<ZoneRecord>, Failure> {
+    let resources = stored.resources();
+    let scope = Scope::of(&resources, filter)?;
+    let mut found: Vec<ZoneRecord> = resources
+        .zones
+        .iter()
+        .filter(|zone| scope.zone(zone) && scope.uses(&resources, zone))
+        .map(|zone| zone_record(stored, &resources, zone))
+        .collect();
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(found)
+}
+
+/// One zone as it is printed.
+pub fn zone_record(stored: &Stored, resources: &Resources, zone: &Zone) -> ZoneRecord {
+    let setting = resources.aegis(zone);
+    let owner = |kind| {
+        stored
+            .objects
+            .get(&(kind, zone.id.clone()))
+            .map(|(owner, _)| *owner)
+    };
+    ZoneRecord {
+        id: zone.id.clone(),
+        name: zone.name.clone(),
+        account: zone.account.clone(),
+        enabled: setting.enabled,
+        pool_id: setting.pool_id,
+        setting_owner: if zone.aegis.is_some() {
+            owner(Kind::Zone)
+        } else {
+            owner(Kind::Setting)
+        },
+        sources: zone.sources.iter().map(ToString::to_string).collect(),
+        marks: zone.marks.iter().map(ToString::to_string).collect(),
+        cgroups: zone.cgroups.clone(),
+        interfaces: zone.interfaces.clone(),
+    }
+}
+
+/// Every pool that `filter` lets through: those that are stored with what is live about them, then those that
+/// are only in force.
+pub fn pools(
+    stored: &Stored,
+    live: &[PoolLive],
+    filter: &Filter,
+) -> Result<Vec<PoolRecord>, Failure> {
+    let resources = stored.resources();
+    let scope = Scope::of(&resources, filter)?;
+    let by_number: BTreeMap<u16, &PoolLive> = live.iter().map(|pool| (pool.number, pool)).collect();
+    let mut known = Vec::new();
+    let mut found = Vec::new();
+    for pool in &resources.pools {
+        let number = stored.numbers.pools.get(&pool.id).copied();
+        known.extend(number);
+        if scope.pool(&pool.id) {
+            found.push(pool_record(
+                &resources,
+                pool,
+                number.and_then(|number| by_number.get(&number)).copied(),
+            ));
+        }
+    }
+    if filter.zone.is_none() && filter.pool.is_none() {
+        let names = stored.names();
+        found.extend(
+            live.iter()
+                .filter(|pool| !known.contains(&pool.number))
+                .map(|pool| unknown(&names, pool)),
+        );
+    }
+    if let Some(wanted) = filter.egress_ip {
+        found.retain(|pool| {
+            pool.addresses
+                .iter()
+                .any(|address| covers(&address.address, wanted))
+        });
+    }
+    Ok(found)
+}
+
+fn pool_record(resources: &Resources, pool: &Pool, live: Option<&PoolLive>) -> PoolRecord {
+    let in_force: HashMap<_, _> = live
+        .iter()
+        .flat_map(|live| &live.addresses)
+        .map(|address| (address.egress_ip, address))
+        .collect();
+    let addresses = pool.addresses.iter().map(|address| {
+        let live = match address {
+            Address::V4(address) => in_force.get(address),
+            Address::V6(_) => None,
+        };
+        PoolAddress {
+            address: address.to_string(),
+            capacity: live.map(|live| live.cap),
+            active: live.map(|live| live.active),
+            draining: pool.draining.contains(address),
+        }
+    });
+    let uses = |zone: &&Zone| {
+        let setting = resources.aegis(zone);
+        let used = setting
+            .pool_id
+            .as_deref()
+            .and_then(|reference| resources.pool(reference));
+        setting.enabled && used.is_some_and(|used| used.id == pool.id)
+    };
+    PoolRecord {
+        id: pool.id.clone(),
+        name: pool.name.clone(),
+        account: Some(pool.account.clone()),
+        kind: pool.kind,
+        used_for: Some(pool.used_for),
+        connections_per_origin: Some(pool.connections_per_origin),
+        addresses: addresses.collect(),
+        zones: resources
+            .zones
+            .iter()
+            .filter(uses)
+            .map(|zone| zone.name.clone())
+            .collect(),
+    }
+}
+
+/// A pool of the maps that no store knows.
+fn unknown(names: &Names, live: &PoolLive) -> PoolRecord {
+    let addresses = live.addresses.iter().map(|address| PoolAddress {
+        address: address.egress_ip.to_string(),
+        capacity: Some(address.cap),
+        active: Some(address.active),
+        draining: address.draining,
+    });
+    PoolRecord {
+        id: names.pool(live.number),
+        name: None,
+        account: None,
+        kind: None,
+        used_for: None,
+        connections_per_origin: None,
+        addresses: addresses.collect(),
+        zones: Vec::new(),
+    }
+}
+
+fn covers(address: &str, wanted: IpAddr) -> bool {
+    address
+        .parse::<Address>()
+        .is_ok_and(|address| address.net().contains(&wanted))
+}
+
+#[cfg(test)]
+mod tests;
