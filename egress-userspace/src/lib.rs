@@ -5,12 +5,16 @@
 //! [`desired`], which [`dataplane`] puts into maps. [`control`] and [`cli`] are the two ends of the socket by
 //! which people talk to the daemon.
 
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod controller;
 pub mod dataplane;
 pub mod desired;
 pub mod diagnostic;
 pub mod document;
 pub mod explain;
+pub mod inventory;
 pub mod plan;
 pub mod resolve;
 pub mod resource;

@@ -1,0 +1,56 @@
+//! `egress apply -f FILE [--dry-run]`: what would change, and the change.
+
+use std::path::PathBuf;
+
+use super::context::{self, Context};
+use super::{CliError, Exit};
+use crate::control::Request;
+use crate::control::protocol::Applied;
+use crate::controller::plan_file;
+use crate::diagnostic::Source;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The resources file.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Print the plan and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) fn run(context: &mut Context<'_>, args: &Args) -> Result<Exit, CliError> {
+    let (config, _) = context.config()?;
+    let source = Source::read(&args.file).map_err(crate::control::Failure::from)?;
+    let request = Request::Apply {
+        file: source.name().to_owned(),
+        text: source.text().to_owned(),
+        dry_run: args.dry_run,
+    };
+    let applied: Applied = match context::ask(&config, &request, &mut |_| Ok(()))? {
+        Some(answer) => serde_json::from_value(answer)?,
+        // A plan needs no daemon, only what is stored.
+        None if args.dry_run => {
+            let local = context.local(config)?;
+            let (plan, warnings) = plan_file(&source, &local.stored, &local.config)?;
+            Applied {
+                plan,
+                warnings,
+                ..Applied::default()
+            }
+        }
+        None => context::demand(&config, &request)?,
+    };
+    context.warn(&applied.warnings)?;
+    context.print(&applied, || {
+        let mut text = applied.plan.to_string();
+        for note in &applied.notes {
+            text.push_str(&format!("\nnote: {note}"));
+        }
+        if applied.applied && !applied.plan.is_empty() {
+            text.push_str("\napplied");
+        }
+        text
+    })?;
+    Ok(Exit::Done)
+}

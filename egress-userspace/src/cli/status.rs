@@ -1,0 +1,96 @@
+//! `egress status`: is everything in place?
+
+use super::context::{self, Context};
+use super::{CliError, Exit, table};
+use crate::control::{Failure, Request};
+use crate::dataplane::api::DataPlaneStatus;
+use crate::inventory::{DaemonState, Status};
+
+pub(super) fn run(context: &mut Context<'_>) -> Result<Exit, CliError> {
+    let (config, _) = context.config()?;
+    let status: Status = match context::ask(&config, &Request::Status, &mut |_| Ok(()))? {
+        Some(answer) => serde_json::from_value(answer)?,
+        None => {
+            let local = context.local(config)?;
+            let dataplane = match &local.view {
+                Some(view) => view.status().map_err(Failure::from)?,
+                None => DataPlaneStatus::default(),
+            };
+            Status::new(dataplane, None)
+        }
+    };
+    context.print(&status, || text(&status))?;
+    Ok(if status.in_place() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+fn text(status: &Status) -> String {
+    let yes_no = |yes: bool| if yes { "yes" } else { "no" };
+    let daemon = match (status.daemon, status.pid) {
+        (DaemonState::Up, Some(pid)) => format!("up (process {pid}, version {})", status.version),
+        (DaemonState::Up, None) => "up".to_owned(),
+        (DaemonState::Down, _) => "down; the data plane goes on without it".to_owned(),
+    };
+    let daemon = if status.dataplane.hooks.is_empty() && status.daemon == DaemonState::Down {
+        "down, and nothing is attached".to_owned()
+    } else {
+        daemon
+    };
+    let mut parts = vec![format!(
+        "daemon      {daemon}\nready       {}\nguard       {}\nconfigured  {}",
+        yes_no(status.ready),
+        if status.dataplane.guard {
+            "in place"
+        } else {
+            "missing"
+        },
+        yes_no(status.dataplane.configured)
+    )];
+    if !status.dataplane.hooks.is_empty() {
+        let row = |hook: &crate::dataplane::api::HookStatus| {
+            vec![
+                hook.hook.clone(),
+                hook.interface.clone(),
+                hook.kind.clone(),
+                hook.program_id
+                    .map_or_else(|| "-".to_owned(), |id| id.to_string()),
+                if hook.in_place { "in place" } else { "MISSING" }.to_owned(),
+            ]
+        };
+        let rows: Vec<_> = status.dataplane.hooks.iter().map(row).collect();
+        parts.push(table::render(
+            &["HOOK", "INTERFACE", "KIND", "PROGRAM", ""],
+            &[3],
+            &rows,
+        ));
+    }
+    if !status.dataplane.tables.is_empty() {
+        let row = |table: &crate::dataplane::api::TableStatus| {
+            vec![
+                table.table.clone(),
+                table.used.to_string(),
+                table.capacity.to_string(),
+            ]
+        };
+        let rows: Vec<_> = status.dataplane.tables.iter().map(row).collect();
+        parts.push(table::render(
+            &["TABLE", "USED", "CAPACITY"],
+            &[1, 2],
+            &rows,
+        ));
+    }
+    let counted: Vec<_> = status
+        .dataplane
+        .reasons
+        .iter()
+        .filter(|reason| reason.packets > 0)
+        .map(|reason| vec![reason.reason.clone(), reason.packets.to_string()])
+        .collect();
+    if !counted.is_empty() {
+        parts.push(table::render(&["REASON", "PACKETS"], &[1], &counted));
+    }
+    parts.join("\n\n")
+}

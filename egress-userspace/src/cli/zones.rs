@@ -1,0 +1,65 @@
+//! `egress zones`: zones, their selectors and settings.
+
+use super::context::{self, Context};
+use super::{CliError, Exit, table};
+use crate::control::{Filter, Request};
+use crate::inventory::{ZoneRecord, zones};
+use crate::resource::Owner;
+
+pub(super) fn run(context: &mut Context<'_>, filter: &Filter) -> Result<Exit, CliError> {
+    let (config, _) = context.config()?;
+    let request = Request::Zones {
+        filter: filter.clone(),
+    };
+    let records = match context::list(&config, &request)? {
+        Some(records) => records,
+        None => zones(&context.stored(&config)?, filter)?,
+    };
+    context.print(&records, || text(&records))?;
+    Ok(Exit::Done)
+}
+
+/// Zones as a table.
+pub(super) fn text(records: &[ZoneRecord]) -> String {
+    let row = |zone: &ZoneRecord| {
+        let of = |noun: &str, selectors: &[String]| {
+            (!selectors.is_empty()).then(|| format!("{noun} {}", selectors.join(", ")))
+        };
+        let selectors = [
+            of("mark", &zone.marks),
+            of("cgroup", &zone.cgroups),
+            of("interface", &zone.interfaces),
+            of("source", &zone.sources),
+        ];
+        vec![
+            zone.name.clone(),
+            zone.account.clone(),
+            if zone.enabled { "enabled" } else { "off" }.to_owned(),
+            zone.pool_id.clone().unwrap_or_else(|| "-".to_owned()),
+            match zone.setting_owner {
+                Some(Owner::File) => "file",
+                Some(Owner::Api) => "command",
+                None => "-",
+            }
+            .to_owned(),
+            selectors
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join("; "),
+        ]
+    };
+    let rows: Vec<_> = records.iter().map(row).collect();
+    table::render(
+        &[
+            "ZONE",
+            "ACCOUNT",
+            "SETTING",
+            "POOL",
+            "SET BY",
+            "SELECTED BY",
+        ],
+        &[],
+        &rows,
+    )
+}
