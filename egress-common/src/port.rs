@@ -71,7 +71,7 @@ impl Sequence {
             return 0;
         }
         // Multiply-shift instead of a remainder: uniform within 31 / 2^32.
-        let nth = ((mixed >> 32) * owned as u64 >> 32) as u32;
+        let nth = (((mixed >> 32) * owned as u64) >> 32) as u32;
         select(slices, nth) << SLICE_SHIFT | low
     }
 }
@@ -81,7 +81,7 @@ impl Sequence {
 const fn count_ones(bits: u32) -> u32 {
     let pairs = bits - (bits >> 1 & 0x5555_5555);
     let quads = (pairs & 0x3333_3333) + (pairs >> 2 & 0x3333_3333);
-    ((quads + (quads >> 4) & 0x0f0f_0f0f).wrapping_mul(0x0101_0101)) >> 24
+    (((quads + (quads >> 4)) & 0x0f0f_0f0f).wrapping_mul(0x0101_0101)) >> 24
 }
 
 /// Position of the nth set bit (from 0); 0 when there are fewer.

@@ -80,10 +80,12 @@ pub fn observe(
         } else {
             FIRST_WINDOW
         });
-    let first_syn = segment.has(control::SYN) && word.state as u8 == State::TcpHalfOpen as u8;
-    if first_syn && matches!(way, Way::Back) && !word.has(flag::SYN_IN) {
-        sender.end = end;
-    } else if after(end, sender.end) && !after(end, limit) {
+    // The origin's first SYN says where its numbers begin.
+    let begins = segment.has(control::SYN)
+        && word.state as u8 == State::TcpHalfOpen as u8
+        && matches!(way, Way::Back)
+        && !word.has(flag::SYN_IN);
+    if begins || (after(end, sender.end) && !after(end, limit)) {
         sender.end = end;
     }
     if segment.has(control::ACK) {

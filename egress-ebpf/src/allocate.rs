@@ -189,7 +189,7 @@ fn prepare(
         (*open).version = configuration.version;
         (*open).first = pool.first;
         (*open).candidates = pool.count;
-        (*open).start = (spread * pool.count as u64 >> 32) as u32;
+        (*open).start = ((spread * pool.count as u64) >> 32) as u32;
         (*open).syn = packet.segment.sequence;
         (*open).timestamp = packet.options.timestamp.unwrap_or(0);
         (*open).has_timestamp = packet.options.timestamp.is_some() as u32;

@@ -20,7 +20,8 @@
 #![allow(
     missing_docs,
     unreachable_pub,
-    reason = "a binary whose modules are not anyone's interface; programs are exported by symbol"
+    clippy::needless_pass_by_value,
+    reason = "a binary whose modules are not anyone's interface; aya's macros fix the programs' form"
 )]
 #![feature(core_intrinsics)]
 #![feature(asm_experimental_arch)]

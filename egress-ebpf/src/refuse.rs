@@ -249,9 +249,7 @@ fn hand_back(ctx: &TcContext, redirect: bool) -> Result<i32, ()> {
     let from = frame.at::<6>(6).ok_or(())?;
     // SAFETY: checked to lie within the packet; the helper needs no more.
     unsafe {
-        let ours = *from;
-        *from = *to;
-        *to = ours;
+        core::ptr::swap(from, to);
         Ok(bpf_redirect(verdict::interface(ctx), BPF_F_INGRESS as u64) as i32)
     }
 }

@@ -9,7 +9,7 @@ use crate::globals;
 /// Let the next program decide; if there is none, the packet goes on.
 pub const NEXT: i32 = TC_ACT_UNSPEC;
 /// Drop.
-pub const DROP: i32 = TC_ACT_SHOT as i32;
+pub const DROP: i32 = TC_ACT_SHOT;
 
 /// Offset of `mark` in `__sk_buff`.
 const MARK: usize = core::mem::offset_of!(aya_ebpf::bindings::__sk_buff, mark);
