@@ -193,6 +193,7 @@ pub struct Explanation {
 /// Explains what becomes of the packet that `query` describes.
 pub fn explain(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanation {
     let mut rules = matching(desired, query);
+    let realm = realm(&rules, query);
     let zone = rules.first().map(|(zone, _)| *zone);
     let also_matching = rules
         .split_off(rules.len().min(1))
@@ -212,20 +213,29 @@ pub fn explain(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explana
         path: None,
         outcome: default_egress("no zone selects this packet"),
     };
-    if let Some(flow) = live_flow(query, zone, live) {
+    if let Some(flow) = live_flow(query, realm, live) {
         explanation.path = Some(flow.path.clone());
         explanation.outcome = Outcome::LiveFlow {
             flow: Box::new(flow),
         };
         return explanation;
     }
+    if desired
+        .pools
+        .iter()
+        .flat_map(|pool| &pool.candidates)
+        .any(|one| one.address == query.source)
+    {
+        explanation.outcome = refused(Reason::ClaimsEgressIp);
+        return explanation;
+    }
     let Some(zone) = zone else { return explanation };
-    let (Some(protocol), None) = (
-        translated(query.protocol),
-        before_pool(desired, zone, query),
-    ) else {
-        explanation.outcome =
-            before_pool(desired, zone, query).unwrap_or_else(|| refused(Reason::Protocol));
+    if let Some(outcome) = before_pool(desired, zone, query) {
+        explanation.outcome = outcome;
+        return explanation;
+    }
+    let Some(protocol) = translated(query.protocol) else {
+        explanation.outcome = refused(Reason::Protocol);
         return explanation;
     };
     let Some(pool) = pool else {
@@ -250,48 +260,58 @@ fn translated(traffic: Traffic) -> Option<Protocol> {
     }
 }
 
-fn live_flow(query: &Query, zone: Option<&DesiredZone>, live: &dyn LiveView) -> Option<FlowRecord> {
+/// The address space of the packet's source: that of the zone it was given where it entered, whichever zone its
+/// mark selects later. The host's own sockets are in none.
+fn realm(rules: &[(&DesiredZone, Rule)], query: &Query) -> Option<u16> {
+    let entering = rules
+        .iter()
+        .find(|(_, rule)| matches!(rule.by.as_str(), "interface" | "source"));
+    entering
+        .map(|(zone, _)| *zone)
+        .filter(|zone| zone.realm && query.cgroup.is_none())
+        .map(|zone| zone.number)
+}
+
+fn live_flow(query: &Query, realm: Option<u16>, live: &dyn LiveView) -> Option<FlowRecord> {
     live.flow(&FlowKey {
         protocol: translated(query.protocol)?,
         inside: SocketAddr::new(query.source, query.source_port?),
         origin: SocketAddr::new(query.destination, query.destination_port),
-        realm: zone.filter(|zone| zone.realm).map(|zone| zone.number),
+        realm,
     })
 }
 
-/// What is decided before the pool is looked at.
+/// What is decided before the pool is looked at, in the data plane's order.
 fn before_pool(desired: &Desired, zone: &DesiredZone, query: &Query) -> Option<Outcome> {
     let name = &zone.name;
-    if !zone.enabled {
-        return Some(default_egress(format!(
-            "zone {name} is not enabled (ZONE-1)"
-        )));
-    }
-    if desired.is_exempt(query.destination, query.destination_port) {
-        return Some(default_egress("the destination is exempt (POLICY-7)"));
-    }
-    let switched_off = match query.protocol {
+    let off = match query.protocol {
         Traffic::Tcp => !zone.egress_tcp,
         Traffic::Udp => !zone.egress_udp,
-        Traffic::Icmp => {
-            return Some(match desired.exempt.icmp_queries {
-                IcmpQueries::Default => default_egress("ICMP queries are exempt (POLICY-7)"),
-                IcmpQueries::Drop => refused(Reason::PingDropped),
-            });
-        }
+        Traffic::Icmp => false,
     };
-    if switched_off {
-        return Some(default_egress(format!(
+    let destination = query.destination;
+    if !zone.enabled {
+        Some(default_egress(format!(
+            "zone {name} is not enabled (ZONE-1)"
+        )))
+    } else if desired.is_exempt(destination, query.destination_port) {
+        Some(default_egress("the destination is exempt (POLICY-7)"))
+    } else if destination.is_ipv6() {
+        Some(refused(Reason::Ipv6))
+    } else if off {
+        Some(default_egress(format!(
             "the account of zone {name} has this protocol switched off (POLICY-6)"
-        )));
+        )))
+    } else if destination.is_multicast() || destination == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        Some(refused(Reason::Multicast))
+    } else if query.protocol == Traffic::Icmp {
+        Some(match desired.exempt.icmp_queries {
+            IcmpQueries::Default => default_egress("ICMP queries are exempt (POLICY-7)"),
+            IcmpQueries::Drop => refused(Reason::PingDropped),
+        })
+    } else {
+        None
     }
-    if query.destination.is_multicast() || query.destination == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        return Some(refused(Reason::Multicast));
-    }
-    if query.destination.is_ipv6() {
-        return Some(refused(Reason::Ipv6));
-    }
-    None
 }
 
 fn default_egress(text: impl Into<String>) -> Outcome {

@@ -1,6 +1,6 @@
 //! `egress apply -f FILE [--dry-run]`: what would change, and the change.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::context::{self, Context};
 use super::{CliError, Exit};
@@ -27,7 +27,8 @@ pub(super) fn run(context: &mut Context<'_>, args: &Args) -> Result<Exit, CliErr
         text: source.text().to_owned(),
         dry_run: args.dry_run,
     };
-    let applied: Applied = match context::ask(&config, &request, &mut |_| Ok(()))? {
+    let own_file = config.resources.file.clone();
+    let mut applied: Applied = match context::ask(&config, &request, &mut |_| Ok(()))? {
         Some(answer) => serde_json::from_value(answer)?,
         // A plan needs no daemon, only what is stored.
         None if args.dry_run => {
@@ -41,6 +42,12 @@ pub(super) fn run(context: &mut Context<'_>, args: &Args) -> Result<Exit, CliErr
         }
         None => context::demand(&config, &request)?,
     };
+    if applied.applied && own_file.is_some_and(|own| !same_file(&own, &args.file)) {
+        applied.notes.push(
+            "the daemon applies the file of [resources] again at its next start and on SIGHUP: make this change there too"
+                .into(),
+        );
+    }
     context.warn(&applied.warnings)?;
     context.print(&applied, || {
         let mut text = applied.plan.to_string();
@@ -53,4 +60,11 @@ pub(super) fn run(context: &mut Context<'_>, args: &Args) -> Result<Exit, CliErr
         text
     })?;
     Ok(Exit::Done)
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    match (one.canonicalize(), other.canonicalize()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one == other,
+    }
 }

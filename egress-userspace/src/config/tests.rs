@@ -226,3 +226,22 @@ fn exempt_prefixes_have_no_host_bits() {
         1
     );
 }
+
+#[test]
+fn the_documented_sample_is_valid_and_shows_the_defaults() {
+    let (config, found) = parse(include_str!("../../../docs/egress.toml"));
+    assert!(found.is_empty(), "{found}");
+    let (config, default) = (config.unwrap(), Config::default());
+    assert_eq!(
+        config.dataplane,
+        Dataplane {
+            uplink: vec!["up0".into()],
+            inside: vec!["in0".into()],
+            ..default.dataplane
+        }
+    );
+    assert_eq!(config.exempt, default.exempt);
+    assert_eq!(config.timers, default.timers);
+    assert_eq!(config.store, default.store);
+    assert_eq!(config.control, default.control);
+}

@@ -263,6 +263,47 @@ fn refusals_use_the_data_planes_reasons() {
 }
 
 #[test]
+fn what_is_not_translated_yet_is_refused_and_a_claimed_egress_ip_too() {
+    let mut all = desired();
+    all.zones[0]
+        .selectors
+        .sources
+        .push("2001:db8::/32".parse().unwrap());
+    let v6 = Query {
+        source: "2001:db8::1".parse().unwrap(),
+        destination: "2001:db8:1::1".parse().unwrap(),
+        ..query()
+    };
+    assert_eq!(reason(&explain(&all, &v6, &NothingLive).outcome), "ipv6");
+    let claimed = Query {
+        source: ip(10).into(),
+        ..query()
+    };
+    assert_eq!(
+        reason(&explain(&all, &claimed, &NothingLive).outcome),
+        "claims_egress_ip"
+    );
+}
+
+#[test]
+fn the_realm_is_that_of_the_zone_where_a_packet_entered() {
+    let mut all = desired();
+    all.zones[4].realm = true;
+    let realm_of = |query: &Query| realm(&matching(&all, query), query);
+    let entering = Query {
+        interface: Some("in0".into()),
+        mark: 0x51,
+        ..query()
+    };
+    assert_eq!(
+        realm_of(&entering),
+        Some(5),
+        "whatever its mark selects later"
+    );
+    assert_eq!(realm_of(&query()), None);
+}
+
+#[test]
 fn the_default_egress_is_taken_for_disabled_zones_exemptions_and_switched_off_protocols() {
     let text =
         |desired: &Desired, query: &Query| match explain(desired, query, &NothingLive).outcome {

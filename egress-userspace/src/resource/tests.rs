@@ -352,3 +352,9 @@ fn interfaces_and_marks_are_checked_against_the_server() {
         "161 looks at all unreserved bits: {found:?}"
     );
 }
+
+#[test]
+fn the_documented_sample_is_valid() {
+    let found = found(include_str!("../../../docs/resources.toml"));
+    assert!(found.is_empty(), "{found}");
+}
