@@ -1,9 +1,7 @@
 use std::collections::HashMap;
-
 use super::*;
 use crate::desired::{ALL_SLICES, DesiredMark, DesiredPool, Selectors};
 
-/// Counts and flows as a test says.
 #[derive(Default)]
 struct Fake {
     active: HashMap<Ipv4Addr, u64>,
