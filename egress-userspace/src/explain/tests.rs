@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+
 use super::*;
 use crate::desired::{ALL_SLICES, DesiredMark, DesiredPool, Selectors};
 
