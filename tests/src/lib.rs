@@ -17,6 +17,7 @@
 //! | [`pattern`] | a byte stream that any offset of can be verified |
 //! | [`packet`], [`capture`], [`pcap`] | what was on the wire |
 //! | [`leak`] | SAFE-1: no packet with a foreign source |
+//! | [`odd`] | packets that no honest host sends |
 //! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
 //! | [`site`] | the standard network with origins and daemon |
 //! | [`cgroup`] | running a command in a cgroup of its own |
@@ -35,6 +36,7 @@ pub mod lab;
 pub mod leak;
 pub mod needs;
 pub mod netns;
+pub mod odd;
 pub mod offload;
 pub mod origin;
 pub mod packet;

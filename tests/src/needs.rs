@@ -1,8 +1,14 @@
 //! What a machine must have for a test; without it the test says so and passes.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use nix::unistd::geteuid;
+
+use crate::gateway;
 
 /// Says why a test does not run, in the form that `cargo xtask test` counts.
 pub fn skip(test: &str, reason: &str) {
@@ -41,4 +47,21 @@ pub fn has_bpftool() -> bool {
         .arg("version")
         .output()
         .is_ok_and(|output| output.status.success())
+}
+
+/// Whether a test with the daemon can run here, and if so, its turn: tests of one binary that load the
+/// machine go one after the other. Prints `SKIPPED` if not.
+#[must_use]
+pub fn turn(test: &str, commands: &[&str]) -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+
+    if !met(test, commands) {
+        return None;
+    }
+    if let Err(error) = gateway::binary() {
+        skip(test, &format!("{error:#}"));
+        return None;
+    }
+    // A test that panicked in its turn leaves nothing that the next one would trip over.
+    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }

@@ -15,8 +15,6 @@ use super::traffic::Sight;
 
 /// Lines of a list that are shown; the commands print all.
 const SHOWN: usize = 12;
-/// The names under which the connection counts are pinned, the current one first.
-const COUNTS: [&str; 2] = ["COUNTS", "COUNTS4"];
 
 /// What stands.
 pub(crate) fn intro(site: &Site, took: Duration) {
@@ -88,19 +86,15 @@ pub(crate) fn live(site: &Site) -> Result<String> {
 
 /// The entries of the connection counts in use, as bpftool names their fields.
 fn counts_map(site: &Site) -> Result<String> {
-    let maps = site.gateway.pin().join("maps");
-    let Some(name) = COUNTS.into_iter().find(|name| maps.join(name).exists()) else {
-        anyhow::bail!("no connection counts are pinned in {}", maps.display());
-    };
     let mut text = format!(
-        "\n== bpftool map dump pinned {}\n",
-        maps.join(name).display()
+        "\n== bpftool map dump pinned {}/maps/COUNTS\n",
+        site.gateway.pin().display()
     );
     if !needs::has_bpftool() {
         text.push_str("(bpftool is not installed)\n");
         return Ok(text);
     }
-    let dump = site.gateway.map_dump(name)?;
+    let dump = site.gateway.counts()?;
     let used: Vec<_> = dump
         .as_array()
         .into_iter()

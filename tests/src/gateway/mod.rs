@@ -1,12 +1,13 @@
 //! The real daemon, in the gateway's namespace.
 
+mod ask;
+
 use std::{
     env,
-    ffi::OsStr,
     fs::{self, File, OpenOptions},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -15,7 +16,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::Value;
 
 use crate::{
     config::{Files, Resources, Server},
@@ -205,69 +205,6 @@ impl Gateway {
         let status = wait::until("the daemon to end", END_LIMIT, || Ok(child.try_wait()?))?;
         self.child = None;
         Ok(status)
-    }
-
-    /// A command of the CLI: `egress ARGUMENTS --config FILE`.
-    ///
-    /// # Errors
-    /// When it cannot be started; that it fails is in the output.
-    pub fn egress<S: AsRef<OsStr>>(
-        &self,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Result<Output> {
-        let mut command = self.command()?;
-        command
-            .args(arguments)
-            .arg("--config")
-            .arg(self.files.config());
-        command
-            .output()
-            .with_context(|| format!("starting {command:?}"))
-    }
-
-    /// As [`Gateway::egress`]; returns what it printed.
-    ///
-    /// # Errors
-    /// When it fails; the message holds what it said.
-    pub fn text<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
-        let arguments: Vec<_> = arguments.into_iter().collect();
-        let output = self.egress(&arguments)?;
-        let words: Vec<_> = arguments
-            .iter()
-            .map(|word| word.as_ref().to_string_lossy())
-            .collect();
-        ensure!(
-            output.status.success(),
-            "egress {}: {}: {}",
-            words.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// As [`Gateway::text`] with `--json`, parsed.
-    ///
-    /// # Errors
-    /// When it fails or does not print JSON.
-    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
-        let text = self.text(arguments.iter().copied().chain(["--json"]))?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("egress {} --json printed {text:?}", arguments.join(" ")))
-    }
-
-    /// The dump of a pinned map, by `bpftool`.
-    ///
-    /// # Errors
-    /// When `bpftool` or the map is not there.
-    pub fn map_dump(&self, map: &str) -> Result<Value> {
-        let path = self.files.pin.join("maps").join(map);
-        let text = crate::netns::run(
-            Command::new("bpftool")
-                .args(["-j", "map", "dump", "pinned"])
-                .arg(&path),
-        )?;
-        serde_json::from_str(&text).with_context(|| format!("the dump of {}", path.display()))
     }
 
     /// The end of the log, for messages.

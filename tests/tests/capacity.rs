@@ -1,0 +1,185 @@
+//! CAP-1, CAP-2, CAP-5, PERF-9: 40,000 connections to each of two origins from one egress IP, and not one
+//! more.
+
+use std::{net::SocketAddr, thread, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use egress_tests::{
+    client::Outcome,
+    config::Resources,
+    needs,
+    origin::{ECHO_PORT, HTTP_PORT},
+    site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
+    standard::{BOUND, POOL},
+};
+use serde_json::Value;
+
+const CAP: usize = 40_000;
+/// Enough client processes for [`CAP`] connections at 20,000 files each.
+const PROCESSES: usize = 3;
+/// A refusal is there within this time.
+const REFUSAL_LIMIT: Duration = Duration::from_millis(10);
+/// A first SYN that is lost comes again after a second; no connection may have needed that.
+const RETRANSMISSION: Duration = Duration::from_secs(1);
+/// How long opening or closing everything may take.
+const CROWD_LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
+    const TEST: &str = "forty_thousand_to_each_origin_and_not_one_more";
+
+    let Some(_turn) = needs::turn(TEST, &["bpftool"]) else {
+        return Ok(());
+    };
+    let address = POOL[0];
+    let resources = Resources {
+        addresses: vec![address.to_string()],
+        ..Resources::default()
+    };
+    let mut site = Site::start(&Plan {
+        resources,
+        ..Plan::default()
+    })?;
+    let check = site.watch()?;
+    let (at_a, at_b) = (site.at_a(ECHO_PORT), site.at_b(ECHO_PORT));
+    let mut to_a = site.clients(BOUND, PROCESSES)?;
+    let mut to_b = site.clients(BOUND, PROCESSES)?;
+
+    let (opened_a, opened_b) = both(
+        || to_a.open(at_a, CAP, RETRANSMISSION),
+        || to_b.open(at_b, CAP, RETRANSMISSION),
+    )?;
+    for opened in [&opened_a, &opened_b] {
+        all_succeeded(opened, CAP)?;
+        ensure!(
+            opened.success_us.max < RETRANSMISSION.as_micros() as u64,
+            "a first SYN was lost: {opened:?}"
+        );
+    }
+    let open = [site.a.stats()?, site.b.stats()?];
+    for stats in &open {
+        ensure!(
+            stats.open == CAP && stats.callers.get(&address.into()) == Some(&CAP),
+            "{stats:?}"
+        );
+    }
+
+    let mut one_more = site.clients(BOUND, 1)?;
+    for origin in [at_a, at_b] {
+        refused(&one_more.open(origin, 1, CONNECT_LIMIT)?)?;
+        ensure!(site.active(origin, "tcp")? == CAP as u64);
+    }
+    let mapped = full_counts(&site)?;
+    ensure!(
+        mapped == 2,
+        "{mapped} counts of {CAP} in the map, instead of one for each origin"
+    );
+    // Every other origin has a count of its own.
+    all_succeeded(&one_more.open(site.at_a(HTTP_PORT), 1, CONNECT_LIMIT)?, 1)?;
+
+    let (alive_a, alive_b) = both(|| to_a.check(CROWD_LIMIT), || to_b.check(CROWD_LIMIT))?;
+    all_succeeded(&alive_a, CAP)?;
+    all_succeeded(&alive_b, CAP)?;
+
+    // A place that is given back is free at once, and only that one.
+    to_a.close(1, false)?;
+    site.wait_active(at_a, "tcp", CAP as u64 - 1, CONNECT_LIMIT)?;
+    all_succeeded(&one_more.open(at_a, 1, CONNECT_LIMIT)?, 1)?;
+    refused(&one_more.open(at_a, 1, CONNECT_LIMIT)?)?;
+
+    both(|| to_a.close_all(false), || to_b.close_all(true))?;
+    one_more.close_all(false)?;
+    for origin in [at_a, at_b, site.at_a(HTTP_PORT)] {
+        site.wait_active(origin, "tcp", 0, CROWD_LIMIT)?;
+    }
+    ensure!(full_counts(&site)? == 0);
+    check.finish()?;
+    Ok(())
+}
+
+/// Does two things at once.
+fn both(
+    one: impl FnOnce() -> Result<Outcome> + Send,
+    other: impl FnOnce() -> Result<Outcome> + Send,
+) -> Result<(Outcome, Outcome)> {
+    thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other()?;
+        let one = one
+            .join()
+            .map_err(|_| anyhow!("a client's driver panicked"))??;
+        Ok((one, other))
+    })
+}
+
+fn refused(outcome: &Outcome) -> Result<()> {
+    ensure!(
+        outcome.refused.get("ECONNREFUSED") == Some(&1) && outcome.succeeded == 0,
+        "expected a RST: {outcome:?}"
+    );
+    ensure!(
+        outcome.refusal_us.max <= REFUSAL_LIMIT.as_micros() as u64,
+        "the RST took longer than {REFUSAL_LIMIT:?}: {outcome:?}"
+    );
+    Ok(())
+}
+
+/// How many counts of the map are at the cap.
+fn full_counts(site: &Site) -> Result<usize> {
+    let dump = site.gateway.counts()?;
+    let entries = dump.as_array().context("bpftool printed no list")?;
+    let active = |entry: &Value| entry["formatted"]["value"]["active"].as_u64();
+    ensure!(
+        entries.iter().all(|entry| active(entry).is_some()),
+        "the map has no field `active`: {:?}",
+        entries.first()
+    );
+    Ok(entries
+        .iter()
+        .filter(|entry| active(entry) == Some(CAP as u64))
+        .count())
+}
+
+#[test]
+fn udp_is_counted_apart_and_refused_by_icmp() -> Result<()> {
+    const CAP: usize = 500;
+    const TEST: &str = "udp_is_counted_apart_and_refused_by_icmp";
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let resources = Resources {
+        addresses: vec![POOL[0].to_string()],
+        connections_per_origin: CAP as u32,
+        ..Resources::default()
+    };
+    let site = Site::start(&Plan {
+        resources,
+        ..Plan::default()
+    })?;
+    let check = site.watch()?;
+    // The echo service has the same port for both protocols, so this is one origin with two counts.
+    let origin: SocketAddr = site.at_a(ECHO_PORT);
+    let mut clients = site.clients(BOUND, 2)?;
+    all_succeeded(&clients.open(origin, CAP, CONNECT_LIMIT)?, CAP)?;
+    let answered = clients.udp(origin, CAP, CONNECT_LIMIT, true)?;
+    all_succeeded(&answered, CAP)?;
+    ensure!(
+        answered.seen.len() == 1 && answered.seen.contains_key(&POOL[0].to_string()),
+        "{answered:?}"
+    );
+    ensure!(site.active(origin, "udp")? == CAP as u64 && site.active(origin, "tcp")? == CAP as u64);
+    let mut one_more = site.clients(BOUND, 1)?;
+    let refused = one_more.udp(origin, 1, CONNECT_LIMIT, false)?;
+    // ICMP 3/13 reaches the application as this error.
+    ensure!(
+        refused.refused.get("EHOSTUNREACH") == Some(&1),
+        "{refused:?}"
+    );
+    ensure!(
+        refused.refusal_us.max <= REFUSAL_LIMIT.as_micros() as u64,
+        "{refused:?}"
+    );
+    check.finish()?;
+    Ok(())
+}

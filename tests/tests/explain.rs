@@ -1,0 +1,120 @@
+//! OBS-5: `egress why` names rule, pool, candidates and outcome, and is right about what then happens.
+
+use anyhow::{Context as _, Result, ensure};
+use egress_tests::{
+    config::{POOL_NAME, Resources, ZONE_NAME},
+    needs,
+    origin::ECHO_PORT,
+    site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
+    standard::{BOUND, BOUND_ADDRESS, POOL, UNBOUND_ADDRESS},
+};
+use serde_json::Value;
+
+const CAP: usize = 5;
+
+fn why(site: &Site, source: &str, destination: &str) -> Result<Value> {
+    site.gateway.json(&["why", source, destination])
+}
+
+fn candidates(answer: &Value) -> Result<Vec<(String, String)>> {
+    let list = answer["candidates"]
+        .as_array()
+        .with_context(|| format!("no candidates in {answer}"))?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(list
+        .iter()
+        .map(|one| (text(&one["egress_ip"]), text(&one["verdict"])))
+        .collect())
+}
+
+#[test]
+fn admitted_refused_unbound_and_live() -> Result<()> {
+    const TEST: &str = "admitted_refused_unbound_and_live";
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let resources = Resources {
+        connections_per_origin: CAP as u32,
+        ..Resources::default()
+    };
+    let site = Site::start(&Plan {
+        resources,
+        ..Plan::default()
+    })?;
+    let origin = site.at_a(ECHO_PORT);
+    let (bound, unbound) = (BOUND_ADDRESS.to_string(), UNBOUND_ADDRESS.to_string());
+
+    let answer = why(&site, &bound, &origin.to_string())?;
+    ensure!(answer["outcome"] == "admitted", "{answer}");
+    ensure!(
+        answer["zone"] == ZONE_NAME && answer["pool"] == POOL_NAME,
+        "{answer}"
+    );
+    ensure!(
+        answer["rule"]["by"] == "source" && answer["rule"]["selector"] == "10.1.0.0/16",
+        "{answer}"
+    );
+    let found = candidates(&answer)?;
+    ensure!(
+        found.len() == POOL.len() && found.iter().all(|(_, verdict)| verdict == "free"),
+        "{answer}"
+    );
+    let promised = answer["egress_ip"]
+        .as_str()
+        .context("no egress IP")?
+        .to_owned();
+
+    let mut clients = site.clients(BOUND, 1)?;
+    let first = clients.udp(origin, 1, CONNECT_LIMIT, false)?;
+    ensure!(
+        first.seen.contains_key(&promised),
+        "promised {promised}, seen {first:?}"
+    );
+    all_succeeded(&clients.open(origin, CAP, CONNECT_LIMIT)?, CAP)?;
+    // The promised address is full, so the other one is next (CAP-4).
+    let answer = why(&site, &bound, &origin.to_string())?;
+    ensure!(
+        answer["outcome"] == "admitted" && answer["egress_ip"] != promised.as_str(),
+        "{answer}"
+    );
+    ensure!(
+        candidates(&answer)?.contains(&(promised, "full".to_owned())),
+        "{answer}"
+    );
+    all_succeeded(&clients.open(origin, CAP, CONNECT_LIMIT)?, CAP)?;
+
+    let answer = why(&site, &bound, &origin.to_string())?;
+    ensure!(
+        answer["outcome"] == "refused" && answer["reason"] == "cap_reached",
+        "{answer}"
+    );
+    ensure!(clients.open(origin, 1, CONNECT_LIMIT)?.refusals() == 1);
+
+    let flows = site.gateway.text(["flows", "--json"])?;
+    let flow: Value = serde_json::from_str(
+        flows
+            .lines()
+            .find(|line| line.contains("\"tcp\""))
+            .context("no TCP flow")?,
+    )?;
+    let inside = flow["inside"].as_str().context("a flow without inside")?;
+    let answer = why(&site, inside, &origin.to_string())?;
+    ensure!(
+        answer["outcome"] == "live-flow" && answer["flow"]["egress"] == flow["egress"],
+        "{answer}"
+    );
+
+    let answer = why(&site, &unbound, &origin.to_string())?;
+    ensure!(
+        answer["outcome"] == "default-egress" && answer["zone"].is_null(),
+        "{answer}"
+    );
+    // For people, too.
+    let text = site.gateway.text(["why", &bound, &origin.to_string()])?;
+    ensure!(
+        text.contains(ZONE_NAME) && text.contains(POOL_NAME),
+        "{text}"
+    );
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! ZONE-2 to -4, NAT-2, CAP-5: whoever belongs to the zone leaves from the pool, behind the gateway or on it,
+//! masquerade or not; nobody else does; and who is refused is told.
+
+use anyhow::{Result, ensure};
+use egress_tests::{
+    cgroup::Cgroup,
+    client::{Churn, Clients, Closer, Options as ClientOptions, Outcome},
+    config::Resources,
+    needs,
+    offload::{self, Offload},
+    origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
+    site::{CONNECT_LIMIT, HOST, Plan, Site, all_succeeded},
+    standard::{
+        BOUND, DEFAULT_EGRESS, GATEWAY, INSIDE_BOUND, Kind, Options, POOL, UNBOUND,
+        UNBOUND_ADDRESS, UPLINK, ZONE_PREFIX,
+    },
+};
+
+/// The mark that a proxy on the gateway sets.
+const MARK: u32 = 161;
+/// What a refusal may take, in microseconds.
+const REFUSAL_LIMIT: u64 = 10_000;
+
+/// The addresses that the origins see of clients, by TCP and by UDP.
+fn seen(site: &Site, clients: &mut Clients) -> Result<Vec<String>> {
+    let mut seen = Vec::new();
+    for (http, udp) in [
+        (site.at_a(HTTP_PORT), site.at_a(UDP_PORT)),
+        (site.at_b(HTTP_PORT), site.at_b(UDP_PORT)),
+    ] {
+        let churn = Churn {
+            target: http,
+            duration_ms: 50,
+            parallel: 1,
+            closer: Closer::Client,
+        };
+        let by_tcp = clients.churn(churn)?;
+        ensure!(by_tcp.succeeded > 0, "no answer from {http}: {by_tcp:?}");
+        let by_udp = clients.udp(udp, 5, CONNECT_LIMIT, false)?;
+        all_succeeded(&by_udp, 5)?;
+        seen.extend(by_tcp.seen.into_keys().chain(by_udp.seen.into_keys()));
+    }
+    Ok(seen)
+}
+
+fn is_pool(address: &String) -> bool {
+    POOL.iter().any(|of_pool| of_pool.to_string() == *address)
+}
+
+#[test]
+fn members_of_the_zone_leave_from_the_pool_and_nobody_else() -> Result<()> {
+    const TEST: &str = "members_of_the_zone_leave_from_the_pool_and_nobody_else";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let cgroup = match Cgroup::create("egress-lab.slice/proxy.service") {
+        Ok(cgroup) => Some(cgroup),
+        Err(error) => {
+            needs::skip(&format!("{TEST}, by cgroup"), &format!("{error:#}"));
+            None
+        }
+    };
+    let mut selectors = format!("sources = [\"{ZONE_PREFIX}\"]\nmarks = [{MARK}]\n");
+    if let Some(cgroup) = &cgroup {
+        selectors.push_str(&format!("cgroups = [\"{}\"]\n", cgroup.name()));
+    }
+    for (kind, masquerade) in [
+        (Kind::Routed, false),
+        (Kind::Routed, true),
+        (Kind::Segment, true),
+    ] {
+        let resources = Resources {
+            selectors: selectors.clone(),
+            ..Resources::default()
+        };
+        let network = Options {
+            kind,
+            masquerade,
+            ..Options::default()
+        };
+        let site = Site::start(&Plan {
+            network,
+            resources,
+            ..Plan::default()
+        })?;
+
+        let mut members = vec![
+            ("behind the gateway", site.clients(BOUND, 1)?),
+            (
+                "on the gateway, by mark",
+                Clients::start(
+                    &site.node(HOST),
+                    1,
+                    &ClientOptions {
+                        mark: Some(MARK),
+                        ..ClientOptions::default()
+                    },
+                )?,
+            ),
+        ];
+        if let Some(cgroup) = &cgroup {
+            let clients =
+                Clients::start_with(&site.node(HOST), 1, &ClientOptions::default(), |command| {
+                    cgroup.enter(command);
+                })?;
+            members.push(("on the gateway, by cgroup", clients));
+        }
+        for (who, clients) in &mut members {
+            let seen = seen(&site, clients)?;
+            ensure!(
+                seen.iter().all(is_pool),
+                "{who}, {kind:?}, masquerade {masquerade}: seen as {seen:?}"
+            );
+        }
+        let of_unbound = if masquerade {
+            DEFAULT_EGRESS
+        } else {
+            UNBOUND_ADDRESS
+        };
+        for (node, expected) in [(UNBOUND, of_unbound), (HOST, DEFAULT_EGRESS)] {
+            let seen = seen(&site, &mut site.clients(node, 1)?)?;
+            ensure!(
+                seen.iter().all(|address| *address == expected.to_string()),
+                "{node}, {kind:?}, masquerade {masquerade}: seen as {seen:?} instead of {expected}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn one_inside_address_prefers_one_egress_ip() -> Result<()> {
+    const TEST: &str = "one_inside_address_prefers_one_egress_ip";
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let site = Site::start(&Plan::default())?;
+    let seen = seen(&site, &mut site.clients(BOUND, 2)?)?;
+    ensure!(
+        seen.iter().all(|address| *address == seen[0]),
+        "CAP-9: {seen:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn refusals_are_told_whatever_the_checksum_offload() -> Result<()> {
+    const CAP: usize = 5;
+    const TEST: &str = "refusals_are_told_whatever_the_checksum_offload";
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let resources = Resources {
+        addresses: vec![POOL[0].to_string()],
+        connections_per_origin: CAP as u32,
+        selectors: format!("sources = [\"{ZONE_PREFIX}\"]\nmarks = [{MARK}]"),
+        ..Resources::default()
+    };
+    let site = Site::start(&Plan {
+        resources,
+        ..Plan::default()
+    })?;
+    let check = site.watch()?;
+    let origin = site.at_a(ECHO_PORT);
+    let mut holder = site.clients(BOUND, 1)?;
+    all_succeeded(&holder.open(origin, CAP, CONNECT_LIMIT)?, CAP)?;
+    all_succeeded(&holder.udp(origin, CAP, CONNECT_LIMIT, true)?, CAP)?;
+
+    for on in [true, false] {
+        for (node, interface) in [(BOUND, "eth0"), (GATEWAY, INSIDE_BOUND), (GATEWAY, UPLINK)] {
+            offload::set(&site.node(node), interface, Offload::TxChecksum, on)?;
+        }
+        let marked = ClientOptions {
+            mark: Some(MARK),
+            ..ClientOptions::default()
+        };
+        let mut refused = [
+            ("forwarded", site.clients(BOUND, 1)?),
+            ("own", Clients::start(&site.node(HOST), 1, &marked)?),
+        ];
+        for (who, clients) in &mut refused {
+            let tcp = clients.open(origin, 3, CONNECT_LIMIT)?;
+            told(
+                &tcp,
+                "ECONNREFUSED",
+                3,
+                &format!("TCP, {who}, offload {on}"),
+            )?;
+            let udp = clients.udp(origin, 3, CONNECT_LIMIT, false)?;
+            told(
+                &udp,
+                "EHOSTUNREACH",
+                3,
+                &format!("UDP, {who}, offload {on}"),
+            )?;
+        }
+    }
+    all_succeeded(&holder.check(CONNECT_LIMIT)?, CAP)?;
+    check.finish()?;
+    Ok(())
+}
+
+fn told(outcome: &Outcome, error: &str, count: usize, case: &str) -> Result<()> {
+    ensure!(
+        outcome.refused.get(error) == Some(&count),
+        "{case}: expected {count} x {error}: {outcome:?}"
+    );
+    ensure!(
+        outcome.refusal_us.max <= REFUSAL_LIMIT,
+        "{case}: too late: {outcome:?}"
+    );
+    Ok(())
+}
