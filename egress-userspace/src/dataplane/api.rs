@@ -50,6 +50,10 @@ pub trait DataPlane: DataPlaneView + Send {
     /// Returns what it did, one line each; empty when all was in place.
     fn repair(&mut self) -> Result<Vec<String>, DataPlaneError>;
 
+    /// Housekeeping that nobody waits for, about once a second: forgets addresses whose last flow has ended, and
+    /// takes up selected cgroups that came or were created anew. Returns what it did, one line each.
+    fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError>;
+
     /// Removes programs, links, pins, the guard and helper interfaces; says what it removed (SAFE-4).
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError>;
 }

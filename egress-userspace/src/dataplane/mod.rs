@@ -1,3 +1,55 @@
 //! The data plane from the daemon's side: loading, pinning, attaching, filling maps, reading them back.
+//!
+//! The tour. [`api`] is the contract with the control plane. [`Plane`] keeps it for the daemon, [`View`] for
+//! whoever only reads, and [`detach()`] takes everything off; all three need nothing but the pins.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `plane` | the data plane as the daemon holds it: opened or made, configured, repaired |
+//! | `privileges`, `lock` | who may, and that it is only one |
+//! | `pins` | the pin directory, and why a SIGKILL at any instant leaves it whole |
+//! | `object` | the programs in this binary: sized, loaded, the timer handed over |
+//! | `start`, `first`, `check` | on new maps or pinned ones; contents of new ones; whether old ones are what we expect |
+//! | `hook`, `attach`, `clsact` | where programs belong; put there by tcx link or clsact filter |
+//! | `interfaces`, `devices` | names, indices and addresses; what each is to the programs |
+//! | `tables`, `versions`, `addresses` | a configuration as map entries; two versions and a switch; egress IPs |
+//! | `cgroups` | from a cgroup's path to its id |
+//! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
+//! | `view`, `flows` | hooks, tables, flows and counts, read from pins and mapped memory |
+//! | `events` | the log of refusals |
+//! | `detach` | everything off again |
+//! | `maps`, `sys`, `netlink` | typed maps; the system calls and messages that libraries lack |
 
+mod addresses;
 pub mod api;
+mod attach;
+mod cgroups;
+mod check;
+mod clsact;
+mod detach;
+mod devices;
+mod events;
+mod first;
+mod flows;
+mod guard;
+mod hook;
+mod interfaces;
+mod lock;
+mod maps;
+mod netlink;
+mod object;
+mod pins;
+mod plane;
+mod privileges;
+mod ruleset;
+mod start;
+mod sys;
+mod tables;
+mod versions;
+mod view;
+
+pub use detach::detach;
+pub use events::EventLog;
+pub use interfaces::Watcher;
+pub use plane::Plane;
+pub use view::View;

@@ -1,0 +1,133 @@
+//! Which addresses are egress IPs to this server (`EGRESS4`), and when one stops being one.
+//!
+//! Not versioned: an address becomes an egress IP before the first flow can leave by it, and stays one until its
+//! last flow has ended, so that replies find it. In between it is retired: answered for and translated, and used
+//! by no new flow.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use aya::maps::{HashMap, MapData, MapError};
+use egress_common::family::V4;
+use egress_common::settings::{EgressAddress, egress_flag};
+use egress_common::slot::{Slot, SlotWord, State};
+
+use super::maps::Maps;
+use super::sys;
+use crate::dataplane::api::DataPlaneError;
+
+const NAME: &str = "EGRESS4";
+/// Elements of the map; `egress-ebpf/src/maps.rs`.
+const CAPACITY: usize = 65_536;
+
+fn open(maps: &Maps) -> Result<HashMap<MapData, V4, EgressAddress>, DataPlaneError> {
+    maps.hash(NAME)
+}
+
+fn failed(error: MapError) -> DataPlaneError {
+    DataPlaneError::failed(format!("changing map {NAME}"), error)
+}
+
+fn read(maps: &Maps) -> Result<BTreeMap<Ipv4Addr, u32>, DataPlaneError> {
+    open(maps)?
+        .iter()
+        .map(|entry| entry.map(|(address, value)| (Ipv4Addr::from(address), value.flags)))
+        .collect::<Result<_, _>>()
+        .map_err(|error| DataPlaneError::failed(format!("reading map {NAME}"), error))
+}
+
+fn flags(answer: bool) -> u32 {
+    if answer { egress_flag::ANSWER } else { 0 }
+}
+
+/// Refuses more addresses than fit, before anything is changed.
+pub(super) fn check(maps: &Maps, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), DataPlaneError> {
+    let retired = read(maps)?
+        .keys()
+        .filter(|address| !wanted.contains(address))
+        .count();
+    if wanted.len() + retired > CAPACITY {
+        return Err(DataPlaneError::Refused {
+            reason: format!(
+                "there are {} egress IPs, {retired} more still have flows, and there may be {CAPACITY} together",
+                wanted.len()
+            ),
+            remedy: "nothing was changed; wait until flows have ended, or use fewer addresses"
+                .to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Makes the addresses egress IPs; returns how many were not, or not in the same way.
+pub(super) fn add(
+    maps: &Maps,
+    wanted: &BTreeSet<Ipv4Addr>,
+    answer: bool,
+) -> Result<u64, DataPlaneError> {
+    let known = read(maps)?;
+    let mut map = open(maps)?;
+    let mut changed = 0;
+    for address in wanted {
+        if known.get(address) != Some(&flags(answer)) {
+            let value = EgressAddress {
+                flags: flags(answer),
+            };
+            map.insert(address.octets(), value, 0).map_err(failed)?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
+}
+
+/// Retires all other addresses.
+pub(super) fn retire(
+    maps: &Maps,
+    wanted: &BTreeSet<Ipv4Addr>,
+    answer: bool,
+) -> Result<u64, DataPlaneError> {
+    let value = EgressAddress {
+        flags: flags(answer) | egress_flag::RETIRED,
+    };
+    let mut map = open(maps)?;
+    let mut changed = 0;
+    for (address, known) in read(maps)? {
+        if !wanted.contains(&address) && known != value.flags {
+            map.insert(address.octets(), value, 0).map_err(failed)?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
+}
+
+/// Forgets retired addresses that no flow leaves by any more; returns them.
+pub(super) fn forget_unused(maps: &Maps) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+    let mut unused: BTreeSet<Ipv4Addr> = read(maps)?
+        .into_iter()
+        .filter(|(_, flags)| flags & egress_flag::RETIRED != 0)
+        .map(|(address, _)| address)
+        .collect();
+    if unused.is_empty() {
+        return Ok(Vec::new());
+    }
+    // A program that chose the address before it was retired may be about to admit a flow.
+    sys::wait_for_running_programs();
+    let slots = maps.records::<Slot<V4>>("SLOTS4")?;
+    for index in 0..slots.len() {
+        if unused.is_empty() {
+            break;
+        }
+        let live = slots.word(index).is_some_and(|word| {
+            let state = SlotWord::from_bits(word).state;
+            state.is_linked() || state == State::Opening
+        });
+        if live && let Some(slot) = slots.copy(index) {
+            unused.remove(&Ipv4Addr::from(slot.egress));
+        }
+    }
+    let mut map = open(maps)?;
+    for address in &unused {
+        map.remove(&address.octets()).map_err(failed)?;
+    }
+    Ok(unused.into_iter().collect())
+}

@@ -1,0 +1,243 @@
+//! Live flows and connection counts, read from mapped memory while the data plane writes it.
+
+use std::cell::OnceCell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::ops::ControlFlow;
+use std::sync::atomic::{Ordering, fence};
+
+use egress_common::count::{Count, Tally};
+use egress_common::family::V4;
+use egress_common::key::{self, OriginKey, Reference, realm};
+use egress_common::slot::{Slot, SlotWord};
+
+use super::maps::{Maps, Records};
+use crate::dataplane::api::{
+    DataPlaneError, FlowFilter, FlowKey, FlowRecord, Names, OriginFilter, OriginRecord, Protocol,
+    utilization,
+};
+
+/// How often a record is copied anew when it changed hands meanwhile.
+const ATTEMPTS: usize = 4;
+/// Nanoseconds of a second.
+const SECOND: u64 = 1_000_000_000;
+/// Every flow of this version leaves here; peers come with forwarding.
+const LOCAL: &str = "local";
+
+/// The clock of the data plane: `bpf_ktime_get_coarse_ns`.
+fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes to a struct of ours; the clock exists since Linux 2.6.32.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    time.tv_sec
+        .unsigned_abs()
+        .wrapping_mul(SECOND)
+        .wrapping_add(time.tv_nsec.unsigned_abs())
+}
+
+fn protocol(number: u8) -> Option<Protocol> {
+    match number {
+        key::TCP => Some(Protocol::Tcp),
+        key::UDP => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+fn socket(address: V4, port: u16) -> SocketAddr {
+    SocketAddrV4::new(address.into(), port).into()
+}
+
+/// A copy of a slot whose flow is live and was the same from the first to the last byte read.
+fn live(slots: &Records<Slot<V4>>, index: u32) -> Option<Slot<V4>> {
+    for _ in 0..ATTEMPTS {
+        let before = SlotWord::from_bits(slots.word(index)?);
+        if !before.state.is_counted() {
+            return None;
+        }
+        fence(Ordering::Acquire);
+        let copy = slots.copy(index)?;
+        fence(Ordering::Acquire);
+        let after = SlotWord::from_bits(slots.word(index)?);
+        // Endpoints do not change while the generation lasts.
+        if after.generation == before.generation
+            && copy.word().generation == before.generation
+            && copy.word().state.is_counted()
+        {
+            return Some(copy);
+        }
+    }
+    None
+}
+
+fn record(slot: &Slot<V4>, names: &Names, now: u64) -> Option<FlowRecord> {
+    Some(FlowRecord {
+        protocol: protocol(slot.flow.protocol)?,
+        inside: socket(slot.flow.inside, slot.flow.inside_port),
+        egress: socket(slot.egress, slot.egress_port),
+        origin: socket(slot.flow.origin, slot.flow.origin_port),
+        zone: names.zone(slot.zone),
+        pool: names.pool(slot.pool),
+        state: slot.word().state.name().to_owned(),
+        age_s: now.saturating_sub(slot.opened) / SECOND,
+        idle_s: now.saturating_sub(slot.last_seen) / SECOND,
+        packets_out: slot.packets_out.into(),
+        packets_in: slot.packets_in.into(),
+        bytes_out: slot.bytes_out,
+        bytes_in: slot.bytes_in,
+        path: LOCAL.to_owned(),
+    })
+}
+
+fn wanted(slot: &Slot<V4>, filter: &FlowFilter) -> bool {
+    let protocol_matches = filter
+        .protocol
+        .is_none_or(|wanted| protocol(slot.flow.protocol) == Some(wanted));
+    let egress: IpAddr = Ipv4Addr::from(slot.egress).into();
+    protocol_matches
+        && filter.zone.is_none_or(|zone| zone == slot.zone)
+        && filter.pool.is_none_or(|pool| pool == slot.pool)
+        && filter.egress_ip.is_none_or(|wanted| wanted == egress)
+        && filter
+            .origin
+            .is_none_or(|origin| origin.matches(socket(slot.flow.origin, slot.flow.origin_port)))
+}
+
+/// Visits the live flows that `filter` lets through.
+pub(super) fn visit(
+    maps: &Maps,
+    names: &Names,
+    filter: &FlowFilter,
+    each: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
+) -> Result<(), DataPlaneError> {
+    let slots = maps.records::<Slot<V4>>("SLOTS4")?;
+    let now = now();
+    for index in 0..slots.len() {
+        if let Some(slot) = live(&slots, index)
+            && wanted(&slot, filter)
+            && let Some(record) = record(&slot, names, now)
+            && each(record).is_break()
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The live flow with these endpoints; inside port 0 stands for any.
+pub(super) fn find(
+    maps: &Maps,
+    names: &Names,
+    wanted: &FlowKey,
+) -> Result<Option<FlowRecord>, DataPlaneError> {
+    let (SocketAddr::V4(inside), SocketAddr::V4(origin)) = (wanted.inside, wanted.origin) else {
+        return Ok(None);
+    };
+    let key = key::FlowKey {
+        inside: inside.ip().octets(),
+        origin: origin.ip().octets(),
+        inside_port: inside.port(),
+        origin_port: origin.port(),
+        protocol: wanted.protocol.number(),
+        realm: wanted.realm.map_or(realm::COMMON, realm::of_zone),
+        ..key::FlowKey::default()
+    };
+    let slots = maps.records::<Slot<V4>>("SLOTS4")?;
+    if key.inside_port != 0 {
+        let index = maps.hash::<key::FlowKey<V4>, Reference>("FLOWS4")?;
+        let Ok(reference) = index.get(&key, 0) else {
+            return Ok(None);
+        };
+        return Ok(live(&slots, reference.index)
+            .filter(|slot| slot.generation == reference.generation && slot.flow == key)
+            .and_then(|slot| record(&slot, names, now())));
+    }
+    let any_port = |slot: &Slot<V4>| key::FlowKey {
+        inside_port: 0,
+        ..slot.flow
+    };
+    Ok((0..slots.len())
+        .filter_map(|index| live(&slots, index))
+        .find(|slot| any_port(slot) == key)
+        .and_then(|slot| record(&slot, names, now())))
+}
+
+/// A copy of a counter that counted the same origin from the first to the last byte read.
+fn counted(counts: &Records<Count<V4>>, index: u32) -> Option<Count<V4>> {
+    for _ in 0..ATTEMPTS {
+        let before = Tally::from_bits(counts.word(index)?);
+        fence(Ordering::Acquire);
+        let copy = counts.copy(index)?;
+        fence(Ordering::Acquire);
+        let after = Tally::from_bits(counts.word(index)?);
+        if before.generation == after.generation && copy.generation == before.generation {
+            return Some(copy);
+        }
+    }
+    None
+}
+
+/// Visits the counters in use. A counter is in use when the index of origins refers to it.
+pub(super) fn visit_counts(
+    maps: &Maps,
+    mut each: impl FnMut(&Count<V4>),
+) -> Result<(), DataPlaneError> {
+    let counts = maps.records::<Count<V4>>("COUNTS4")?;
+    let origins = OnceCell::new();
+    for index in 0..counts.len() {
+        let Some(count) = counted(&counts, index) else {
+            continue;
+        };
+        if count.key == OriginKey::default() {
+            continue;
+        }
+        let origins = match origins.get() {
+            Some(origins) => origins,
+            None => {
+                let map = maps.hash::<OriginKey<V4>, Reference>("ORIGINS4")?;
+                origins.get_or_init(|| map)
+            }
+        };
+        let current = Reference {
+            index,
+            generation: count.generation,
+        };
+        if origins
+            .get(&count.key, 0)
+            .is_ok_and(|found| found == current)
+        {
+            each(&count);
+        }
+    }
+    Ok(())
+}
+
+/// The connection counts that `filter` lets through.
+pub(super) fn origins(
+    maps: &Maps,
+    filter: &OriginFilter,
+) -> Result<Vec<OriginRecord>, DataPlaneError> {
+    let mut found = Vec::new();
+    visit_counts(maps, |count| {
+        let Some(protocol) = protocol(count.key.protocol) else {
+            return;
+        };
+        let egress_ip = IpAddr::from(Ipv4Addr::from(count.key.egress));
+        let origin = socket(count.key.origin, count.key.origin_port);
+        if filter.matches(egress_ip, origin, protocol) {
+            found.push(OriginRecord {
+                egress_ip,
+                origin,
+                protocol,
+                active: count.active.into(),
+                peak: count.peak.into(),
+                capacity: count.capacity.into(),
+                utilization: utilization(count.active.into(), count.capacity.into()),
+                refused: count.refused,
+            });
+        }
+    })?;
+    found.sort_by_key(|record| (record.egress_ip, record.origin, record.protocol));
+    Ok(found)
+}

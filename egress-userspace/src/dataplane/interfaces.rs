@@ -1,0 +1,191 @@
+//! Interfaces as the kernel knows them in this network namespace.
+//!
+//! Asked over netlink, never read from `/sys/class/net`: that shows the namespace in which sysfs was mounted,
+//! which need not be ours.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::netlink::{self, Request};
+use crate::dataplane::api::DataPlaneError;
+
+/// Length of `struct ifinfomsg`.
+const INFO: usize = 16;
+/// How long a change can go unnoticed that the kernel does not announce, such as a program taken off.
+const TICK: Duration = Duration::from_millis(100);
+
+/// An interface that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Interface {
+    /// Its name.
+    pub(super) name: String,
+    /// Its index: another one each time an interface of this name is created.
+    pub(super) index: u32,
+    /// Its link-layer address; zeros where there is none (tun).
+    pub(super) mac: [u8; 6],
+    /// Whether it is switched on.
+    pub(super) up: bool,
+}
+
+impl Interface {
+    /// The interface of this name, if there is one.
+    pub(super) fn find(name: &str) -> Result<Option<Self>, DataPlaneError> {
+        let mut request = Request::new(libc::RTM_GETLINK, 0, &[0; INFO]);
+        request = request.text(libc::IFLA_IFNAME, name);
+        let answer = match request.send(libc::NETLINK_ROUTE) {
+            Ok(answer) => answer,
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+            Err(error) => {
+                return Err(DataPlaneError::failed(
+                    format!("asking the kernel for interface {name}"),
+                    error,
+                ));
+            }
+        };
+        Ok(answer
+            .iter()
+            .filter(|message| message.kind == libc::RTM_NEWLINK)
+            .find_map(|message| parse(&message.body))
+            .filter(|found| found.name == name))
+    }
+
+    /// Every interface of this namespace.
+    pub(super) fn all() -> Result<Vec<Self>, DataPlaneError> {
+        let request = Request::new(libc::RTM_GETLINK, libc::NLM_F_DUMP as u16, &[0; INFO]);
+        let answer = request
+            .send(libc::NETLINK_ROUTE)
+            .map_err(|error| DataPlaneError::failed("listing the interfaces", error))?;
+        Ok(answer
+            .iter()
+            .filter_map(|message| parse(&message.body))
+            .collect())
+    }
+
+    /// The interface of this name, which must exist.
+    ///
+    /// # Errors
+    /// [`DataPlaneError::Refused`] that names it and its key in the configuration.
+    pub(super) fn require(name: &str, key: &str) -> Result<Self, DataPlaneError> {
+        Self::find(name)?.ok_or_else(|| DataPlaneError::Refused {
+            reason: format!("interface {name} ([dataplane] {key}) does not exist"),
+            remedy: "`ip link` lists the interfaces of this network namespace; create it, or correct the name"
+                .to_owned(),
+        })
+    }
+}
+
+/// `struct ifinfomsg` and its attributes.
+fn parse(body: &[u8]) -> Option<Interface> {
+    let [_, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *body.first_chunk::<INFO>()?;
+    let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
+    let mut interface = Interface {
+        name: String::new(),
+        index: u32::from_ne_bytes([i0, i1, i2, i3]),
+        mac: [0; 6],
+        up: flags & libc::IFF_UP as u32 != 0,
+    };
+    for (kind, content) in netlink::attributes(body.get(INFO..)?) {
+        match kind {
+            libc::IFLA_IFNAME => interface.name = netlink::text(content),
+            libc::IFLA_ADDRESS => {
+                if let Ok(mac) = content.try_into() {
+                    interface.mac = mac;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(interface)
+}
+
+/// Says when to look whether everything is still in place.
+///
+/// At once when the kernel announces a change of any interface, and every tenth of a second for what it does not
+/// announce. The daemon calls [`DataPlane::repair`](super::api::DataPlane::repair) after each.
+pub struct Watcher {
+    announcements: AsyncFd<OwnedFd>,
+    ticks: Interval,
+}
+
+impl Watcher {
+    /// Listens in this network namespace; needs a tokio runtime.
+    pub fn new() -> Result<Self, DataPlaneError> {
+        let announcements = netlink::socket(libc::NETLINK_ROUTE, libc::RTMGRP_LINK as u32)
+            .and_then(|socket| {
+                set_nonblocking(&socket)?;
+                // SAFETY: an `OwnedFd` gives out the descriptor it owns, and closes it when dropped.
+                Ok(unsafe { AsyncFd::register(socket) }?)
+            })
+            .map_err(|error| DataPlaneError::failed("listening to changes of interfaces", error))?;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            announcements,
+            ticks,
+        })
+    }
+
+    /// Waits for the next moment to look. Cancel-safe.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.ticks.tick() => {}
+            ready = self.announcements.readable() => {
+                if let Ok(mut guard) = ready {
+                    drain(guard.get_inner());
+                    guard.clear_ready();
+                }
+            }
+        }
+    }
+}
+
+/// Reads and forgets all announcements: what counts is how things are now, not how they came to be so.
+fn drain(socket: &OwnedFd) {
+    let mut buffer = [0_u8; 8192];
+    loop {
+        // SAFETY: the buffer is ours and as long as we say.
+        let length = unsafe {
+            libc::recv(
+                socket.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                size_of::<[u8; 8192]>(),
+                0,
+            )
+        };
+        // An overrun is said once and is no reason to stop.
+        if length == 0
+            || length < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ENOBUFS)
+        {
+            return;
+        }
+    }
+}
+
+fn set_nonblocking(socket: &OwnedFd) -> io::Result<()> {
+    // SAFETY: integers only, on a descriptor that is open.
+    let result = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_found_and_nonsense_is_not() {
+        let lo = Interface::find("lo").unwrap().unwrap();
+        assert_eq!((lo.name.as_str(), lo.index, lo.mac), ("lo", 1, [0; 6]));
+        assert!(Interface::all().unwrap().contains(&lo));
+        assert_eq!(Interface::find("nosuchif0").unwrap(), None);
+        let error = Interface::require("nosuchif0", "uplink").unwrap_err();
+        assert!(error.to_string().contains("nosuchif0"), "{error}");
+    }
+}

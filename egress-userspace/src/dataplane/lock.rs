@@ -1,0 +1,102 @@
+//! One daemon a pin directory.
+//!
+//! A file under `/run`, named after the pin directory, is locked for as long as its holder lives: the kernel
+//! drops the lock however the holder ends, so a SIGKILL leaves nothing to clean up. The file stays, and holds the
+//! id of its last holder. (A lock on the pin directory itself would not do: that directory does not exist before
+//! the first start, and is built aside and renamed.)
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::dataplane::api::DataPlaneError;
+
+/// Where lock files are kept.
+const DIRECTORY: &str = "/run/egress";
+
+/// Held for as long as the value lives.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock of a pin directory.
+    ///
+    /// # Errors
+    /// [`DataPlaneError::Refused`] that names the pins and the holder, if there is one.
+    pub(super) fn take(pin: &Path) -> Result<Self, DataPlaneError> {
+        let path = file_of(pin);
+        let failed = |error| DataPlaneError::failed(format!("locking {}", path.display()), error);
+        fs::create_dir_all(DIRECTORY).map_err(failed)?;
+        let mut file = File::options()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Who cannot be named is still there.
+                drop(file.read_to_string(&mut holder));
+                return Err(DataPlaneError::Refused {
+                    reason: format!(
+                        "another egress process (pid {}) uses the pins in {}",
+                        if holder.trim().is_empty() {
+                            "unknown"
+                        } else {
+                            holder.trim()
+                        },
+                        pin.display()
+                    ),
+                    remedy: "stop it first, or give this instance a directory of its own with [dataplane] pin"
+                        .to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The lock file of a pin directory: its path with `-` for `/`, and `-` and `%` escaped.
+fn file_of(pin: &Path) -> PathBuf {
+    let mut name = String::new();
+    for &byte in pin
+        .as_os_str()
+        .as_bytes()
+        .strip_prefix(b"/")
+        .unwrap_or_default()
+    {
+        match byte {
+            b'/' => name.push('-'),
+            b'-' | b'%' => name.push_str(&format!("%{byte:02x}")),
+            byte if byte.is_ascii_graphic() => name.push(char::from(byte)),
+            byte => name.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    Path::new(DIRECTORY).join(format!("{name}.lock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_pins_have_different_locks() {
+        assert_eq!(
+            file_of(Path::new("/sys/fs/bpf/egress")),
+            Path::new("/run/egress/sys-fs-bpf-egress.lock")
+        );
+        assert_ne!(file_of(Path::new("/a/b-c")), file_of(Path::new("/a/b/c")));
+        assert_ne!(file_of(Path::new("/a/b%2dc")), file_of(Path::new("/a/b-c")));
+    }
+}

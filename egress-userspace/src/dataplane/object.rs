@@ -1,0 +1,251 @@
+//! The kernel programs that are part of this binary: loaded, sized, and told their constants.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::EbpfSectionKind;
+use egress_common::expiry::Progress;
+use egress_common::layout::{LAYOUT, Layout};
+
+use super::first;
+use super::hook::Hook;
+use super::maps::Maps;
+use crate::config::Dataplane;
+use crate::dataplane::api::DataPlaneError;
+
+/// The object that `build.rs` compiled.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress"));
+
+/// Never attached: run once after each load, so that the sweep's timer calls this load's callback.
+const ARM: &str = "arm";
+
+/// The shortest packet that `BPF_PROG_TEST_RUN` takes: an Ethernet header (ETH_HLEN).
+const EMPTY_FRAME: [u8; 14] = [0; 14];
+
+/// Maps whose size is `max_flows`.
+const BY_FLOWS: [&str; 3] = ["FLOWS4", "REVERSE4", "SLOTS4"];
+/// Maps whose size is `max_origins`.
+const BY_ORIGINS: [&str; 2] = ["ORIGINS4", "COUNTS4"];
+/// Maps whose size is the number of free lists.
+const BY_LISTS: [&str; 2] = ["FREE_SLOTS4", "FREE_COUNTS4"];
+
+/// Scratch space of programs begins its name with this. It holds nothing from one packet to the next, so each load
+/// makes its own and none is pinned.
+const SCRATCH: &str = "SCRATCH";
+
+/// A map as this binary's programs expect it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// `enum bpf_map_type`.
+    pub(super) kind: u32,
+    /// Bytes of a key.
+    pub(super) key: u32,
+    /// Bytes of a value.
+    pub(super) value: u32,
+    /// Elements.
+    pub(super) entries: u32,
+    /// `BPF_F_...`.
+    pub(super) flags: u32,
+}
+
+/// The sizes a first start gives the maps.
+pub(super) fn layout(config: &Dataplane) -> Result<Layout, DataPlaneError> {
+    // One list a possible CPU: programs find theirs by the number of the CPU.
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(path, error)| DataPlaneError::failed(format!("reading {path}"), error))?;
+    Ok(Layout {
+        version: LAYOUT,
+        max_flows: config.max_flows,
+        max_origins: config.max_origins,
+        lists: u32::try_from(cpus).unwrap_or(u32::MAX).max(1),
+        mark_mask: config.mark_mask,
+        pad: 0,
+    })
+}
+
+fn size(name: &str, layout: &Layout) -> Option<u32> {
+    if BY_FLOWS.contains(&name) {
+        Some(layout.max_flows)
+    } else if BY_ORIGINS.contains(&name) {
+        Some(layout.max_origins)
+    } else if BY_LISTS.contains(&name) {
+        Some(layout.lists)
+    } else {
+        None
+    }
+}
+
+/// Every map that is pinned, by name, as it must be with this layout.
+pub(super) fn shapes(layout: &Layout) -> Result<BTreeMap<String, Shape>, DataPlaneError> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(|error| {
+        DataPlaneError::failed("reading the kernel programs in this binary", error)
+    })?;
+    Ok(object
+        .maps
+        .into_iter()
+        .filter(|(name, map)| {
+            !name.starts_with(SCRATCH)
+                && matches!(
+                    map.section_kind(),
+                    EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps
+                )
+        })
+        .map(|(name, map)| {
+            let shape = Shape {
+                kind: map.map_type(),
+                key: map.key_size(),
+                value: map.value_size(),
+                entries: size(&name, layout).unwrap_or(map.max_entries()),
+                flags: map.map_flags(),
+            };
+            (name, shape)
+        })
+        .collect())
+}
+
+/// The programs in the kernel, attached or not.
+pub(super) struct Object {
+    ebpf: Ebpf,
+    load: u64,
+}
+
+impl Object {
+    /// Loads the programs onto the maps in `directory`; maps that are not there are made and pinned.
+    ///
+    /// # Errors
+    /// What the kernel said; nothing is attached.
+    pub(super) fn load(directory: &Path, layout: &Layout) -> Result<Self, DataPlaneError> {
+        let [load] = first::random()?;
+        let shapes = shapes(layout)?;
+        let mut loader = EbpfLoader::new();
+        for (name, shape) in &shapes {
+            loader
+                .map_max_entries(name, shape.entries)
+                .map_pin_path(name, directory.join(name));
+        }
+        loader
+            .override_global("MARK_MASK", &layout.mark_mask, true)
+            .override_global("MAX_FLOWS", &layout.max_flows, true)
+            .override_global("MAX_ORIGINS", &layout.max_origins, true)
+            .override_global("LISTS", &layout.lists, true)
+            .override_global("LOAD_ID", &load, true);
+        let ebpf = loader.load(OBJECT).map_err(|error| {
+            DataPlaneError::failed(format!("making the maps in {}", directory.display()), error)
+        })?;
+        let mut object = Self { ebpf, load };
+        for name in Hook::ALL.map(Hook::program).into_iter().chain([ARM]) {
+            object
+                .classifier(name)?
+                .load()
+                .map_err(|error| refused_by_kernel(name, error))?;
+        }
+        Ok(object)
+    }
+
+    /// The program of a hook.
+    pub(super) fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier, DataPlaneError> {
+        self.classifier(hook.program())
+    }
+
+    fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, DataPlaneError> {
+        let missing = || {
+            DataPlaneError::failed(
+                format!("looking for program {name} in this binary"),
+                "it is not there, or is no tc classifier",
+            )
+        };
+        let program = self.ebpf.program_mut(name).ok_or_else(missing)?;
+        <&mut SchedClassifier>::try_from(program).map_err(|_| missing())
+    }
+
+    /// Hands the sweep's timer over to this load (an armed timer keeps the callback it was armed with).
+    pub(super) fn arm(&mut self, maps: &Maps) -> Result<(), DataPlaneError> {
+        const DOING: &str = "handing the sweep's timer to the programs of this binary";
+        let load = self.load;
+        let result = self
+            .classifier(ARM)?
+            .test_run(TestRunOptions {
+                data_in: Some(&EMPTY_FRAME),
+                ..TestRunOptions::default()
+            })
+            .map_err(|error| DataPlaneError::failed(DOING, error))?;
+        let armed_by = progress(maps)?.armed_by;
+        if armed_by != load {
+            return Err(DataPlaneError::failed(
+                DOING,
+                format!(
+                    "program `{ARM}` answered {} and the timer belongs to load {armed_by:#x}, not {load:#x}",
+                    result.return_value
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The sweep's map value: a timer, which reads as zeros, and how far the sweep got.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Sweeper {
+    timer: [u64; 2],
+    progress: Progress,
+}
+
+// SAFETY: `repr(C)` of integers; `Progress` is four words without padding.
+unsafe impl aya::Pod for Sweeper {}
+
+/// How far the sweep got, and whose it is.
+pub(super) fn progress(maps: &Maps) -> Result<Progress, DataPlaneError> {
+    maps.only::<Sweeper>("SWEEPER")
+        .map(|sweeper| sweeper.progress)
+}
+
+/// Lines of the verifier's log worth showing: the reason is at its end.
+const LOG_LINES: usize = 12;
+
+fn refused_by_kernel(name: &str, error: ProgramError) -> DataPlaneError {
+    let doing = format!("loading program {name} into the kernel");
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = &error
+    {
+        let log = verifier_log.to_string();
+        let lines: Vec<&str> = log.lines().collect();
+        let end = lines
+            .get(lines.len().saturating_sub(LOG_LINES)..)
+            .unwrap_or_default()
+            .join("\n");
+        return DataPlaneError::failed(doing, format!("{io_error}\n{end}"));
+    }
+    DataPlaneError::failed(doing, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_object_holds_every_map_and_sizes_follow_the_configuration() {
+        let layout = Layout {
+            max_flows: 77,
+            max_origins: 33,
+            lists: 3,
+            ..Layout::default()
+        };
+        let shapes = shapes(&layout).unwrap();
+        assert_eq!(shapes["FLOWS4"].entries, 77);
+        assert_eq!(shapes["SLOTS4"].entries, 77);
+        assert_eq!(shapes["COUNTS4"].entries, 33);
+        assert_eq!(shapes["FREE_SLOTS4"].entries, 3);
+        for name in [
+            "LAYOUT", "SECRET", "SWITCH", "SETTINGS", "ZONES", "POOLS", "EGRESS4", "DEVICES",
+            "SWEEPER", "REASONS", "EVENTS",
+        ] {
+            assert!(shapes.contains_key(name), "{name}");
+        }
+        assert!(shapes.keys().all(|name| !name.contains('.')), "{shapes:?}");
+    }
+}

@@ -1,0 +1,412 @@
+//! The data plane as the daemon holds it: opened or made, configured, watched and repaired.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::ControlFlow;
+
+use egress_common::settings::Device;
+use egress_common::tag::TagField;
+
+use super::addresses;
+use super::attach::{self, Kind, Outcome};
+use super::cgroups::{self, Cgroups};
+use super::detach;
+use super::devices;
+use super::events::EventLog;
+use super::guard::Guard;
+use super::hook::Hook;
+use super::interfaces::{Interface, Watcher};
+use super::lock::Lock;
+use super::maps::Maps;
+use super::object::Object;
+use super::pins::Pins;
+use super::privileges;
+use super::ruleset::Surroundings;
+use super::start;
+use super::sys;
+use super::tables::Tables;
+use super::versions;
+use super::view::View;
+use crate::config::Dataplane;
+use crate::dataplane::api::{
+    ApplyReport, DataPlane, DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey,
+    FlowRecord, Names, OriginFilter, OriginRecord, PoolLive,
+};
+use crate::desired::Desired;
+
+/// The data plane and the right to change it.
+pub struct Plane {
+    config: Dataplane,
+    pins: Pins,
+    maps: Maps,
+    object: Object,
+    kind: Kind,
+    field: TagField,
+    guard: Guard,
+    view: View,
+    /// What was put in force last.
+    desired: Option<Desired>,
+    /// What the version in force holds; read from the maps when it is not known yet.
+    tables: Option<Tables>,
+    /// The configured interfaces as they were seen last; `None` for one that does not exist.
+    seen: BTreeMap<String, Option<Interface>>,
+    /// Uplinks on which every program is in place.
+    ready: BTreeSet<u32>,
+    /// Selected cgroups that did not exist when we looked last.
+    absent_cgroups: BTreeSet<String>,
+    /// Hooks of interfaces that left the configuration are yet to be taken off.
+    departed: bool,
+    _lock: Lock,
+}
+
+impl Plane {
+    /// Takes over the data plane that is pinned, or makes one; afterwards every program of this binary is in
+    /// place, with the configuration that was in force before.
+    ///
+    /// Nothing that runs is touched before everything has been checked and loaded.
+    ///
+    /// # Errors
+    /// [`DataPlaneError::Refused`] with the remedy for everything an administrator can change: privileges, file
+    /// system, another daemon, an interface that does not exist, pins of another layout, a kernel without tcx.
+    pub fn open_or_create(config: &Dataplane) -> Result<Self, DataPlaneError> {
+        privileges::check()?;
+        let pins = Pins::new(&config.pin);
+        pins.check_filesystem()?;
+        let lock = Lock::take(&config.pin)?;
+        let mut uplinks = Vec::new();
+        for name in &config.uplink {
+            uplinks.push(Interface::require(name, "uplink")?);
+        }
+        for name in &config.inside {
+            Interface::require(name, "inside")?;
+        }
+        let uplink = uplinks.first().ok_or_else(|| DataPlaneError::Refused {
+            reason: "[dataplane] uplink names no interface".to_owned(),
+            remedy: "name the interfaces that lead to the origins".to_owned(),
+        })?;
+        let kind = Kind::choose(config.attach, uplink)?;
+        let (layout, mut object) = start::programs(&pins, config)?;
+        let field = TagField::new(layout.mark_mask).ok_or_else(|| DataPlaneError::Refused {
+            reason: format!(
+                "mark_mask {:#010x} is not at least 8 bits side by side",
+                layout.mark_mask
+            ),
+            remedy: "write, for instance, mark_mask = \"0xffff0000\"".to_owned(),
+        })?;
+        let maps = Maps::open(&pins)?;
+        object.arm(&maps)?;
+        let mut plane = Self {
+            config: config.clone(),
+            guard: Guard::of(&pins, field),
+            view: View::open(config, Names::default())?,
+            pins,
+            maps,
+            object,
+            kind,
+            field,
+            desired: None,
+            tables: None,
+            seen: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            absent_cgroups: BTreeSet::new(),
+            departed: true,
+            _lock: lock,
+        };
+        plane.guard.begin()?;
+        plane.attach()?;
+        Ok(plane)
+    }
+
+    /// When to call [`DataPlane::repair`].
+    pub fn watcher(&self) -> Result<Watcher, DataPlaneError> {
+        Watcher::new()
+    }
+
+    /// The log of refusals; needs a tokio runtime.
+    pub fn events(&self) -> Result<EventLog, DataPlaneError> {
+        EventLog::open(&self.maps)
+    }
+
+    /// Puts every program on every configured interface that exists; says what was not in place. The interfaces
+    /// and their devices are known afterwards, also when something failed.
+    fn attach(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        let mut done = Vec::new();
+        let mut failure = None;
+        let mut wanted = BTreeMap::new();
+        let mut ready = BTreeSet::new();
+        let uplinks = self
+            .config
+            .uplink
+            .iter()
+            .map(|name| (name, &Hook::UPLINK[..]));
+        let insides = self
+            .config
+            .inside
+            .iter()
+            .map(|name| (name, &Hook::INSIDE[..]));
+        for (name, hooks) in uplinks.chain(insides) {
+            let interface = Interface::find(name)?;
+            let before = self.seen.insert(name.clone(), interface.clone());
+            match (&before, &interface) {
+                (Some(Some(_)), None) => done.push(format!("interface {name} has disappeared")),
+                (Some(None), Some(_)) => done.push(format!("interface {name} is back")),
+                _ => {}
+            }
+            let Some(interface) = interface else { continue };
+            let mut complete = true;
+            for hook in hooks {
+                let outcome = self.object.program(*hook).and_then(|program| {
+                    attach::ensure(program, &self.pins, self.kind, &interface, *hook)
+                });
+                match outcome {
+                    Ok(Outcome::Unchanged) => {}
+                    Ok(Outcome::Replaced) => {
+                        done.push(format!("{} on {name} was replaced", hook.program()));
+                    }
+                    Ok(Outcome::Attached) => {
+                        done.push(format!("{} on {name} was attached", hook.program()));
+                    }
+                    Err(error) => {
+                        complete = false;
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+            if !complete {
+                continue;
+            }
+            let role = hooks.first().map_or(0, |hook| hook.role());
+            if hooks == Hook::UPLINK {
+                ready.insert(interface.index);
+            }
+            let device = Device {
+                role,
+                mac: interface.mac,
+                ..Device::default()
+            };
+            wanted.insert(interface.index, device);
+        }
+        self.ready = ready;
+        devices::set(&self.maps, &wanted)?;
+        failure.map_or(Ok(done), Err)
+    }
+
+    fn index(&self, name: &str) -> Option<u32> {
+        Some(self.seen.get(name)?.as_ref()?.index)
+    }
+
+    fn surroundings(&self, cgroups: Cgroups) -> Surroundings {
+        Surroundings {
+            uplinks: self.ready.clone(),
+            insides: self
+                .config
+                .inside
+                .iter()
+                .filter_map(|name| self.index(name))
+                .collect(),
+            inside_names: self.config.inside.iter().cloned().collect(),
+            cgroups,
+        }
+    }
+
+    /// Puts `desired` in force in the present surroundings; does nothing where nothing differs.
+    fn put(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
+        let cgroups = self.cgroups(desired)?;
+        let interfaces = self
+            .seen
+            .iter()
+            .filter_map(|(name, interface)| Some((name.clone(), interface.as_ref()?.index)))
+            .collect();
+        let tables = Tables::of(desired, &self.config, self.field, &interfaces, &cgroups)?;
+        let surroundings = self.surroundings(cgroups);
+        let egress_ips = tables.addresses();
+        addresses::check(&self.maps, &egress_ips)?;
+        let version = versions::in_force(&self.maps)?;
+        let old = match self.tables.take() {
+            Some(tables) => tables,
+            None => Tables::read(&self.maps, version)?,
+        };
+        let changed = tables.differences(&old);
+        // Known again only when all went well: after a failure the maps are asked.
+        let guarded = self.guard.is(desired, &surroundings);
+        if !guarded && changed > 0 {
+            self.guard.announce(desired, &surroundings)?;
+        }
+        let mut report = ApplyReport {
+            changed,
+            version: u64::from(version),
+        };
+        if changed > 0 {
+            let next = 1 - version;
+            if let Err(error) = self.switch(&tables, &egress_ips, next) {
+                self.guard.retract();
+                return Err(error);
+            }
+            report.version = u64::from(next);
+        } else {
+            report.changed += addresses::add(&self.maps, &egress_ips, self.config.answer_arp)?;
+        }
+        self.tables = Some(tables);
+        self.view.rename(desired.names());
+        self.desired = Some(desired.clone());
+        report.changed += addresses::retire(&self.maps, &egress_ips, self.config.answer_arp)?;
+        // From here on the new configuration holds, so trouble is no reason to say that it does not: what is left
+        // undone is on the careful side, and `repair` comes back to it.
+        if !guarded && let Err(error) = self.guard.settle(desired, &surroundings) {
+            tracing::warn!(error = %chain(&error), "the guard keeps the rules of both configurations for now");
+        }
+        if self.departed {
+            match self.remove_departed() {
+                Ok(()) => self.departed = false,
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "programs on interfaces that are not configured remain");
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    fn switch(
+        &self,
+        tables: &Tables,
+        egress_ips: &BTreeSet<Ipv4Addr>,
+        version: u32,
+    ) -> Result<(), DataPlaneError> {
+        addresses::add(&self.maps, egress_ips, self.config.answer_arp)?;
+        // Packets that began before the last switch may still be reading what we are about to overwrite.
+        sys::wait_for_running_programs();
+        tables.write(&self.maps, version)?;
+        versions::switch(&self.maps, version)
+    }
+
+    fn remove_departed(&self) -> Result<(), DataPlaneError> {
+        let keep = |interface: &str, hook: Hook| {
+            let names = match hook {
+                Hook::InsideIngress => &self.config.inside,
+                _ => &self.config.uplink,
+            };
+            names.iter().any(|name| name == interface)
+        };
+        for line in detach::departed(&self.pins, keep)? {
+            tracing::info!("not configured any more, removed: {line}");
+        }
+        Ok(())
+    }
+
+    /// The selected cgroups that exist; warns when one is missing that was not missing before.
+    fn cgroups(&mut self, desired: &Desired) -> Result<Cgroups, DataPlaneError> {
+        let paths: BTreeSet<&String> = desired
+            .zones
+            .iter()
+            .flat_map(|zone| &zone.selectors.cgroups)
+            .collect();
+        let found = cgroups::find(paths.iter().copied())?;
+        let absent: BTreeSet<String> = paths
+            .into_iter()
+            .filter(|path| !found.contains_key(*path))
+            .cloned()
+            .collect();
+        for path in absent.difference(&self.absent_cgroups) {
+            tracing::warn!(
+                cgroup = path,
+                "a zone selects a cgroup that does not exist now: it will be taken up when it does"
+            );
+        }
+        self.absent_cgroups = absent;
+        Ok(found)
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &DataPlaneError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl DataPlaneView for Plane {
+    fn status(&self) -> Result<DataPlaneStatus, DataPlaneError> {
+        self.view.status()
+    }
+
+    fn flows(
+        &self,
+        filter: &FlowFilter,
+        each: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
+    ) -> Result<(), DataPlaneError> {
+        self.view.flows(filter, each)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataPlaneError> {
+        self.view.flow(key)
+    }
+
+    fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        self.view.origins(filter)
+    }
+
+    fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
+        self.view.pools()
+    }
+
+    fn candidate_order(&self, pool: u16, inside: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+        self.view.candidate_order(pool, inside)
+    }
+}
+
+impl DataPlane for Plane {
+    fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
+        self.put(desired)
+    }
+
+    fn repair(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        let seen = self.seen.clone();
+        let ready = self.ready.clone();
+        let attached = self.attach();
+        let mut done = Vec::new();
+        if let Some(desired) = self.desired.clone() {
+            if seen != self.seen || ready != self.ready {
+                self.put(&desired)?;
+            }
+            if !self.guard.is_intact()? {
+                let cgroups = self.cgroups(&desired)?;
+                let surroundings = self.surroundings(cgroups);
+                self.guard.settle(&desired, &surroundings)?;
+                done.push("the guard was missing or changed, and was put back".to_owned());
+            }
+        }
+        let mut lines = attached?;
+        lines.extend(done);
+        Ok(lines)
+    }
+
+    fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        let mut done: Vec<String> = addresses::forget_unused(&self.maps)?
+            .into_iter()
+            .map(|address| format!("{address} is no egress IP any more: its last flow has ended"))
+            .collect();
+        if let Some(desired) = self.desired.clone()
+            && desired
+                .zones
+                .iter()
+                .any(|zone| !zone.selectors.cgroups.is_empty())
+        {
+            let report = self.put(&desired)?;
+            if report.changed > 0 {
+                done.push("selected cgroups changed".to_owned());
+            }
+        }
+        Ok(done)
+    }
+
+    fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        self.desired = None;
+        self.tables = None;
+        detach::everything(&self.pins)
+    }
+}

@@ -1,0 +1,336 @@
+//! The configuration as it stands in the maps: made from what is desired, and compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use egress_common::family::{V4, V6};
+use egress_common::settings::{
+    Candidate, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, Pool, Settings,
+    Timers, Zone, candidate_flag, zone_flag,
+};
+use egress_common::tag::TagField;
+use ipnet::IpNet;
+
+use super::cgroups::Cgroups;
+use crate::config::{DNS_PORT, Dataplane, IcmpQueries, Refuse};
+use crate::dataplane::api::DataPlaneError;
+use crate::desired::{Desired, DesiredZone};
+
+/// Entries of the maps that are not arrays; `egress-ebpf/src/maps.rs`.
+mod capacity {
+    pub(super) const SELECTORS: usize = 8_192;
+    pub(super) const SOURCES: usize = 131_072;
+    pub(super) const EXEMPT: usize = 16_384;
+}
+
+/// Prefix length and address.
+pub(super) type Prefixes<A> = BTreeMap<(u32, A), u32>;
+
+/// One version of the configuration, as the maps hold it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tables {
+    pub(super) settings: Settings,
+    pub(super) zones: BTreeMap<u32, Zone>,
+    pub(super) pools: BTreeMap<u32, Pool>,
+    pub(super) candidates: Vec<Candidate<V4>>,
+    pub(super) marks: Vec<MarkSelector>,
+    /// By cgroup id.
+    pub(super) cgroups: BTreeMap<u64, u32>,
+    /// By interface index.
+    pub(super) interfaces: BTreeMap<u32, u32>,
+    pub(super) sources4: Prefixes<V4>,
+    pub(super) sources6: Prefixes<V6>,
+    pub(super) exempt4: Prefixes<V4>,
+    pub(super) exempt6: Prefixes<V6>,
+}
+
+impl Tables {
+    /// What the maps must hold for `desired`. Interfaces and cgroups that do not exist now have no entries.
+    ///
+    /// # Errors
+    /// Something does not fit; the error names it and how many there may be.
+    pub(super) fn of(
+        desired: &Desired,
+        config: &Dataplane,
+        field: TagField,
+        interfaces: &BTreeMap<String, u32>,
+        cgroups: &Cgroups,
+    ) -> Result<Self, DataPlaneError> {
+        let mut tables = Self::default();
+        for zone in &desired.zones {
+            let number = u32::from(zone.number);
+            let last = field.last_zone().min(MAX_ZONES - 1);
+            if number == 0 || number > last {
+                return Err(too_many(&format!(
+                    "zone {} has number {number}, and the reserved mark bits {:#010x} carry numbers up to {last}",
+                    zone.name, field.mask
+                )));
+            }
+            tables.zones.insert(number, record(zone));
+            tables.select(zone, interfaces, cgroups);
+        }
+        for pool in &desired.pools {
+            let number = u32::from(pool.number);
+            if number == 0 || number >= MAX_POOLS {
+                return Err(too_many(&format!(
+                    "pool {} has number {number}, and there may be {} pools",
+                    pool.id,
+                    MAX_POOLS - 1
+                )));
+            }
+            if pool.candidates.is_empty() {
+                // An element of zeros, like one that was never written: no address, so refused (SAFE-1).
+                continue;
+            }
+            let first = tables.candidates.len() as u32;
+            tables
+                .candidates
+                .extend(pool.candidates.iter().map(|candidate| Candidate {
+                    address: candidate.address.octets(),
+                    slices: candidate.slices,
+                    capacity: candidate.cap,
+                    flags: if candidate.draining {
+                        candidate_flag::DRAINING
+                    } else {
+                        0
+                    },
+                }));
+            let count = pool.candidates.len() as u32;
+            tables.pools.insert(number, Pool { first, count });
+        }
+        tables.exempt(desired);
+        // The more bits a selector looks at, the earlier it is asked; equal ones never overlap (ZONE-3).
+        tables
+            .marks
+            .sort_by_key(|mark| (u32::MAX - mark.mask.count_ones(), mark.mask, mark.value));
+        tables.settings = Settings {
+            timers: Timers {
+                tcp_established: nanoseconds(desired.timers.tcp_established),
+                tcp_transitory: nanoseconds(desired.timers.tcp_transitory),
+                tcp_closing: nanoseconds(desired.timers.tcp_closing),
+                quarantine: nanoseconds(desired.timers.quarantine),
+                udp: nanoseconds(desired.timers.udp),
+            },
+            refuse_reset: u32::from(desired.refuse == Refuse::Reset),
+            icmp_queries: u32::from(desired.exempt.icmp_queries == IcmpQueries::Default),
+            marks: tables.marks.len() as u32,
+            cgroup_levels: desired
+                .zones
+                .iter()
+                .flat_map(|zone| &zone.selectors.cgroups)
+                .filter_map(|path| cgroups.get(path))
+                .fold(0, |levels, cgroup| levels | 1 << cgroup.level),
+            answer_arp: u32::from(config.answer_arp),
+            exempt: (tables.exempt4.len() + tables.exempt6.len()) as u32,
+            interfaces: tables.interfaces.len() as u32,
+            ..Settings::default()
+        };
+        tables.check()?;
+        Ok(tables)
+    }
+
+    fn select(
+        &mut self,
+        zone: &DesiredZone,
+        interfaces: &BTreeMap<String, u32>,
+        cgroups: &Cgroups,
+    ) {
+        let number = u32::from(zone.number);
+        let selectors = &zone.selectors;
+        self.marks
+            .extend(selectors.marks.iter().map(|mark| MarkSelector {
+                mask: mark.mask,
+                value: mark.value,
+                zone: number,
+            }));
+        for cgroup in selectors
+            .cgroups
+            .iter()
+            .filter_map(|path| cgroups.get(path))
+        {
+            self.cgroups.insert(cgroup.id, number);
+        }
+        for index in selectors
+            .interfaces
+            .iter()
+            .filter_map(|name| interfaces.get(name))
+        {
+            self.interfaces.insert(*index, number);
+        }
+        for source in &selectors.sources {
+            match source {
+                IpNet::V4(net) => self.sources4.insert(
+                    (u32::from(net.prefix_len()), net.network().octets()),
+                    number,
+                ),
+                IpNet::V6(net) => self.sources6.insert(
+                    (u32::from(net.prefix_len()), net.network().octets()),
+                    number,
+                ),
+            };
+        }
+    }
+
+    /// Exempt destinations carry 0, resolvers the one port that is exempt. A resolver inside an exempt
+    /// destination needs no entry, and would shadow it.
+    fn exempt(&mut self, desired: &Desired) {
+        let resolvers = desired
+            .exempt
+            .resolvers
+            .iter()
+            .filter(|address| {
+                !desired
+                    .exempt
+                    .destinations
+                    .iter()
+                    .any(|net| net.contains(*address))
+            })
+            .map(|address| (IpNet::from(*address), u32::from(DNS_PORT)));
+        let destinations = desired.exempt.destinations.iter().map(|net| (*net, 0));
+        for (net, port) in destinations.chain(resolvers) {
+            let length = u32::from(net.prefix_len());
+            match net.network() {
+                IpAddr::V4(address) => self.exempt4.insert((length, address.octets()), port),
+                IpAddr::V6(address) => self.exempt6.insert((length, address.octets()), port),
+            };
+        }
+    }
+
+    fn check(&self) -> Result<(), DataPlaneError> {
+        let counts = [
+            (
+                "addresses in all pools",
+                self.candidates.len(),
+                MAX_CANDIDATES as usize,
+            ),
+            ("mark selectors", self.marks.len(), MAX_MARKS as usize),
+            // Two versions share the maps below.
+            (
+                "cgroup selectors",
+                self.cgroups.len(),
+                capacity::SELECTORS / 2,
+            ),
+            (
+                "interface selectors",
+                self.interfaces.len(),
+                capacity::SELECTORS / 2,
+            ),
+            (
+                "IPv4 source prefixes",
+                self.sources4.len(),
+                capacity::SOURCES / 2,
+            ),
+            (
+                "IPv6 source prefixes",
+                self.sources6.len(),
+                capacity::SOURCES / 2,
+            ),
+            (
+                "exempt IPv4 prefixes",
+                self.exempt4.len(),
+                capacity::EXEMPT / 2,
+            ),
+            (
+                "exempt IPv6 prefixes",
+                self.exempt6.len(),
+                capacity::EXEMPT / 2,
+            ),
+        ];
+        match counts.into_iter().find(|(_, count, most)| count > most) {
+            Some((what, count, most)) => Err(too_many(&format!(
+                "there are {count} {what}, and there may be {most}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The addresses of all pools.
+    pub(super) fn addresses(&self) -> BTreeSet<Ipv4Addr> {
+        self.candidates
+            .iter()
+            .map(|candidate| candidate.address.into())
+            .collect()
+    }
+
+    /// The pools with their candidates.
+    pub(super) fn pools(&self) -> impl Iterator<Item = (u32, &[Candidate<V4>])> {
+        self.pools.iter().map(|(number, pool)| {
+            let first = pool.first as usize;
+            let candidates = self
+                .candidates
+                .get(first..first + pool.count as usize)
+                .unwrap_or_default();
+            (*number, candidates)
+        })
+    }
+
+    /// Whether anything was ever put in force: a time-out of nothing is none.
+    pub(super) fn is_configured(&self) -> bool {
+        self.settings.timers.udp != 0
+    }
+
+    /// Number of entries that differ.
+    pub(super) fn differences(&self, other: &Self) -> u64 {
+        let candidates = self
+            .candidates
+            .iter()
+            .zip(&other.candidates)
+            .filter(|(a, b)| a != b)
+            .count()
+            + self.candidates.len().abs_diff(other.candidates.len());
+        let marks: BTreeSet<_> = self.marks.iter().map(mark_key).collect();
+        let others: BTreeSet<_> = other.marks.iter().map(mark_key).collect();
+        let count = usize::from(self.settings != other.settings)
+            + differing(&self.zones, &other.zones)
+            + differing(&self.pools, &other.pools)
+            + candidates
+            + marks.symmetric_difference(&others).count()
+            + differing(&self.cgroups, &other.cgroups)
+            + differing(&self.interfaces, &other.interfaces)
+            + differing(&self.sources4, &other.sources4)
+            + differing(&self.sources6, &other.sources6)
+            + differing(&self.exempt4, &other.exempt4)
+            + differing(&self.exempt6, &other.exempt6);
+        count as u64
+    }
+}
+
+fn record(zone: &DesiredZone) -> Zone {
+    let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+    Zone {
+        flags: zone_flag::KNOWN
+            | flag(zone.enabled, zone_flag::ENABLED)
+            | flag(zone.realm, zone_flag::REALM)
+            | flag(zone.egress_tcp, zone_flag::TCP)
+            | flag(zone.egress_udp, zone_flag::UDP),
+        pool: zone.pool.map_or(0, u32::from),
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn mark_key(mark: &MarkSelector) -> (u32, u32, u32) {
+    (mark.mask, mark.value, mark.zone)
+}
+
+/// Keys whose values differ or that only one side has.
+fn differing<K: Ord, V: PartialEq>(a: &BTreeMap<K, V>, b: &BTreeMap<K, V>) -> usize {
+    let missing = b.keys().filter(|key| !a.contains_key(key)).count();
+    a.iter()
+        .filter(|(key, value)| b.get(key) != Some(value))
+        .count()
+        + missing
+}
+
+fn too_many(reason: &str) -> DataPlaneError {
+    DataPlaneError::Refused {
+        reason: reason.to_owned(),
+        remedy: "nothing was changed; remove some".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! What becomes of a configuration.
+
+use super::*;
+use crate::dataplane::cgroups::Cgroup;
+use crate::desired::{ALL_SLICES, Candidate as Address, DesiredMark, DesiredPool, Selectors};
+
+fn desired() -> Desired {
+    Desired {
+        zones: vec![DesiredZone {
+            number: 3,
+            id: "z".into(),
+            name: "shop".into(),
+            enabled: true,
+            pool: Some(2),
+            selectors: Selectors {
+                marks: vec![
+                    DesiredMark {
+                        value: 0x50,
+                        mask: 0xf0,
+                    },
+                    DesiredMark {
+                        value: 0xa1,
+                        mask: 0xffff,
+                    },
+                ],
+                cgroups: vec!["a/b".into(), "gone".into()],
+                interfaces: vec!["in0".into(), "in9".into()],
+                sources: vec![
+                    "10.1.0.0/16".parse().unwrap(),
+                    "2001:db8::/32".parse().unwrap(),
+                ],
+            },
+            realm: true,
+            egress_tcp: true,
+            egress_udp: false,
+        }],
+        pools: vec![DesiredPool {
+            number: 2,
+            id: "p".into(),
+            candidates: vec![Address {
+                address: "192.0.2.10".parse().unwrap(),
+                slices: ALL_SLICES,
+                cap: 40_000,
+                draining: false,
+            }],
+            prefixes: Vec::new(),
+        }],
+        ..Desired::default()
+    }
+}
+
+fn tables(desired: &Desired) -> Result<Tables, DataPlaneError> {
+    let cgroups = Cgroups::from([(
+        "a/b".to_owned(),
+        Cgroup {
+            id: 77,
+            level: 2,
+            nft: "a/b".into(),
+        },
+    )]);
+    Tables::of(
+        desired,
+        &Dataplane::default(),
+        TagField::new(0xffff_0000).unwrap(),
+        &BTreeMap::from([("in0".to_owned(), 5)]),
+        &cgroups,
+    )
+}
+
+#[test]
+fn a_zone_becomes_entries() {
+    let tables = tables(&desired()).unwrap();
+    let flags = zone_flag::KNOWN | zone_flag::ENABLED | zone_flag::REALM | zone_flag::TCP;
+    assert_eq!(tables.zones, BTreeMap::from([(3, Zone { flags, pool: 2 })]));
+    assert_eq!(
+        tables.pools,
+        BTreeMap::from([(2, Pool { first: 0, count: 1 })])
+    );
+    assert_eq!(tables.interfaces, BTreeMap::from([(5, 3)]));
+    assert_eq!(tables.cgroups, BTreeMap::from([(77, 3)]));
+    assert_eq!(tables.settings.cgroup_levels, 1 << 2);
+    assert_eq!(tables.sources4, BTreeMap::from([((16, [10, 1, 0, 0]), 3)]));
+    assert_eq!(tables.marks[0].mask, 0xffff, "the most bits first (ZONE-3)");
+    assert_eq!(tables.settings.marks, 2);
+    assert!(tables.is_configured() && !Tables::default().is_configured());
+}
+
+#[test]
+fn a_resolver_inside_an_exempt_destination_does_not_shadow_it() {
+    let mut desired = desired();
+    desired.exempt.destinations = vec!["10.0.0.0/8".parse().unwrap()];
+    desired.exempt.resolvers = vec!["10.0.0.53".parse().unwrap(), "9.9.9.9".parse().unwrap()];
+    let tables = tables(&desired).unwrap();
+    assert_eq!(
+        tables.exempt4,
+        BTreeMap::from([((8, [10, 0, 0, 0]), 0), ((32, [9, 9, 9, 9]), 53)])
+    );
+}
+
+#[test]
+fn differences_are_counted_by_entry() {
+    let old = tables(&desired()).unwrap();
+    assert_eq!(old.differences(&old), 0);
+    let mut desired = desired();
+    desired.zones[0].enabled = false;
+    assert_eq!(tables(&desired).unwrap().differences(&old), 1);
+    desired.pools[0].candidates[0].draining = true;
+    assert_eq!(tables(&desired).unwrap().differences(&old), 2);
+    desired.zones[0].selectors.sources.pop();
+    assert_eq!(old.differences(&tables(&desired).unwrap()), 3);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let mut many = desired();
+    many.zones[0].number = u16::MAX;
+    let error = tables(&many).unwrap_err();
+    assert!(error.to_string().contains("zone shop"), "{error}");
+    let mut many = desired();
+    many.zones[0].selectors.marks = (1..=257)
+        .map(|value| DesiredMark {
+            value,
+            mask: 0xffff,
+        })
+        .collect();
+    let error = tables(&many).unwrap_err();
+    assert!(error.to_string().contains("257 mark selectors"), "{error}");
+}

@@ -1,0 +1,239 @@
+//! Reading the data plane from its pins: true whether or not a daemon is running (SAFE-2).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::ControlFlow;
+
+use egress_common::family::Address as _;
+use egress_common::free::FreeList;
+use egress_common::key::realm;
+use egress_common::layout::Layout;
+use egress_common::reason::{Counter, Reason};
+use egress_common::settings::candidate_flag;
+use egress_common::siphash::{Secret, siphash};
+
+use super::attach::{self, Kind};
+use super::flows;
+use super::guard;
+use super::hook::Hook;
+use super::interfaces::Interface;
+use super::maps::Maps;
+use super::pins::Pins;
+use super::tables::Tables;
+use super::versions;
+use crate::config::{Attach, Dataplane};
+use crate::dataplane::api::{
+    DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, HookStatus,
+    Names, OriginFilter, OriginRecord, PoolAddressLive, PoolLive, ReasonCount, TableStatus,
+};
+
+/// A reader of the data plane. The command line opens one itself when no daemon answers.
+#[derive(Clone, Debug)]
+pub struct View {
+    config: Dataplane,
+    maps: Maps,
+    names: Names,
+}
+
+impl View {
+    /// Opens the pins that `config` names; `names` stand for the numbers in the maps.
+    ///
+    /// # Errors
+    /// [`DataPlaneError::Absent`] when nothing is pinned there.
+    pub fn open(config: &Dataplane, names: Names) -> Result<Self, DataPlaneError> {
+        Ok(Self {
+            config: config.clone(),
+            maps: Maps::open(&Pins::new(&config.pin))?,
+            names,
+        })
+    }
+
+    /// Uses other names from now on.
+    pub(super) fn rename(&mut self, names: Names) {
+        self.names = names;
+    }
+
+    fn hooks(&self) -> Result<Vec<HookStatus>, DataPlaneError> {
+        let uplinks = self
+            .config
+            .uplink
+            .iter()
+            .map(|name| (name, &Hook::UPLINK[..]));
+        let insides = self
+            .config
+            .inside
+            .iter()
+            .map(|name| (name, &Hook::INSIDE[..]));
+        let mut found = Vec::new();
+        for (name, hooks) in uplinks.chain(insides) {
+            let interface = Interface::find(name)?;
+            for hook in hooks {
+                let attached = match &interface {
+                    Some(interface) => attach::in_place(self.maps.pins(), interface, *hook)?,
+                    None => None,
+                };
+                let kind = match (&attached, &interface) {
+                    (Some((kind, _)), _) => *kind,
+                    (None, Some(interface)) => Kind::choose(self.config.attach, interface)?,
+                    (None, None) if self.config.attach == Attach::Clsact => Kind::Clsact,
+                    (None, None) => Kind::Tcx,
+                };
+                found.push(HookStatus {
+                    hook: hook.program().to_owned(),
+                    interface: name.clone(),
+                    kind: kind.name().to_owned(),
+                    program_id: attached.map(|(_, program)| program),
+                    in_place: attached.is_some(),
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    fn table(&self, name: &str, list: &str, capacity: u32) -> Result<TableStatus, DataPlaneError> {
+        let mut free = 0_u64;
+        for head in self.maps.array::<FreeList>(list)?.iter() {
+            let head =
+                head.map_err(|error| DataPlaneError::failed(format!("reading map {list}"), error))?;
+            // Each is a hint that may be a moment behind its list; their sum is right all the same.
+            free = free.wrapping_add(head.available);
+        }
+        let capacity = u64::from(capacity);
+        Ok(TableStatus {
+            table: name.to_owned(),
+            used: capacity.saturating_sub(free),
+            capacity,
+        })
+    }
+
+    fn reasons(&self) -> Result<Vec<ReasonCount>, DataPlaneError> {
+        let counters = self.maps.per_cpu::<Counter>("REASONS")?;
+        let guarded = guard::dropped(self.maps.pins());
+        let mut found = Vec::new();
+        for reason in Reason::ALL {
+            let mut packets: u64 = counters
+                .get(&(*reason as u32), 0)
+                .map_err(|error| DataPlaneError::failed("reading map REASONS", error))?
+                .iter()
+                .map(|counter| counter.packets)
+                .sum();
+            if *reason == Reason::HookMissing {
+                // The program behind the uplink's hook and the nftables table are two halves of one guard.
+                packets += guarded;
+            }
+            found.push(ReasonCount {
+                reason: reason.label().to_owned(),
+                packets,
+            });
+        }
+        Ok(found)
+    }
+
+    fn tables_in_force(&self) -> Result<Tables, DataPlaneError> {
+        Tables::read(&self.maps, versions::in_force(&self.maps)?)
+    }
+}
+
+impl DataPlaneView for View {
+    fn status(&self) -> Result<DataPlaneStatus, DataPlaneError> {
+        let layout: Layout = self.maps.only("LAYOUT")?;
+        Ok(DataPlaneStatus {
+            hooks: self.hooks()?,
+            guard: guard::is_installed(self.maps.pins())?,
+            configured: self.tables_in_force()?.is_configured(),
+            tables: vec![
+                self.table("flows", "FREE_SLOTS4", layout.max_flows)?,
+                self.table("origins", "FREE_COUNTS4", layout.max_origins)?,
+            ],
+            reasons: self.reasons()?,
+        })
+    }
+
+    fn flows(
+        &self,
+        filter: &FlowFilter,
+        each: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
+    ) -> Result<(), DataPlaneError> {
+        flows::visit(&self.maps, &self.names, filter, each)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataPlaneError> {
+        flows::find(&self.maps, &self.names, key)
+    }
+
+    fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        flows::origins(&self.maps, filter)
+    }
+
+    fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
+        let tables = self.tables_in_force()?;
+        let mut active: BTreeMap<[u8; 4], u64> = BTreeMap::new();
+        flows::visit_counts(&self.maps, |count| {
+            *active.entry(count.key.egress).or_default() += u64::from(count.active);
+        })?;
+        Ok(tables
+            .pools()
+            .map(|(number, candidates)| PoolLive {
+                number: u16::try_from(number).unwrap_or(u16::MAX),
+                addresses: candidates
+                    .iter()
+                    .map(|candidate| PoolAddressLive {
+                        egress_ip: candidate.address.into(),
+                        slices: candidate.slices,
+                        cap: candidate.capacity,
+                        draining: candidate.flags & candidate_flag::DRAINING != 0,
+                        active: active.get(&candidate.address).copied().unwrap_or(0),
+                    })
+                    .collect(),
+            })
+            .collect())
+    }
+
+    fn candidate_order(&self, pool: u16, inside: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+        let IpAddr::V4(inside) = inside else {
+            return Ok(Vec::new());
+        };
+        let secret: Secret = self.maps.only("SECRET")?;
+        let tables = self.tables_in_force()?;
+        let mut order: Vec<Ipv4Addr> = tables
+            .pools()
+            .find(|(number, _)| *number == u32::from(pool))
+            .map(|(_, candidates)| candidates.iter().map(|one| one.address.into()).collect())
+            .unwrap_or_default();
+        let start = start(secret, inside, order.len());
+        order.rotate_left(start);
+        Ok(order)
+    }
+}
+
+/// Where a new flow of an inside address begins in its pool (CAP-9): what the data plane computes, too.
+fn start(secret: Secret, inside: Ipv4Addr, candidates: usize) -> usize {
+    let hash = siphash(secret, [inside.octets().digest(), u64::from(realm::COMMON)]);
+    // At most the number of candidates, a usize.
+    (((hash >> 32) * candidates as u64) >> 32) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn cap_9_one_inside_address_always_starts_at_the_same_candidate() {
+        let secret = Secret { k0: 1, k1: 2 };
+        let mut starts = BTreeSet::new();
+        for host in 0..=255 {
+            let inside = Ipv4Addr::new(10, 1, 0, host);
+            let first = start(secret, inside, 5);
+            assert!(first < 5);
+            assert_eq!(first, start(secret, inside, 5));
+            starts.insert(first);
+        }
+        assert_eq!(
+            starts.len(),
+            5,
+            "inside addresses are spread over all of them"
+        );
+        assert_eq!(start(secret, Ipv4Addr::LOCALHOST, 0), 0);
+    }
+}
