@@ -1,6 +1,10 @@
 //! A whole site: the standard network, both origins, and the real daemon on the gateway.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 
@@ -101,6 +105,18 @@ impl Site {
     /// When they do not start.
     pub fn clients(&self, node: &str, processes: usize) -> Result<Clients> {
         Clients::start(&self.node(node), processes, &ClientOptions::default())
+    }
+
+    /// Client processes on the bound node, from several addresses: for tens of thousands of connections.
+    ///
+    /// # Errors
+    /// When they do not start.
+    pub fn crowd(&self, processes: usize) -> Result<Clients> {
+        let options = ClientOptions {
+            bind: standard::CROWD_ADDRESSES.map(IpAddr::from).to_vec(),
+            ..ClientOptions::default()
+        };
+        Clients::start(&self.node(standard::BOUND), processes, &options)
     }
 
     /// Begins to watch what leaves by the uplink; only the pool's addresses are allowed.

@@ -44,6 +44,13 @@ pub const INSIDE_UNBOUND: &str = "in1";
 
 /// The bound client's address.
 pub const BOUND_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+/// More addresses of the bound client, for crowds: once half of the ports from one address to an origin are
+/// taken, the kernel searches all of that half for each further connection.
+pub const CROWD_ADDRESSES: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(10, 1, 0, 11),
+    Ipv4Addr::new(10, 1, 0, 12),
+    Ipv4Addr::new(10, 1, 0, 13),
+];
 /// The unbound client's address.
 pub const UNBOUND_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
 /// The gateway's own address on the uplink: the default egress.
@@ -186,6 +193,12 @@ impl Default for Options {
 /// The topology for the options.
 #[must_use]
 pub fn topology(options: &Options) -> Topology {
+    let bound = CROWD_ADDRESSES.iter().fold(
+        End::new(BOUND, "eth0")
+            .address("10.1.0.2/24")
+            .address("fd00:1::2/64"),
+        |end, address| end.address(&format!("{address}/24")),
+    );
     let reverse_path_filter = options.rp_filter.to_string();
     let mut topology = Topology::new()
         .node(BOUND)
@@ -202,9 +215,7 @@ pub fn topology(options: &Options) -> Topology {
             &reverse_path_filter,
         )
         .link(
-            End::new(BOUND, "eth0")
-                .address("10.1.0.2/24")
-                .address("fd00:1::2/64"),
+            bound,
             End::new(GATEWAY, INSIDE_BOUND)
                 .address("10.1.0.1/24")
                 .address("fd00:1::1/64"),

@@ -42,8 +42,8 @@ fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
     })?;
     let check = site.watch()?;
     let (at_a, at_b) = (site.at_a(ECHO_PORT), site.at_b(ECHO_PORT));
-    let mut to_a = site.clients(BOUND, PROCESSES)?;
-    let mut to_b = site.clients(BOUND, PROCESSES)?;
+    let mut to_a = site.crowd(PROCESSES)?;
+    let mut to_b = site.crowd(PROCESSES)?;
 
     let (opened_a, opened_b) = both(
         || to_a.open(at_a, CAP, RETRANSMISSION),

@@ -34,8 +34,8 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Options {
     /// The mark of their sockets.
     pub mark: Option<u32>,
-    /// The address they bind to.
-    pub bind: Option<IpAddr>,
+    /// The addresses they bind to, each process the next one; none for the kernel's choice.
+    pub bind: Vec<IpAddr>,
 }
 
 /// Several client processes that act as one.
@@ -71,7 +71,7 @@ impl Clients {
                 if let Some(mark) = options.mark {
                     command.arg("--mark").arg(mark.to_string());
                 }
-                if let Some(bind) = options.bind {
+                if let Some(bind) = options.bind.iter().cycle().nth(number) {
                     command.arg("--bind").arg(bind.to_string());
                 }
                 adjust(&mut command);
