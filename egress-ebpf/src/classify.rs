@@ -54,7 +54,8 @@ const LEVELS: u32 = 16;
 /// Address families by which a zone can be selected.
 pub trait Selectable: Prefixed {
     fn by_source(version: u32, source: Self) -> Option<u32>;
-    fn exempt(version: u32, destination: Self) -> bool;
+    /// What is exempt about a destination: a port, or everything (0).
+    fn exempt(version: u32, destination: Self) -> Option<u32>;
     /// The address the packet's socket is bound to, before netfilter changed the packet.
     fn bound(ctx: &TcContext) -> Option<Self>;
 }
@@ -67,16 +68,11 @@ fn number(selected: Option<&Selected>) -> Option<u32> {
 impl Selectable for V4 {
     #[inline(always)]
     fn by_source(version: u32, source: Self) -> Option<u32> {
-        number(SOURCES4.get(&Key::new(VERSION_BITS + 32, Self::data(version, source))))
+        number(SOURCES4.get(&host4(version, source)))
     }
     #[inline(always)]
-    fn exempt(version: u32, destination: Self) -> bool {
-        EXEMPT4
-            .get(&Key::new(
-                VERSION_BITS + 32,
-                Self::data(version, destination),
-            ))
-            .is_some()
+    fn exempt(version: u32, destination: Self) -> Option<u32> {
+        number(EXEMPT4.get(&host4(version, destination)))
     }
     #[inline(always)]
     fn bound(ctx: &TcContext) -> Option<Self> {
@@ -99,20 +95,41 @@ impl Selectable for V4 {
 impl Selectable for V6 {
     #[inline(always)]
     fn by_source(version: u32, source: Self) -> Option<u32> {
-        number(SOURCES6.get(&Key::new(VERSION_BITS + 128, Self::data(version, source))))
+        number(SOURCES6.get(&host6(version, source)))
     }
     #[inline(always)]
-    fn exempt(version: u32, destination: Self) -> bool {
-        EXEMPT6
-            .get(&Key::new(
-                VERSION_BITS + 128,
-                Self::data(version, destination),
-            ))
-            .is_some()
+    fn exempt(version: u32, destination: Self) -> Option<u32> {
+        number(EXEMPT6.get(&host6(version, destination)))
     }
     #[inline(always)]
     fn bound(_ctx: &TcContext) -> Option<Self> {
         None
+    }
+}
+
+/// Trie key of one IPv4 address.
+#[inline(always)]
+fn host4(version: u32, address: V4) -> Key<<V4 as Prefixed>::Data> {
+    Key::new(VERSION_BITS + 32, V4::data(version, address))
+}
+
+/// Trie key of one IPv6 address.
+#[inline(always)]
+fn host6(version: u32, address: V6) -> Key<<V6 as Prefixed>::Data> {
+    Key::new(VERSION_BITS + 128, V6::data(version, address))
+}
+
+/// Whether a packet to `port` of this destination is exempt (POLICY-7): a destination wholly, a
+/// resolver by its port. `port` is 0 where the packet has none.
+#[inline(always)]
+pub fn exempt<A: Selectable>(configuration: &Configuration, destination: A, port: u16) -> bool {
+    if configuration.settings().exempt == 0 {
+        return false;
+    }
+    match A::exempt(configuration.version, destination) {
+        None => false,
+        Some(0) => true,
+        Some(only) => only == port as u32,
     }
 }
 

@@ -12,7 +12,7 @@ use egress_common::slot::{State, flag};
 use egress_common::tag::Tag;
 use egress_common::tcp::Way;
 
-use crate::classify::{self, Configuration, Selectable};
+use crate::classify::{self, Configuration};
 use crate::family::{End, Family};
 use crate::flow::{self, Arrival, Found};
 use crate::frame::Frame;
@@ -55,10 +55,7 @@ fn ipv6(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
     let bound = classify::leaving(ctx, &configuration, tag, ip.source)
         .and_then(|number| configuration.zone(number))
         .is_some_and(|zone| zone.flags & zone_flag::ENABLED != 0);
-    if bound
-        && !(configuration.settings().exempt != 0
-            && <[u8; 16]>::exempt(configuration.version, ip.destination))
-    {
+    if bound && !classify::exempt(&configuration, ip.destination, 0) {
         return report::drop(ctx, Reason::Ipv6);
     }
     verdict::done(ctx)
@@ -264,8 +261,7 @@ fn exempt(packet: &Outgoing, configuration: &Configuration, zone: &Zone) -> bool
     if packet.ip.protocol == UDP && zone.flags & zone_flag::UDP == 0 {
         return true;
     }
-    configuration.settings().exempt != 0
-        && <[u8; 4]>::exempt(configuration.version, packet.ip.destination)
+    classify::exempt(configuration, packet.ip.destination, packet.key.origin_port)
 }
 
 /// Queries take the default egress unless configured otherwise (POLICY-7); errors are not

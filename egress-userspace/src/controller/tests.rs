@@ -68,6 +68,10 @@ impl DataPlane for Fake {
         Ok(Vec::new())
     }
 
+    fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {
         Ok(vec!["everything".into()])
     }

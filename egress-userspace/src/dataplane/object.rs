@@ -136,9 +136,7 @@ impl Object {
         })?;
         let mut object = Self { ebpf, load };
         for name in Hook::ALL.map(Hook::program).into_iter().chain([ARM]) {
-            object
-                .classifier(name)?
-                .load()
+            load_program(object.classifier(name)?)
                 .map_err(|error| refused_by_kernel(name, error))?;
         }
         Ok(object)
@@ -200,6 +198,23 @@ unsafe impl aya::Pod for Sweeper {}
 pub(super) fn progress(maps: &Maps) -> Result<Progress, DataPlaneError> {
     maps.only::<Sweeper>("SWEEPER")
         .map(|sweeper| sweeper.progress)
+}
+
+/// How often loading is tried again when a signal interrupted the verifier (libbpf: 5).
+const LOAD_ATTEMPTS: usize = 10;
+
+/// Loads a program; the verifier gives up with `EAGAIN` when a signal is waiting for this thread.
+fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let mut result = program.load();
+    for _ in 1..LOAD_ATTEMPTS {
+        match &result {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            _ => break,
+        }
+        result = program.load();
+    }
+    result
 }
 
 /// Lines of the verifier's log worth showing: the reason is at its end.

@@ -1,0 +1,176 @@
+//! The daemon: takes the data plane over, keeps it as configured, and answers the control socket.
+//!
+//! It may die at any instant: packets go on without it, and the next start finds everything in maps, pins and
+//! store (SAFE-2). So there is nothing to save at the end, and SIGTERM only closes the socket.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::Config;
+use crate::control::protocol::Applied;
+use crate::control::{BindError, Failure, Handler, Server};
+use crate::controller::{Controller, Service};
+use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names};
+use crate::dataplane::{Plane, View};
+use crate::notify;
+use crate::store::SqliteStore;
+
+/// Time between two rounds of housekeeping.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        Self::failed(error.to_string(), error.remedy())
+    }
+}
+
+/// Opens what is pinned, for reading.
+pub fn open_view(config: &Config, names: Names) -> Result<Box<dyn DataPlaneView>, DataPlaneError> {
+    Ok(Box::new(View::open(&config.dataplane, names)?))
+}
+
+/// Runs until SIGTERM or SIGINT, or until `egress detach` has taken everything off.
+///
+/// # Errors
+/// Whatever keeps it from starting, with the remedy; what ran before goes on running.
+pub fn run(config_path: &Path, config: Config) -> Result<(), Failure> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}"), ""))?;
+    runtime.block_on(serve(config_path, config))
+}
+
+async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    // First of all, since it tells whether another daemon is at work.
+    let mut server = Server::bind(&config.control.socket)?;
+    let store = SqliteStore::open(&config.store.sqlite)?;
+    let plane = Plane::open_or_create(&config.dataplane)?;
+    let mut watcher = plane.watcher()?;
+    let events = plane.events()?;
+    let (controller, applied) =
+        Controller::start(config_path, config, Box::new(store), Box::new(plane))?;
+    announce(&applied);
+    let (names, known_names) = watch::channel(controller.stored().names());
+    let service = Arc::new(Service::new(controller, open_view));
+    server
+        .serve(Arc::clone(&service) as Arc<dyn Handler>)
+        .map_err(|error| Failure::failed(format!("cannot serve the control socket: {error}"), ""))?;
+    let log = tokio::spawn(events.run(known_names));
+    eprintln!("ready");
+    notify::ready();
+
+    let mut housekeeping = interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut trouble = Trouble::default();
+    loop {
+        tokio::select! {
+            () = watcher.next() => {
+                let mut controller = service.controller();
+                if controller.is_detached() {
+                    tracing::info!("detached: nothing is left to look after");
+                    break;
+                }
+                trouble.note("looking after the hooks", controller.dataplane_mut().repair());
+            }
+            _ = housekeeping.tick() => {
+                let mut controller = service.controller();
+                if !controller.is_detached() {
+                    trouble.note("housekeeping", controller.dataplane_mut().tidy());
+                    names.send_if_modified(|known| {
+                        let now = controller.stored().names();
+                        let changed = *known != now;
+                        *known = now;
+                        changed
+                    });
+                }
+            }
+            _ = signals.reload.recv() => reload(&service),
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+        }
+    }
+    notify::stopping();
+    log.abort();
+    tracing::info!("the daemon ends; what is attached goes on translating");
+    Ok(())
+}
+
+/// SIGHUP: all of the new configuration, or none of it.
+fn reload(service: &Service) {
+    notify::reloading();
+    match service.controller().reload() {
+        Ok(applied) => {
+            announce(&applied);
+            tracing::info!("reloaded");
+        }
+        Err(failure) => {
+            tracing::error!("not reloaded, and nothing changed:\n{failure}");
+        }
+    }
+    notify::ready();
+}
+
+/// Says what changed, and what to think of.
+fn announce(applied: &Applied) {
+    for warning in &applied.warnings.0 {
+        tracing::warn!("{warning}");
+    }
+    for note in &applied.notes {
+        tracing::warn!("{note}");
+    }
+}
+
+struct Signals {
+    reload: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let catch = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::failed(format!("cannot catch signals: {error}"), ""))
+        };
+        Ok(Self {
+            reload: catch(SignalKind::hangup())?,
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// What went wrong last: said when it begins, changes and ends, not ten times a second.
+#[derive(Default)]
+struct Trouble(Option<String>);
+
+impl Trouble {
+    fn note(&mut self, doing: &str, outcome: Result<Vec<String>, DataPlaneError>) {
+        match outcome {
+            Ok(lines) => {
+                for line in lines {
+                    tracing::warn!("{line}");
+                }
+                if self.0.as_ref().is_some_and(|last| last.starts_with(doing)) {
+                    tracing::info!("{doing} works again");
+                    self.0 = None;
+                }
+            }
+            Err(error) => {
+                let text = format!("{doing}: {}", Failure::from(error));
+                if self.0.as_ref() != Some(&text) {
+                    tracing::error!("{text}");
+                    self.0 = Some(text);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! How much the verifier looks at: growth is a decision, not an accident.
+
+use crate::harness::{DataPlane, Hook};
+
+/// Programs, and the most instructions the verifier may look at.
+const BUDGETS: [(&str, u32); 5] = [
+    ("inside_ingress", 2_000),
+    ("uplink_egress", 80_000),
+    ("uplink_guard", 60_000),
+    ("uplink_ingress", 120_000),
+    ("arm", 60_000),
+];
+
+#[test]
+fn every_program_loads_within_its_budget() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    assert_eq!(BUDGETS.len(), Hook::ALL.len());
+    for (name, budget) in BUDGETS {
+        let verified = plane.verified(name);
+        println!("{name}: {verified} of {budget}");
+        assert!(verified <= budget, "{name}: {verified} > {budget}");
+    }
+}

@@ -1,0 +1,555 @@
+//! A data plane in a box: the real programs with maps of their own, pinned nowhere and attached to
+//! nothing.
+
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{ProgramFd, SchedClassifier};
+use aya::{Ebpf, EbpfLoader, Pod};
+use egress_common::count::Count;
+use egress_common::expiry::Progress;
+use egress_common::family::V4;
+use egress_common::free::{self, FreeList};
+use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey, TCP, UDP};
+use egress_common::reason::{Counter, Reason};
+use egress_common::settings::{
+    Candidate, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
+    MAX_ZONES, MarkSelector, Pool, Prefixed as _, Selected, Settings, Switch, VERSION_BITS, Zone,
+    egress_flag, role,
+};
+use egress_common::siphash::Secret;
+use egress_common::slot::{Slot, State};
+use egress_common::tag::{Tag, TagField};
+
+use crate::packet::{ACK, Endpoint, Packet, SYN};
+use crate::run::{Meta, Outcome, Verdict, run};
+use crate::world::{INSIDE_INTERFACE, UPLINK, UPLINK_MAC, World};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress"));
+
+/// This load, as the sweep reports it.
+pub(crate) const LOAD_ID: u64 = 0x5eed;
+
+/// How long to wait for what must happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The programs, by their names in the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    InsideIngress,
+    UplinkEgress,
+    UplinkGuard,
+    UplinkIngress,
+    Arm,
+}
+
+impl Hook {
+    pub(crate) const ALL: [(Self, &'static str); 5] = [
+        (Self::InsideIngress, "inside_ingress"),
+        (Self::UplinkEgress, "uplink_egress"),
+        (Self::UplinkGuard, "uplink_guard"),
+        (Self::UplinkIngress, "uplink_ingress"),
+        (Self::Arm, "arm"),
+    ];
+}
+
+/// The sweep's map value: a timer, which reads as zeros, and how far the sweep got.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Sweeper {
+    timer: [u64; 2],
+    progress: Progress,
+}
+
+// SAFETY: `repr(C)` of integers without padding.
+unsafe impl Pod for Sweeper {}
+
+/// Programs and maps.
+pub(crate) struct DataPlane {
+    ebpf: Ebpf,
+    programs: Vec<(Hook, ProgramFd)>,
+    pub(crate) world: World,
+    pub(crate) flows: HashMap<MapData, FlowKey<V4>, Reference>,
+    pub(crate) reverse: HashMap<MapData, ReverseKey<V4>, Reference>,
+    pub(crate) slots: Array<MapData, Slot<V4>>,
+    pub(crate) free_slots: Array<MapData, FreeList>,
+    pub(crate) origins: HashMap<MapData, OriginKey<V4>, Reference>,
+    pub(crate) counts: Array<MapData, Count<V4>>,
+    pub(crate) free_counts: Array<MapData, FreeList>,
+    reasons: PerCpuArray<MapData, Counter>,
+    sweeper: Array<MapData, Sweeper>,
+}
+
+/// Whether this process may load programs; says `SKIPPED` if not.
+pub(crate) fn permitted() -> bool {
+    // SAFETY: a system call without parameters.
+    if unsafe { libc::geteuid() } == 0 {
+        return true;
+    }
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("packets");
+    println!("SKIPPED: {test}: loading programs into the kernel needs root");
+    false
+}
+
+/// The tag of packets that the uplink's program has dealt with.
+pub(crate) fn done(mask: u32) -> u32 {
+    TagField::new(mask).unwrap().write(0, Tag::Done)
+}
+
+/// The mark of packets of a zone.
+pub(crate) fn tagged(mask: u32, zone: u32) -> u32 {
+    TagField::new(mask).unwrap().write(0, Tag::Zone(zone as u16))
+}
+
+impl DataPlane {
+    /// The default world's data plane; `None` where it may not be loaded.
+    pub(crate) fn new() -> Option<Self> {
+        Self::of(World::default())
+    }
+
+    /// A world's data plane; `None` where it may not be loaded.
+    pub(crate) fn of(world: World) -> Option<Self> {
+        if !permitted() {
+            return None;
+        }
+        // Routes and interfaces of the machine are none of a test's business.
+        // SAFETY: changes only this thread's network namespace.
+        let status = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(status, 0, "a network namespace of the test's own");
+        let mut ebpf = EbpfLoader::new()
+            .override_global("MARK_MASK", &world.mark_mask, true)
+            .override_global("MAX_FLOWS", &world.max_flows, true)
+            .override_global("MAX_ORIGINS", &world.max_origins, true)
+            .override_global("LISTS", &world.lists, true)
+            .override_global("LOAD_ID", &LOAD_ID, true)
+            .map_max_entries("FLOWS4", world.max_flows)
+            .map_max_entries("REVERSE4", world.max_flows)
+            .map_max_entries("SLOTS4", world.max_flows)
+            .map_max_entries("FREE_SLOTS4", world.lists)
+            .map_max_entries("ORIGINS4", world.max_origins)
+            .map_max_entries("COUNTS4", world.max_origins)
+            .map_max_entries("FREE_COUNTS4", world.lists)
+            .load(OBJECT)
+            .expect("the object fits this kernel");
+        let mut programs = Vec::new();
+        for (hook, name) in Hook::ALL {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).expect(name).try_into().expect(name);
+            program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
+            programs.push((hook, program.fd().unwrap().try_clone().unwrap()));
+        }
+        let mut plane = Self {
+            programs,
+            flows: map(&mut ebpf, "FLOWS4", HashMap::try_from),
+            reverse: map(&mut ebpf, "REVERSE4", HashMap::try_from),
+            slots: map(&mut ebpf, "SLOTS4", Array::try_from),
+            free_slots: map(&mut ebpf, "FREE_SLOTS4", Array::try_from),
+            origins: map(&mut ebpf, "ORIGINS4", HashMap::try_from),
+            counts: map(&mut ebpf, "COUNTS4", Array::try_from),
+            free_counts: map(&mut ebpf, "FREE_COUNTS4", Array::try_from),
+            reasons: map(&mut ebpf, "REASONS", PerCpuArray::try_from),
+            sweeper: map(&mut ebpf, "SWEEPER", Array::try_from),
+            ebpf,
+            world,
+        };
+        plane.fill();
+        Some(plane)
+    }
+
+    /// What the daemon does when it makes the maps.
+    fn fill(&mut self) {
+        let World { max_flows, max_origins, lists, .. } = self.world;
+        for list in 0..lists {
+            let of = |total: u32| {
+                let members: Vec<u32> =
+                    (0..total).filter(|index| free::home(*index, lists) == list).collect();
+                let head = FreeList {
+                    first: *members.first().unwrap_or(&free::NONE),
+                    tag: 0,
+                    available: members.len() as u64,
+                };
+                let links: Vec<(u32, u32)> = members
+                    .iter()
+                    .enumerate()
+                    .map(|(nth, index)| (*index, *members.get(nth + 1).unwrap_or(&free::NONE)))
+                    .collect();
+                (head, links)
+            };
+            let (head, links) = of(max_flows);
+            for (index, next) in links {
+                self.slots.set(index, Slot { next, ..Slot::default() }, 0).unwrap();
+            }
+            self.free_slots.set(list, head, 0).unwrap();
+            let (head, links) = of(max_origins);
+            for (index, next) in links {
+                self.counts.set(index, Count { next, ..Count::default() }, 0).unwrap();
+            }
+            self.free_counts.set(list, head, 0).unwrap();
+        }
+        self.array("SECRET", 0, Secret { k0: 0x0123_4567, k1: 0x89ab_cdef });
+        for (interface, role) in [(UPLINK, role::UPLINK), (INSIDE_INTERFACE, role::INSIDE)] {
+            self.hash("DEVICES", interface, Device { role, mac: UPLINK_MAC, pad: [0; 2] });
+        }
+        let world = self.world.clone();
+        self.write(0, &world);
+        self.switch(0);
+    }
+
+    /// Writes a configuration as version 0 or 1.
+    pub(crate) fn write(&mut self, version: u32, world: &World) {
+        self.array(
+            "SETTINGS",
+            version,
+            Settings {
+                marks: world.marks.len() as u32,
+                exempt: world.exempt.len() as u32,
+                interfaces: world.interfaces.len() as u32,
+                ..world.settings
+            },
+        );
+        for (number, flags, pool) in &world.zones {
+            let zone = Zone { flags: *flags, pool: *pool };
+            self.array("ZONES", version * MAX_ZONES + number, zone);
+        }
+        for (address, length, zone) in &world.sources {
+            self.trie("SOURCES4", version, *address, *length, *zone);
+        }
+        for (address, length) in &world.exempt {
+            self.trie("EXEMPT4", version, *address, *length, 0);
+        }
+        for (nth, selector) in world.marks.iter().enumerate() {
+            self.array::<MarkSelector>("MARKS", version * MAX_MARKS + nth as u32, *selector);
+        }
+        for (interface, zone) in &world.interfaces {
+            let key = InterfaceKey { version, interface: *interface };
+            self.hash("INTERFACES", key, Selected { zone: *zone });
+        }
+        let mut first = 0;
+        for (number, candidates) in &world.pools {
+            let count = candidates.len() as u32;
+            self.array("POOLS", version * MAX_POOLS + number, Pool { first, count });
+            for candidate in candidates {
+                self.array::<Candidate<V4>>(
+                    "CANDIDATES4",
+                    version * MAX_CANDIDATES + first,
+                    *candidate,
+                );
+                self.hash(
+                    "EGRESS4",
+                    candidate.address,
+                    EgressAddress { flags: egress_flag::ANSWER },
+                );
+                first += 1;
+            }
+        }
+    }
+
+    /// Makes a version of the configuration the one that counts.
+    pub(crate) fn switch(&mut self, version: u32) {
+        self.array("SWITCH", 0, Switch { version, pad: 0 });
+    }
+
+    /// Changes the settings in place.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut World)) {
+        let mut world = self.world.clone();
+        change(&mut world);
+        self.write(0, &world);
+        self.world = world;
+    }
+
+    pub(crate) fn array<T: Pod>(&mut self, name: &str, index: u32, value: T) {
+        let mut array: Array<_, T> = self.ebpf.map_mut(name).expect(name).try_into().unwrap();
+        array.set(index, value, 0).unwrap();
+    }
+
+    pub(crate) fn hash<K: Pod, T: Pod>(&mut self, name: &str, key: K, value: T) {
+        let mut hash: HashMap<_, K, T> = self.ebpf.map_mut(name).expect(name).try_into().unwrap();
+        hash.insert(key, value, 0).unwrap();
+    }
+
+    fn trie(&mut self, name: &str, version: u32, address: V4, length: u32, zone: u32) {
+        let mut trie: LpmTrie<_, [u8; 8], Selected> =
+            self.ebpf.map_mut(name).expect(name).try_into().unwrap();
+        let key = Key::new(VERSION_BITS + length, V4::data(version, address));
+        trie.insert(&key, Selected { zone }, 0).unwrap();
+    }
+
+    /// Instructions the verifier looked at.
+    pub(crate) fn verified(&self, name: &str) -> u32 {
+        let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().unwrap();
+        program.info().unwrap().verified_instruction_count().unwrap()
+    }
+
+    fn program(&self, hook: Hook) -> &ProgramFd {
+        &self.programs.iter().find(|(of, _)| *of == hook).unwrap().1
+    }
+
+    /// Runs a program on raw bytes; `None` if the kernel does not take such a packet.
+    #[track_caller]
+    pub(crate) fn try_bytes(&self, hook: Hook, bytes: &[u8], meta: Meta) -> Option<Outcome> {
+        match run(self.program(hook).as_fd(), bytes, meta) {
+            Ok(outcome) => Some(outcome),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => None,
+            Err(error) => panic!("{hook:?}: {error}"),
+        }
+    }
+
+    /// Runs a program.
+    #[track_caller]
+    pub(crate) fn run(&self, hook: Hook, packet: &Packet, meta: Meta) -> Outcome {
+        self.try_bytes(hook, &packet.bytes(), meta).expect("a packet the kernel takes")
+    }
+
+    /// A packet of the host's own, or one whose zone its source tells, leaves by the uplink.
+    #[track_caller]
+    pub(crate) fn out(&self, packet: &Packet) -> Outcome {
+        self.run(Hook::UplinkEgress, packet, Meta::default())
+    }
+
+    /// A packet arrives on the uplink; a device has summed it.
+    #[track_caller]
+    pub(crate) fn back(&self, packet: &Packet) -> Outcome {
+        self.run(Hook::UplinkIngress, packet, Meta { summed: true, ..Meta::default() })
+    }
+
+    /// A packet leaves; it must be translated, and only that: returns what it leaves with.
+    #[track_caller]
+    pub(crate) fn leaves(&self, packet: &Packet) -> Endpoint {
+        let outcome = self.out(packet);
+        assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
+        assert_eq!(outcome.mark, done(self.world.mark_mask), "{packet:?}");
+        let sender = Packet::read(&outcome.bytes).sender();
+        assert_ne!(sender.0, packet.source, "{packet:?}");
+        assert_eq!(outcome.bytes, packet.clone().sent_from(sender).bytes());
+        sender
+    }
+
+    /// A packet arrives; it must be translated back to `inside`, and only that.
+    #[track_caller]
+    pub(crate) fn arrives(&self, packet: &Packet, inside: Endpoint) {
+        let outcome = self.back(packet);
+        assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
+        assert_eq!(outcome.mark, 0);
+        assert_eq!(outcome.bytes, packet.clone().sent_to(inside).bytes());
+    }
+
+    /// A packet leaves just as it is, marked as dealt with.
+    #[track_caller]
+    pub(crate) fn passes(&self, packet: &Packet) {
+        let outcome = self.out(packet);
+        assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
+        assert_eq!(outcome.mark, done(self.world.mark_mask), "{packet:?}");
+        assert_eq!(outcome.bytes, packet.bytes());
+    }
+
+    /// A packet is answered: it comes back to where it came from as another one.
+    #[track_caller]
+    pub(crate) fn answered(&self, packet: &Packet) -> Packet {
+        let outcome = self.out(packet);
+        assert_eq!(outcome.verdict, Verdict::Redirect, "{packet:?}");
+        assert_eq!(outcome.mark, 0);
+        let answer = Packet::read(&outcome.bytes);
+        assert_eq!((answer.to, answer.from), (packet.from, packet.to));
+        assert_eq!(answer.source, packet.destination);
+        assert_eq!(answer.destination, packet.source);
+        answer
+    }
+
+    /// A packet is dropped for this reason, and for no other.
+    #[track_caller]
+    pub(crate) fn dropped(&self, hook: Hook, packet: &Packet, reason: Reason) {
+        self.dropped_with(hook, packet, Meta::default(), reason);
+    }
+
+    /// A packet is dropped for this reason, and for no other.
+    #[track_caller]
+    pub(crate) fn dropped_with(&self, hook: Hook, packet: &Packet, meta: Meta, reason: Reason) {
+        let before = self.reason(reason);
+        let outcome = self.run(hook, packet, meta);
+        assert_eq!(outcome.verdict, Verdict::Drop, "{packet:?}");
+        assert_eq!(self.reason(reason), before + 1, "{reason:?}: {packet:?}");
+    }
+
+    /// An inside host opens a connection and the origin accepts: what it leaves with.
+    #[track_caller]
+    pub(crate) fn establish(&self, inside: Endpoint, origin: Endpoint, numbers: (u32, u32)) -> Endpoint {
+        let (ours, theirs) = numbers;
+        let egress = self.leaves(&Packet::tcp(inside, origin, SYN).numbers(ours, 0));
+        let ours = ours.wrapping_add(1);
+        let answer = Packet::tcp(origin, egress, SYN | ACK).numbers(theirs, ours);
+        self.arrives(&answer, inside);
+        let ack = Packet::tcp(inside, origin, ACK).numbers(ours, theirs.wrapping_add(1));
+        assert_eq!(self.leaves(&ack), egress);
+        egress
+    }
+
+    /// Packets counted under a reason.
+    pub(crate) fn reason(&self, reason: Reason) -> u64 {
+        let counters = self.reasons.get(&(reason as u32), 0).unwrap();
+        counters.iter().map(|counter| counter.packets).sum()
+    }
+
+    /// Packets counted under every reason.
+    pub(crate) fn all_reasons(&self) -> Vec<(Reason, u64)> {
+        Reason::ALL.iter().map(|reason| (*reason, self.reason(*reason))).filter(|(_, n)| *n != 0).collect()
+    }
+
+    /// The counter of an egress IP, an origin and a protocol.
+    pub(crate) fn count(&self, egress: V4, origin: Endpoint, protocol: u8) -> Option<Count<V4>> {
+        let key = OriginKey {
+            egress,
+            origin: origin.0,
+            origin_port: origin.1,
+            protocol,
+            pad: 0,
+        };
+        let reference = self.origins.get(&key, 0).ok()?;
+        let count = self.counts.get(&reference.index, 0).unwrap();
+        assert_eq!((count.key, count.generation), (key, reference.generation));
+        Some(count)
+    }
+
+    /// Connections of an egress IP to an origin.
+    pub(crate) fn active(&self, egress: V4, origin: Endpoint, protocol: u8) -> u32 {
+        self.count(egress, origin, protocol).map_or(0, |count| count.active)
+    }
+
+    /// Connections in all counters.
+    pub(crate) fn all_active(&self) -> u32 {
+        self.counts.iter().map(|count| count.unwrap().active).sum()
+    }
+
+    /// The slot number of a flow.
+    pub(crate) fn index(&self, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<u32> {
+        self.index_in(0, inside, origin, protocol)
+    }
+
+    /// The slot number of a flow of a realm.
+    pub(crate) fn index_in(&self, realm: u32, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<u32> {
+        let key = FlowKey {
+            inside: inside.0,
+            origin: origin.0,
+            inside_port: inside.1,
+            origin_port: origin.1,
+            protocol,
+            realm,
+            ..FlowKey::default()
+        };
+        let reference = self.flows.get(&key, 0).ok()?;
+        let slot = self.slots.get(&reference.index, 0).unwrap();
+        assert_eq!((slot.flow, slot.generation), (key, reference.generation));
+        Some(reference.index)
+    }
+
+    /// The record of a flow.
+    pub(crate) fn slot(&self, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<Slot<V4>> {
+        let index = self.index(inside, origin, protocol)?;
+        Some(self.slots.get(&index, 0).unwrap())
+    }
+
+    /// The state of a flow.
+    pub(crate) fn state(&self, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<State> {
+        self.slot(inside, origin, protocol).map(|slot| slot.word().state)
+    }
+
+    /// Changes a slot behind the programs' back.
+    pub(crate) fn poke(&mut self, index: u32, change: impl FnOnce(&mut Slot<V4>)) {
+        let mut slot = self.slots.get(&index, 0).unwrap();
+        change(&mut slot);
+        self.slots.set(index, slot, 0).unwrap();
+    }
+
+    /// Slots on the free lists, counted one by one.
+    pub(crate) fn free(&self) -> usize {
+        let mut seen = std::collections::HashSet::new();
+        for list in 0..self.world.lists {
+            let mut next = self.free_slots.get(&list, 0).unwrap().first;
+            while next != free::NONE {
+                assert!(seen.insert(next), "slot {next} is on a list twice");
+                next = self.slots.get(&next, 0).unwrap().next;
+            }
+        }
+        seen.len()
+    }
+
+    /// Whether everything agrees: counters with slots, indexes with slots, free lists with states.
+    #[track_caller]
+    pub(crate) fn consistent(&self) {
+        let mut counted = std::collections::HashMap::new();
+        let (mut linked, mut free) = (0, 0);
+        for (index, slot) in self.slots.iter().enumerate() {
+            let slot = slot.unwrap();
+            let state = slot.word().state;
+            let reference = Reference { index: index as u32, generation: slot.generation };
+            if state.is_counted() {
+                *counted.entry(slot.counted()).or_insert(0u32) += 1;
+            }
+            if state.is_linked() {
+                linked += 1;
+                assert_eq!(self.reverse.get(&slot.reverse(), 0).ok(), Some(reference), "{slot:?}");
+                if !self.orphaned(&slot) {
+                    assert_eq!(self.flows.get(&slot.flow, 0).ok(), Some(reference), "{slot:?}");
+                }
+            }
+            free += usize::from(state == State::Free);
+        }
+        assert_eq!(self.reverse.keys().count(), linked, "entries of no slot");
+        assert_eq!(free, self.free(), "free slots");
+        let known: std::collections::HashMap<OriginKey<V4>, u32> = self
+            .origins
+            .iter()
+            .map(|entry| {
+                let (key, reference) = entry.unwrap();
+                (key, self.counts.get(&reference.index, 0).unwrap().active)
+            })
+            .filter(|(_, active)| *active != 0)
+            .collect();
+        assert_eq!(known, counted, "counters against slots");
+    }
+
+    fn orphaned(&self, _slot: &Slot<V4>) -> bool {
+        false
+    }
+
+    /// Arms the sweep's timer.
+    pub(crate) fn arm(&self) {
+        let outcome = self.try_bytes(Hook::Arm, &[0; 14], Meta::default()).unwrap();
+        assert_eq!(outcome.verdict, Verdict::Other(0));
+    }
+
+    /// How far the sweep got.
+    pub(crate) fn progress(&self) -> Progress {
+        self.sweeper.get(&0, 0).unwrap().progress
+    }
+
+    /// The clock of the records.
+    pub(crate) fn now() -> u64 {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: writes the structure it is given.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    }
+}
+
+/// Waits until something holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn map<T>(
+    ebpf: &mut Ebpf,
+    name: &str,
+    typed: impl FnOnce(aya::maps::Map) -> Result<T, aya::maps::MapError>,
+) -> T {
+    typed(ebpf.take_map(name).expect(name)).expect(name)
+}
+
+const _: () = assert!(TCP == 6 && UDP == 17);

@@ -1,0 +1,21 @@
+//! The real kernel programs, one packet at a time: packet in, packet out, map contents and counts.
+//!
+//! `BPF_PROG_TEST_RUN` runs a loaded program on a packet and hands back what became of it. Every
+//! test has a data plane of its own ([`harness`]), so tests run side by side. They need root; without
+//! it each says `SKIPPED` and passes.
+//!
+//! | file | noun |
+//! |---|---|
+//! | [`harness`] | a data plane in a box: programs, maps, configuration |
+//! | [`world`] | what it is configured with |
+//! | [`packet`] | packets with correct checksums, any field overridable, and the way back from bytes |
+//! | [`run`] | the system call |
+//! | the rest | one step of the data plane each |
+
+mod harness;
+mod packet;
+mod run;
+mod world;
+
+mod budget;
+mod translation;
