@@ -36,15 +36,18 @@ pub struct Outgoing {
 }
 
 /// What a step says should happen next: one of these, or a verdict.
+///
+/// Positive, because a negative 32-bit value that one function of a program returns to another is
+/// compared by its caller as if it had been sign-extended, and it has not been.
 pub mod next {
     /// The packet belongs to no flow yet.
-    pub const CLASSIFY: i32 = i32::MIN;
+    pub const CLASSIFY: i32 = 0x100;
     /// It opens a flow that its zone allows.
-    pub const ADMIT: i32 = i32::MIN + 1;
+    pub const ADMIT: i32 = 0x101;
     /// It leaves by its slot.
-    pub const LEAVE: i32 = i32::MIN + 2;
+    pub const LEAVE: i32 = 0x102;
     /// It is refused for its reason.
-    pub const REFUSE: i32 = i32::MIN + 3;
+    pub const REFUSE: i32 = 0x103;
 }
 
 impl Outgoing {
