@@ -39,22 +39,32 @@ const fn bits(first: u32, tag: u32) -> u64 {
     (tag as u64) << 32 | first as u64
 }
 
-/// Takes a record off a list.
+/// What came of taking a record off a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Popped {
+    /// It is the caller's.
+    Taken(u32),
+    /// The list has none.
+    Empty,
+    /// Another CPU changed the list meanwhile: try again.
+    Contended,
+}
+
+/// Tries once to take a record off a list.
 #[inline(always)]
-pub fn pop(head: &impl Word, links: &impl Links) -> Option<u32> {
-    let mut seen = head.load();
-    for _ in 0..ATTEMPTS {
-        let first = seen as u32;
-        if first == NONE {
-            return None;
-        }
-        let next = links.next(first)?;
-        match head.swap(seen, bits(next, ((seen >> 32) as u32).wrapping_add(1))) {
-            Ok(()) => return Some(first),
-            Err(now) => seen = now,
-        }
+pub fn pop(head: &impl Word, links: &impl Links) -> Popped {
+    let seen = head.load();
+    let first = seen as u32;
+    if first == NONE {
+        return Popped::Empty;
     }
-    None
+    let Some(next) = links.next(first) else {
+        return Popped::Empty;
+    };
+    match head.swap(seen, bits(next, ((seen >> 32) as u32).wrapping_add(1))) {
+        Ok(()) => Popped::Taken(first),
+        Err(_) => Popped::Contended,
+    }
 }
 
 /// Puts a record on a list; false if other CPUs won [`ATTEMPTS`] times in a row.
@@ -111,7 +121,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        let Some(index) = pop(&head, &table) else {
+                        let Popped::Taken(index) = pop(&head, &table) else {
                             continue;
                         };
                         let before = owner[index as usize].fetch_add(1, Ordering::SeqCst);
@@ -122,7 +132,11 @@ mod tests {
                 });
             }
         });
-        let mut left: Vec<u32> = std::iter::from_fn(|| pop(&head, &table)).collect();
+        let mut left: Vec<u32> = std::iter::from_fn(|| match pop(&head, &table) {
+            Popped::Taken(index) => Some(index),
+            _ => None,
+        })
+        .collect();
         left.sort_unstable();
         assert_eq!(left, (0..RECORDS).collect::<Vec<_>>());
     }

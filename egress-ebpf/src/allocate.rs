@@ -81,25 +81,48 @@ impl Scratch for V4 {
 }
 
 /// Admits a flow or says why not.
+///
+/// The steps are functions of their own: with the callbacks' their stacks must fit 512 bytes.
 #[inline(never)]
 pub fn open(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
-    match try_open(ctx, packet) {
-        Ok(index) => {
-            packet.slot = index;
-            next::LEAVE
-        }
+    let step = begin(ctx, packet);
+    if step != next::ADMIT {
+        return step;
+    }
+    // SAFETY: the callback is given nothing.
+    unsafe {
+        bpf_loop(
+            MAX_TRIED,
+            try_candidate::<V4> as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        );
+    }
+    finish(ctx, packet)
+}
+
+/// What a failure means for the packet.
+#[inline(always)]
+fn failed(ctx: &TcContext, packet: &mut Outgoing, reason: Reason) -> i32 {
+    if matches!(reason, Reason::Contended) {
         // Not a refusal: the sender will try again, and find the place or the flow then.
-        Err(Reason::Contended) => report::drop(ctx, Reason::Contended),
-        Err(reason) => {
-            packet.reason = reason;
-            next::REFUSE
-        }
+        return report::drop(ctx, reason);
+    }
+    packet.reason = reason;
+    next::REFUSE
+}
+
+/// Takes a slot and fills it and the scratch record in.
+#[inline(never)]
+fn begin(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+    match try_begin(ctx, packet) {
+        Ok(()) => next::ADMIT,
+        Err(reason) => failed(ctx, packet, reason),
     }
 }
 
-/// The slot of the new flow.
 #[inline(always)]
-fn try_open(ctx: &TcContext, packet: &Outgoing) -> Result<u32, Reason> {
+fn try_begin(ctx: &TcContext, packet: &Outgoing) -> Result<(), Reason> {
     let configuration = Configuration::now().ok_or(Reason::Blocked)?;
     let open = V4::scratch().ok_or(Reason::TableFull)?;
     let pool = pool(&configuration, packet.pool).ok_or(Reason::Blocked)?;
@@ -123,21 +146,39 @@ fn try_open(ctx: &TcContext, packet: &Outgoing) -> Result<u32, Reason> {
         (*slot).bytes_out = 0;
         (*slot).bytes_in = 0;
         (*slot).opened = now;
-        bpf_loop(
-            MAX_TRIED,
-            try_candidate::<V4> as *mut c_void,
-            core::ptr::null_mut(),
-            0,
-        );
-        if (*open).port == 0 {
-            slots::discard::<V4>(index);
+    }
+    Ok(())
+}
+
+/// Puts the flow into the index, or gives the slot back.
+#[inline(never)]
+fn finish(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+    match try_finish(packet) {
+        Ok(index) => {
+            packet.slot = index;
+            next::LEAVE
+        }
+        Err(reason) => failed(ctx, packet, reason),
+    }
+}
+
+#[inline(always)]
+fn try_finish(packet: &Outgoing) -> Result<u32, Reason> {
+    let open = V4::scratch().ok_or(Reason::TableFull)?;
+    // SAFETY: this CPU's own record.
+    let (mine, port) = unsafe { ((*open).mine, (*open).port) };
+    if port == 0 {
+        slots::discard::<V4>(mine.index);
+        // SAFETY: as above.
+        unsafe {
             if (*open).was_full != 0 {
                 count::refused(&packet.key.counted((*open).full));
             }
             return Err(reason((*open).reason));
         }
     }
-    publish(open, packet, slot, generation)
+    let slot = V4::slot(mine.index).ok_or(Reason::TableFull)?;
+    publish(open, packet, slot, mine.generation)
 }
 
 #[inline(always)]

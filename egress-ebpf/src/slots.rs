@@ -5,7 +5,7 @@
 //! still hold a reference (see `egress_common::slot`).
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
-use egress_common::free::{self, FreeList, Links};
+use egress_common::free::{self, FreeList, Links, Popped};
 use egress_common::slot::{SlotWord, State, advance};
 use egress_common::word::Word;
 
@@ -13,8 +13,9 @@ use crate::family::Family;
 use crate::word::MapWord;
 use crate::{count, globals, word};
 
-/// Free lists looked through before a table counts as full.
-const LISTS: u32 = 64;
+/// Steps of a search through the free lists: another list, or the same one again because another CPU
+/// changed it. One loop for both: the verifier walks through every step of nested ones.
+const STEPS: u32 = 256;
 
 /// The coarse monotonic clock, ns: one tick of the kernel exact, and five times cheaper than the
 /// fine one.
@@ -59,21 +60,28 @@ pub fn take(head: impl Fn(u32) -> Option<*mut FreeList>, links: &impl Links) -> 
     let lists = globals::lists();
     // SAFETY: a helper without preconditions.
     let mut list = unsafe { bpf_get_smp_processor_id() };
-    for _ in 0..LISTS {
+    let mut empty = 0;
+    for _ in 0..STEPS {
         if list >= lists {
             list = 0;
         }
         let free = head(list)?;
         // SAFETY: list heads are 8-aligned map values that begin with the word.
         let head_word = unsafe { MapWord::first_of(free) };
-        if let Some(index) = free::pop(&head_word, links) {
-            // SAFETY: a live map value.
-            unsafe { word::add(&raw mut (*free).available, u64::MAX) };
-            return Some(index);
-        }
-        list += 1;
-        if list >= lists && lists == 1 {
-            break;
+        match free::pop(&head_word, links) {
+            Popped::Taken(index) => {
+                // SAFETY: a live map value.
+                unsafe { word::add(&raw mut (*free).available, u64::MAX) };
+                return Some(index);
+            }
+            Popped::Empty => {
+                list += 1;
+                empty += 1;
+                if empty >= lists {
+                    return None;
+                }
+            }
+            Popped::Contended => {}
         }
     }
     None
