@@ -537,10 +537,17 @@ fn zone_2_a_cgroup_that_appears_later_is_taken_up() {
         plane.apply(&wanted).unwrap();
         fs::create_dir(&directory).unwrap();
         let said = plane.tidy();
+        // A process in it may not leave by another interface; one outside may.
+        ip("addr add 198.51.100.1/24 dev mgmt0");
+        let ask = "exec bash -c 'echo x > /dev/udp/198.51.100.2/9' 2> /dev/null";
+        let procs = directory.join("cgroup.procs");
+        let inside = shell(&format!("echo $$ > {} && {ask}", procs.display()));
+        let outside = shell(ask);
         let table = format!("{}_guard", bench.pin.file_name().unwrap().to_str().unwrap());
         let rules = output("nft", &format!("list chain inet {table} own"));
         fs::remove_dir(&directory).unwrap();
         assert_eq!(said.unwrap().len(), 1);
+        assert!(!inside && outside, "inside {inside}, outside {outside}");
         assert!(rules.contains("socket cgroupv2 level 1"), "{rules}");
         assert_eq!(plane.tidy().unwrap().len(), 1, "it is gone again");
     });
@@ -665,6 +672,42 @@ fn safe_6_what_entered_unseen_does_not_leave() {
         assert!(client(ask));
         until("the packet on the uplink", || sent() > before);
     });
+}
+
+fn shell(script: &str) -> bool {
+    Command::new("sh")
+        .args(["-c", script])
+        .status()
+        .unwrap()
+        .success()
+}
+
+#[test]
+fn the_watcher_wakes_when_an_interface_goes_and_the_log_listens() {
+    run(
+        "the_watcher_wakes_when_an_interface_goes_and_the_log_listens",
+        |bench| {
+            let plane = open(bench);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut watcher = plane.watcher().unwrap();
+                let (_names, known) = tokio::sync::watch::channel(Names::default());
+                let log = tokio::spawn(plane.events().unwrap().run(known));
+                watcher.next().await;
+                ip("link del up0");
+                let woken = tokio::time::timeout(Duration::from_millis(50), watcher.next()).await;
+                assert!(
+                    woken.is_ok(),
+                    "the kernel's announcement comes before the next tick"
+                );
+                assert!(!log.is_finished());
+                log.abort();
+            });
+        },
+    );
 }
 
 fn set_mark(socket: &UdpSocket, mark: u32) {

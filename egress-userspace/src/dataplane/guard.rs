@@ -37,8 +37,9 @@ pub(super) struct Guard {
 struct Installed {
     desired: Desired,
     surroundings: Surroundings,
-    /// How `nft` lists it: anything else was somebody else's doing.
-    listing: String,
+    /// How `nft` lists it, so that somebody else's changes can be told; taken when the first such change is
+    /// possible, since it costs as much as installing.
+    listing: Option<String>,
     /// Number of changes the kernel's ruleset had seen.
     generation: Option<u32>,
 }
@@ -75,6 +76,11 @@ impl Guard {
         })
     }
 
+    /// Whether it is known what is installed; if not, something went wrong.
+    pub(super) fn is_settled(&self) -> bool {
+        self.installed.is_some()
+    }
+
     /// Adds the rules to come to those that hold.
     pub(super) fn announce(
         &self,
@@ -100,31 +106,40 @@ impl Guard {
         script.push_str(&removal(&next(&self.table)));
         self.installed = None;
         nft(&script)?;
-        let generation = generation();
         self.installed = Some(Installed {
             desired: desired.clone(),
             surroundings: surroundings.clone(),
-            listing: listing(&self.table)?,
-            generation,
+            listing: None,
+            generation: generation(),
         });
         Ok(())
     }
 
-    /// Whether what we installed is still there and unchanged; the cost is one question to the kernel unless
-    /// somebody changed its ruleset.
-    pub(super) fn is_intact(&mut self) -> Result<bool, DataPlaneError> {
+    /// Puts the guard back if it is missing or somebody changed it; true if that was so. Costs one question to the
+    /// kernel unless somebody changed anything in its ruleset.
+    pub(super) fn look_after(&mut self) -> Result<bool, DataPlaneError> {
         let Some(installed) = &mut self.installed else {
-            return exists(&self.table);
+            return Ok(false);
         };
         let now = generation();
         if now.is_some() && now == installed.generation {
-            return Ok(true);
-        }
-        if !exists(&self.table)? || listing(&self.table)? != installed.listing {
             return Ok(false);
         }
-        installed.generation = now;
-        Ok(true)
+        let missing = !exists(&self.table)?;
+        if !missing && installed.listing.is_some() && installed.listing == listing(&self.table).ok()
+        {
+            installed.generation = now;
+            return Ok(false);
+        }
+        // Without a listing nobody can tell whether it was changed: put back it is right in any case.
+        let changed = missing || installed.listing.is_some();
+        let (desired, surroundings) = (installed.desired.clone(), installed.surroundings.clone());
+        self.settle(&desired, &surroundings)?;
+        let listing = listing(&self.table)?;
+        if let Some(installed) = &mut self.installed {
+            installed.listing = Some(listing);
+        }
+        Ok(changed)
     }
 }
 

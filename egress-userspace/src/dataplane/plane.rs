@@ -1,8 +1,9 @@
 //! The data plane as the daemon holds it: opened or made, configured, watched and repaired.
 
+mod reading;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
-use std::ops::ControlFlow;
+use std::net::Ipv4Addr;
 
 use egress_common::settings::Device;
 use egress_common::tag::TagField;
@@ -28,10 +29,7 @@ use super::tables::Tables;
 use super::versions;
 use super::view::View;
 use crate::config::Dataplane;
-use crate::dataplane::api::{
-    ApplyReport, DataPlane, DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey,
-    FlowRecord, Names, OriginFilter, OriginRecord, PoolLive,
-};
+use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names};
 use crate::desired::Desired;
 
 /// The data plane and the right to change it.
@@ -329,36 +327,6 @@ fn chain(error: &DataPlaneError) -> String {
     text
 }
 
-impl DataPlaneView for Plane {
-    fn status(&self) -> Result<DataPlaneStatus, DataPlaneError> {
-        self.view.status()
-    }
-
-    fn flows(
-        &self,
-        filter: &FlowFilter,
-        each: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
-    ) -> Result<(), DataPlaneError> {
-        self.view.flows(filter, each)
-    }
-
-    fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataPlaneError> {
-        self.view.flow(key)
-    }
-
-    fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        self.view.origins(filter)
-    }
-
-    fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
-        self.view.pools()
-    }
-
-    fn candidate_order(&self, pool: u16, inside: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
-        self.view.candidate_order(pool, inside)
-    }
-}
-
 impl DataPlane for Plane {
     fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
         self.put(desired)
@@ -368,21 +336,16 @@ impl DataPlane for Plane {
         let seen = self.seen.clone();
         let ready = self.ready.clone();
         let attached = self.attach();
-        let mut done = Vec::new();
-        if let Some(desired) = self.desired.clone() {
-            if seen != self.seen || ready != self.ready {
-                self.put(&desired)?;
-            }
-            if !self.guard.is_intact()? {
-                let cgroups = self.cgroups(&desired)?;
-                let surroundings = self.surroundings(cgroups);
-                self.guard.settle(&desired, &surroundings)?;
-                done.push("the guard was missing or changed, and was put back".to_owned());
-            }
+        let stale = seen != self.seen || ready != self.ready || !self.guard.is_settled();
+        if stale && let Some(desired) = self.desired.clone() {
+            self.put(&desired)?;
         }
-        let mut lines = attached?;
-        lines.extend(done);
-        Ok(lines)
+        let put_back = self.guard.look_after()?;
+        let mut done = attached?;
+        if put_back {
+            done.push("the guard was missing or changed, and was put back".to_owned());
+        }
+        Ok(done)
     }
 
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError> {

@@ -6,9 +6,9 @@
 //! names a zone that is not enabled. There is one rule for each mask, depth or prefix length, whatever the
 //! number of zones.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
-use std::net::IpAddr;
 
 use egress_common::tag::{Tag, TagField};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -44,23 +44,35 @@ pub(super) struct Surroundings {
     pub(super) cgroups: Cgroups,
 }
 
-/// What becomes of a packet once a selector has named its zone.
+/// What is known of a packet whose zone a selector has named.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// It may leave by an uplink.
     Bound,
-    /// It is forwarded and carries no tag: the program where it entered is missing, so it may not leave.
+    /// The same, unless it is forwarded and entered by an inside interface: then the program there did not see it.
+    Sourced,
+    /// It is forwarded and carries no tag, so the program where it entered is missing: it may not leave.
     Unseen,
 }
 
 impl Stage {
+    const ALL: [Self; 3] = [Self::Bound, Self::Sourced, Self::Unseen];
+
     const fn chain(self) -> &'static str {
         match self {
             Self::Bound => "bound",
+            Self::Sourced => "sourced",
             Self::Unseen => UNSEEN,
         }
     }
 }
+
+/// Values and what becomes of a packet that has one.
+type Verdicts = Vec<(String, String)>;
+
+/// A stage's chains: for zones whose account sends both protocols through pools, only TCP, only UDP, neither
+/// (POLICY-6).
+const SUFFIXES: [&str; 4] = ["", "_tcp", "_udp", "_other"];
 
 /// A script that makes table `table` what it has to be, in one transaction. Counters go on counting.
 pub(super) fn script(
@@ -81,6 +93,8 @@ pub(super) fn script(
     writer.own();
     writer.forwarding();
     writer.leaving();
+    writer.sources();
+    writer.sourced();
     for stage in [Stage::Bound, Stage::Unseen] {
         writer.destinations(stage);
     }
@@ -107,7 +121,7 @@ impl Writer<'_> {
     }
 
     /// `expression vmap { value : verdict, ... }`, if there is anything in it.
-    fn map<K: Display>(&mut self, chain: &str, expression: &str, verdicts: &[(K, String)]) {
+    fn map(&mut self, chain: &str, expression: &str, verdicts: &[(String, String)]) {
         if verdicts.is_empty() {
             return;
         }
@@ -141,9 +155,9 @@ impl Writer<'_> {
                 "add chain inet {table} {chain} {{ type filter hook {hook} priority {priority}; policy accept; }}"
             ));
         }
-        self.line(format_args!("add chain inet {table} entered"));
-        for stage in [Stage::Bound, Stage::Unseen] {
-            for suffix in ["", "_tcp", "_udp", "_other"] {
+        self.line(format_args!("add chain inet {table} sources"));
+        for stage in Stage::ALL {
+            for suffix in SUFFIXES {
                 self.line(format_args!(
                     "add chain inet {table} {}{suffix}",
                     stage.chain()
@@ -172,29 +186,14 @@ impl Writer<'_> {
         );
         self.marks("own");
         self.cgroups("own");
-        self.sources("own", Stage::Bound);
+        self.rule("own", "goto sources");
     }
 
     /// What is forwarded.
     fn forwarding(&mut self) {
         self.marks("forwarding");
         self.tags("forwarding");
-        let names: Vec<String> = self
-            .surroundings
-            .inside_names
-            .iter()
-            .map(|name| format!("{name:?}"))
-            .collect();
-        if !names.is_empty() {
-            self.rule(
-                "forwarding",
-                format_args!("iifname {{ {} }} goto entered", names.join(", ")),
-            );
-        }
-        // Entered where we have no program: the uplink's finds the zone by the source.
-        self.sources("forwarding", Stage::Bound);
-
-        let interfaces: Vec<(String, String)> = self
+        let interfaces: Verdicts = self
             .zones()
             .flat_map(|zone| {
                 zone.selectors
@@ -203,8 +202,8 @@ impl Writer<'_> {
                     .map(|name| (format!("{name:?}"), verdict(zone, Stage::Unseen)))
             })
             .collect();
-        self.map("entered", "iifname", &interfaces);
-        self.sources("entered", Stage::Unseen);
+        self.map("forwarding", "iifname", &interfaces);
+        self.rule("forwarding", "goto sources");
     }
 
     /// Everything that leaves, once more: whoever came by neither of the hooks above. Sources may have been
@@ -219,12 +218,12 @@ impl Writer<'_> {
     }
 
     fn marks(&mut self, chain: &str) {
-        let mut by_mask: BTreeMap<(u32, u32), Vec<(String, String)>> = BTreeMap::new();
+        let mut by_mask: BTreeMap<(Reverse<u32>, u32), Verdicts> = BTreeMap::new();
         for zone in self.zones() {
             for mark in &zone.selectors.marks {
                 // The most bits first.
                 by_mask
-                    .entry((u32::MAX - mark.mask.count_ones(), mark.mask))
+                    .entry((Reverse(mark.mask.count_ones()), mark.mask))
                     .or_default()
                     .push((format!("{:#010x}", mark.value), verdict(zone, Stage::Bound)));
             }
@@ -236,7 +235,7 @@ impl Writer<'_> {
 
     fn tags(&mut self, chain: &str) {
         let field = self.field;
-        let verdicts: Vec<(String, String)> = self
+        let verdicts: Verdicts = self
             .zones()
             .map(|zone| {
                 let tag = field.write(0, Tag::Zone(zone.number));
@@ -249,7 +248,7 @@ impl Writer<'_> {
     }
 
     fn cgroups(&mut self, chain: &str) {
-        let mut by_level: BTreeMap<u32, Vec<(String, String)>> = BTreeMap::new();
+        let mut by_level: BTreeMap<u32, Verdicts> = BTreeMap::new();
         for zone in self.zones() {
             for path in &zone.selectors.cgroups {
                 if let Some(cgroup) = self.surroundings.cgroups.get(path) {
@@ -266,79 +265,78 @@ impl Writer<'_> {
         }
     }
 
-    fn sources(&mut self, chain: &str, stage: Stage) {
-        let mut by_length: BTreeMap<(bool, u8), Vec<(IpNet, String)>> = BTreeMap::new();
+    /// The longest prefix decides; one set of rules for the host's own packets and forwarded ones.
+    fn sources(&mut self) {
+        let mut by_length: BTreeMap<(Reverse<u8>, String), Verdicts> = BTreeMap::new();
         for zone in self.zones() {
             for net in &zone.selectors.sources {
+                let (expression, value) = match net {
+                    // A mask of nothing is no expression.
+                    IpNet::V4(net) if net.prefix_len() == 0 => {
+                        ("meta nfproto".into(), "ipv4".into())
+                    }
+                    IpNet::V6(net) if net.prefix_len() == 0 => {
+                        ("meta nfproto".into(), "ipv6".into())
+                    }
+                    IpNet::V4(net) => (
+                        format!("ip saddr & {}", net.netmask()),
+                        net.network().to_string(),
+                    ),
+                    IpNet::V6(net) => (
+                        format!("ip6 saddr & {}", net.netmask()),
+                        net.network().to_string(),
+                    ),
+                };
                 by_length
-                    .entry((matches!(net, IpNet::V6(_)), net.prefix_len()))
+                    .entry((Reverse(net.prefix_len()), expression))
                     .or_default()
-                    .push((net.trunc(), verdict(zone, stage)));
+                    .push((value, verdict(zone, Stage::Sourced)));
             }
         }
-        // The longest first.
-        for ((_, length), nets) in by_length.into_iter().rev() {
-            let verdicts: Vec<(IpAddr, String)> = nets
-                .iter()
-                .map(|(net, verdict)| (net.network(), verdict.clone()))
-                .collect();
-            match nets.first().map(|(net, _)| *net) {
-                Some(IpNet::V4(_)) if length == 0 => self.every(chain, "ipv4", &verdicts),
-                Some(IpNet::V6(_)) if length == 0 => self.every(chain, "ipv6", &verdicts),
-                Some(IpNet::V4(net)) => {
-                    self.map(chain, &format!("ip saddr & {}", net.netmask()), &verdicts);
-                }
-                Some(IpNet::V6(net)) => {
-                    self.map(chain, &format!("ip6 saddr & {}", net.netmask()), &verdicts);
-                }
-                None => {}
-            }
+        for ((_, expression), verdicts) in by_length {
+            self.map("sources", &expression, &verdicts);
         }
     }
 
-    fn every(&mut self, chain: &str, family: &str, verdicts: &[(IpAddr, String)]) {
-        for (_, verdict) in verdicts {
-            self.rule(chain, format_args!("meta nfproto {family} {verdict}"));
+    /// A packet that was forwarded without a tag. Where it entered by an interface that has no program of ours,
+    /// the uplink's finds its zone by the source.
+    fn sourced(&mut self) {
+        let names: Vec<String> = self
+            .surroundings
+            .inside_names
+            .iter()
+            .map(|name| format!("{name:?}"))
+            .collect();
+        for suffix in SUFFIXES {
+            let chain = format!("sourced{suffix}");
+            if !names.is_empty() {
+                let names = names.join(", ");
+                self.rule(
+                    &chain,
+                    format_args!("iifname {{ {names} }} goto {UNSEEN}{suffix}"),
+                );
+            }
+            self.rule(&chain, format_args!("goto bound{suffix}"));
         }
     }
 
     /// Where a packet of an enabled zone may go.
     fn destinations(&mut self, stage: Stage) {
         let chain = stage.chain();
-        // Zones of accounts that have switched a protocol off (POLICY-6).
-        self.rule(
-            &format!("{chain}_tcp"),
-            format_args!("meta l4proto udp accept"),
-        );
-        self.rule(
-            &format!("{chain}_udp"),
-            format_args!("meta l4proto tcp accept"),
-        );
-        self.rule(
-            &format!("{chain}_other"),
-            format_args!("meta l4proto {{ tcp, udp }} accept"),
-        );
-        for suffix in ["_tcp", "_udp", "_other"] {
-            self.rule(&format!("{chain}{suffix}"), format_args!("goto {chain}"));
+        for (suffix, other) in [("_tcp", "udp"), ("_udp", "tcp"), ("_other", "{ tcp, udp }")] {
+            let narrow = format!("{chain}{suffix}");
+            self.rule(&narrow, format_args!("meta l4proto {other} accept"));
+            self.rule(&narrow, format_args!("goto {chain}"));
         }
 
         let exempt = &self.desired.exempt;
-        let v4: Vec<Ipv4Net> = exempt
-            .destinations
-            .iter()
-            .filter_map(|net| match net {
-                IpNet::V4(net) => Some(*net),
-                IpNet::V6(_) => None,
-            })
-            .collect();
-        let v6: Vec<Ipv6Net> = exempt
-            .destinations
-            .iter()
-            .filter_map(|net| match net {
-                IpNet::V6(net) => Some(*net),
-                IpNet::V4(_) => None,
-            })
-            .collect();
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for net in &exempt.destinations {
+            match net {
+                IpNet::V4(net) => v4.push(*net),
+                IpNet::V6(net) => v6.push(*net),
+            }
+        }
         // Sets must not overlap within themselves.
         let sets = [
             ("ip daddr", list(Ipv4Net::aggregate(&v4)), ""),
@@ -354,13 +352,12 @@ impl Writer<'_> {
                 DNS,
             ),
         ];
-        let queries = exempt.icmp_queries == IcmpQueries::Default;
         for (expression, set, more) in sets {
             if !set.is_empty() {
                 self.rule(chain, format_args!("{expression} {{ {set} }}{more} accept"));
             }
         }
-        if queries {
+        if exempt.icmp_queries == IcmpQueries::Default {
             self.rule(chain, format_args!("icmp type {ICMP_QUERIES} accept"));
         }
         let mut allowed = BTreeSet::from([LOOPBACK]);
@@ -370,9 +367,10 @@ impl Writer<'_> {
         }
         // By index: an interface of the same name that was created anew has another.
         self.rule(chain, format_args!("oif {{ {} }} accept", list(allowed)));
-        let counter = match stage {
-            Stage::Bound => ELSEWHERE,
-            Stage::Unseen => UNSEEN,
+        let counter = if stage == Stage::Unseen {
+            UNSEEN
+        } else {
+            ELSEWHERE
         };
         self.rule(chain, format_args!("counter name \"{counter}\" drop"));
     }

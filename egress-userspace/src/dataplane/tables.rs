@@ -265,11 +265,6 @@ impl Tables {
         })
     }
 
-    /// Whether anything was ever put in force: a time-out of nothing is none.
-    pub(super) fn is_configured(&self) -> bool {
-        self.settings.timers.udp != 0
-    }
-
     /// Number of entries that differ.
     pub(super) fn differences(&self, other: &Self) -> u64 {
         let candidates = self

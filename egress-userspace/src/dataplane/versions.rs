@@ -22,6 +22,14 @@ pub(super) fn in_force(maps: &Maps) -> Result<u32, DataPlaneError> {
         .map(|switch| switch.version & 1)
 }
 
+/// Whether anything was ever put in force: a time-out of nothing is none.
+pub(super) fn is_configured(maps: &Maps) -> Result<bool, DataPlaneError> {
+    let settings: Vec<Settings> = maps.range("SETTINGS", in_force(maps)?, 1)?;
+    Ok(settings
+        .first()
+        .is_some_and(|settings| settings.timers.udp != 0))
+}
+
 /// Puts a version in force: one write that every packet sees or does not see.
 pub(super) fn switch(maps: &Maps, version: u32) -> Result<(), DataPlaneError> {
     maps.set("SWITCH", 0, Switch { version, pad: 0 })

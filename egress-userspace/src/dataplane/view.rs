@@ -19,6 +19,7 @@ use super::hook::Hook;
 use super::interfaces::Interface;
 use super::maps::Maps;
 use super::pins::Pins;
+use super::privileges;
 use super::tables::Tables;
 use super::versions;
 use crate::config::{Attach, Dataplane};
@@ -39,11 +40,15 @@ impl View {
     /// Opens the pins that `config` names; `names` stand for the numbers in the maps.
     ///
     /// # Errors
-    /// [`DataPlaneError::Absent`] when nothing is pinned there.
+    /// [`DataPlaneError::Absent`] when nothing is pinned there; [`DataPlaneError::Refused`] without privileges.
     pub fn open(config: &Dataplane, names: Names) -> Result<Self, DataPlaneError> {
+        let maps = Maps::open(&Pins::new(&config.pin));
+        if !matches!(maps, Err(DataPlaneError::Absent { .. })) {
+            privileges::check()?;
+        }
         Ok(Self {
             config: config.clone(),
-            maps: Maps::open(&Pins::new(&config.pin))?,
+            maps: maps?,
             names,
         })
     }
@@ -140,7 +145,7 @@ impl DataPlaneView for View {
         Ok(DataPlaneStatus {
             hooks: self.hooks()?,
             guard: guard::is_installed(self.maps.pins())?,
-            configured: self.tables_in_force()?.is_configured(),
+            configured: versions::is_configured(&self.maps)?,
             tables: vec![
                 self.table("flows", "FREE_SLOTS4", layout.max_flows)?,
                 self.table("origins", "FREE_COUNTS4", layout.max_origins)?,

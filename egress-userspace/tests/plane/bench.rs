@@ -89,7 +89,10 @@ impl Bench {
             neighbours: std::cell::RefCell::default(),
         };
         // Neighbour discovery of its own accord would be counted where tests count packets.
-        drop(fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"));
+        drop(fs::write(
+            "/proc/sys/net/ipv6/conf/default/disable_ipv6",
+            "1",
+        ));
         ip("link set lo up");
         for name in ["up0", "in0", "mgmt0"] {
             bench.link(name);

@@ -96,17 +96,23 @@ fn rules(text: &str, chain: &str) -> Vec<String> {
 
 #[test]
 fn zone_3_selectors_are_asked_in_the_data_planes_order() {
-    let own = rules(&text(&desired()), "own");
+    let text = text(&desired());
     assert_eq!(
-        own[1..],
+        rules(&text, "own")[1..],
         [
             "meta mark & 0x0000ffff vmap { 0x000000a1 : goto bound }",
             "meta mark & 0x000000f0 vmap { 0x00000050 : accept }",
             "socket cgroupv2 level 2 vmap { \"unified/a/b\" : accept }",
             "socket cgroupv2 level 1 vmap { \"unified/a\" : goto bound }",
-            "ip6 saddr & ffff:ffff:: vmap { 2001:db8:: : goto bound }",
+            "goto sources",
+        ]
+    );
+    assert_eq!(
+        rules(&text, "sources"),
+        [
+            "ip6 saddr & ffff:ffff:: vmap { 2001:db8:: : goto sourced }",
             "ip saddr & 255.255.0.0 vmap { 10.1.0.0 : accept }",
-            "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto bound }",
+            "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto sourced }",
         ]
     );
 }
@@ -114,20 +120,18 @@ fn zone_3_selectors_are_asked_in_the_data_planes_order() {
 #[test]
 fn safe_6_forwarded_packets_go_by_their_tag_and_untagged_ones_do_not_leave() {
     let text = text(&desired());
-    let forwarding = rules(&text, "forwarding");
     assert_eq!(
-        forwarding[2..5],
+        rules(&text, "forwarding")[2..],
         [
             "meta mark & 0xffff0000 vmap { 0x00010000 : goto bound, 0x00020000 : accept, 0x00030000 : goto bound }",
             "meta mark & 0xffff0000 != 0 accept",
-            "iifname { \"in0\", \"in1\" } goto entered",
+            "iifname vmap { \"in1\" : goto unseen }",
+            "goto sources",
         ]
     );
-    let entered = rules(&text, "entered");
-    assert_eq!(entered[0], "iifname vmap { \"in1\" : goto unseen }");
     assert_eq!(
-        entered[3],
-        "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto unseen }"
+        rules(&text, "sourced"),
+        ["iifname { \"in0\", \"in1\" } goto unseen", "goto bound"]
     );
     assert_eq!(
         rules(&text, "unseen")[1..],
@@ -173,7 +177,7 @@ fn policy_6_a_protocol_that_is_switched_off_passes() {
     let mut desired = desired();
     desired.zones[0].egress_udp = false;
     let text = text(&desired);
-    assert!(text.contains("ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto bound_tcp }"));
+    assert!(text.contains("ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto sourced_tcp }"));
     assert_eq!(
         rules(&text, "bound_tcp"),
         ["meta l4proto udp accept", "goto bound"]
@@ -193,7 +197,10 @@ fn a_prefix_of_everything_needs_no_mask() {
     let mut desired = desired();
     desired.zones[0].selectors.sources = vec!["0.0.0.0/0".parse().unwrap()];
     assert_eq!(
-        rules(&text(&desired), "own").last().unwrap(),
-        "meta nfproto ipv4 goto bound"
+        rules(&text(&desired), "sources"),
+        [
+            "ip saddr & 255.255.0.0 vmap { 10.1.0.0 : accept }",
+            "meta nfproto vmap { ipv4 : goto sourced }"
+        ]
     );
 }

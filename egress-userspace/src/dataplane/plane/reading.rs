@@ -1,0 +1,40 @@
+//! The daemon reads as everybody does: through a [`View`](crate::dataplane::View).
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::ControlFlow;
+
+use super::Plane;
+use crate::dataplane::api::{
+    DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, OriginFilter,
+    OriginRecord, PoolLive,
+};
+
+impl DataPlaneView for Plane {
+    fn status(&self) -> Result<DataPlaneStatus, DataPlaneError> {
+        self.view.status()
+    }
+
+    fn flows(
+        &self,
+        filter: &FlowFilter,
+        each: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
+    ) -> Result<(), DataPlaneError> {
+        self.view.flows(filter, each)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<FlowRecord>, DataPlaneError> {
+        self.view.flow(key)
+    }
+
+    fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        self.view.origins(filter)
+    }
+
+    fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
+        self.view.pools()
+    }
+
+    fn candidate_order(&self, pool: u16, inside: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+        self.view.candidate_order(pool, inside)
+    }
+}
