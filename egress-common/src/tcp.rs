@@ -59,20 +59,46 @@ pub fn opened(segment: &Segment, options: &Options) -> (Direction, Direction, u1
     (out, back, flags, scale)
 }
 
-/// Advances what is known of the sending side by one segment; call before [`step`] for segments
-/// that are not RSTs.
+/// Whether a first answer acknowledges our SYN, or some of the data that came with it (RFC 7413).
+#[inline(always)]
+const fn acknowledges_syn(segment: &Segment, sender: &Direction, receiver: &Direction) -> bool {
+    segment.acknowledgment == receiver.end
+        || (after(segment.acknowledgment, sender.ack)
+            && !after(segment.acknowledgment, receiver.end))
+}
+
+/// Advances what is known of both sides by one segment; call before [`step`] for segments that are
+/// not RSTs. False if the segment is none of this connection's: then nothing has changed.
 ///
 /// A segment whose data lies beyond the window its receiver offered moves nothing: a stranger who
-/// guesses ports cannot stretch what a RST is measured against.
+/// guesses ports cannot stretch what a RST is measured against. What is known of the receiver
+/// changes only where one side's numbers begin: it has acknowledged nothing of them.
 #[inline(always)]
 pub fn observe(
     word: SlotWord,
     way: Way,
     segment: &Segment,
     sender: &mut Direction,
-    receiver: &Direction,
-) {
+    receiver: &mut Direction,
+) -> bool {
     let end = segment.sequence.wrapping_add(segment.length());
+    let opening = word.state as u8 == State::TcpHalfOpen as u8 && !word.has(flag::SYN_IN);
+    if opening {
+        match way {
+            Way::Back
+                if segment.has(control::ACK) && !acknowledges_syn(segment, sender, receiver) =>
+            {
+                return false;
+            }
+            // The inside starts over, or repeats itself.
+            Way::Out if segment.opens() => {
+                sender.end = end;
+                receiver.ack = segment.sequence;
+                return true;
+            }
+            _ => {}
+        }
+    }
     let limit = receiver
         .ack
         .wrapping_add(if receiver.window > FIRST_WINDOW {
@@ -81,11 +107,10 @@ pub fn observe(
             FIRST_WINDOW
         });
     // The origin's first SYN says where its numbers begin.
-    let begins = segment.has(control::SYN)
-        && word.state as u8 == State::TcpHalfOpen as u8
-        && matches!(way, Way::Back)
-        && !word.has(flag::SYN_IN);
-    if begins || (after(end, sender.end) && !after(end, limit)) {
+    if opening && segment.has(control::SYN) && matches!(way, Way::Back) {
+        sender.end = end;
+        receiver.ack = segment.sequence;
+    } else if after(end, sender.end) && !after(end, limit) {
         sender.end = end;
     }
     if segment.has(control::ACK) {
@@ -99,6 +124,7 @@ pub fn observe(
         };
         sender.window = (segment.window as u32) << if scaled { shift } else { 0 };
     }
+    true
 }
 
 /// Whether a RST is believed.
@@ -113,7 +139,7 @@ pub fn reset_fits(
     match way {
         // RFC 9293, 3.10.7.3: in SYN-SENT a RST counts if it acknowledges the SYN.
         Way::Back if !word.has(flag::SYN_IN) => {
-            segment.has(control::ACK) && segment.acknowledgment == receiver.end
+            segment.has(control::ACK) && acknowledges_syn(segment, sender, receiver)
         }
         _ => {
             let high = if after(sender.end, receiver.ack) {
@@ -128,7 +154,7 @@ pub fn reset_fits(
 
 /// The state after a segment. `options` are read only for a SYN.
 ///
-/// `sender` and `receiver` as [`observe`] left them. The caller swaps the word if it changed; who
+/// `sender` and `receiver` as [`observe`] left them, if it believed the segment. The caller swaps the word if it changed; who
 /// swaps it to [`State::Closed`] gives the flow's place back.
 #[inline(always)]
 pub fn step(
@@ -151,10 +177,6 @@ pub fn step(
     }
     let mut next = word;
     if segment.has(control::SYN) && matches!(way, Way::Back) && !word.has(flag::SYN_IN) {
-        // A SYN that acknowledges something else than our SYN is none of this connection's.
-        if segment.has(control::ACK) && segment.acknowledgment != receiver.end {
-            return word;
-        }
         next = next.with_flags(flag::SYN_IN);
         if let Some(shift) = options.scale {
             next = next.with_flags(flag::SCALE_IN);
@@ -247,11 +269,11 @@ mod tests {
                 timestamp: None,
             };
             let (sender, receiver) = match way {
-                Way::Out => (&mut self.out, &self.back),
-                Way::Back => (&mut self.back, &self.out),
+                Way::Out => (&mut self.out, &mut self.back),
+                Way::Back => (&mut self.back, &mut self.out),
             };
-            if !segment.has(control::RST) {
-                observe(self.word, way, &segment, sender, receiver);
+            if !segment.has(control::RST) && !observe(self.word, way, &segment, sender, receiver) {
+                return self.word.state;
             }
             self.word = step(self.word, way, &segment, &options, sender, receiver);
             self.word.state

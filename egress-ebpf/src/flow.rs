@@ -87,23 +87,17 @@ pub struct Arrival<'a> {
 pub fn advance_by<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arrival<'_>) {
     let now = slots::now();
     let slot = found.slot;
-    let next = if arrival.protocol == TCP {
-        tcp_word(ctx, found, arrival)
-    } else {
-        match (found.word.state, arrival.way) {
-            (State::UdpUnanswered, Way::Back) => found.word.with_state(State::UdpAnswered),
-            _ => found.word,
+    let word = found.word;
+    let next = match (arrival.protocol, word.state, arrival.way) {
+        (TCP, ..) => follow(ctx, found, arrival, now),
+        (_, State::UdpUnanswered, Way::Back) => {
+            let answered = word.with_state(State::UdpAnswered);
+            // A lost race is another answer's.
+            change(slot, word, answered, now);
+            answered
         }
+        _ => word,
     };
-    if next != found.word {
-        if next.state as u8 == State::Closed as u8 {
-            slots::close::<A>(slot, found.word, next, now);
-        } else {
-            // A lost race means another packet of the flow changed it: its retransmission, or the
-            // next packet, will carry the same news.
-            advance(&slots::word_of(slot), found.word, next);
-        }
-    }
     // SAFETY: a live map value. Counters and times are this flow's own; packets of one direction
     // of a flow are rarely on two CPUs at once, and a lost increment there is tolerated.
     unsafe {
@@ -124,24 +118,43 @@ pub fn advance_by<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arriva
     }
 }
 
-/// The state word after a TCP segment; what is known of the sender is updated in the slot.
+/// Swaps a slot's word; false if another packet of the flow has changed it.
 #[inline(always)]
-fn tcp_word<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arrival<'_>) -> SlotWord {
-    let word = found.word;
+fn change<A: Family>(slot: *mut Slot<A>, from: SlotWord, to: SlotWord, now: u64) -> bool {
+    if to.state as u8 == State::Closed as u8 {
+        slots::close::<A>(slot, from, to, now)
+    } else {
+        advance(&slots::word_of(slot), from, to)
+    }
+}
+
+/// Advances a flow by a TCP segment; returns the word it has then.
+#[inline(always)]
+fn follow<A: Family>(
+    ctx: &TcContext,
+    found: &Found<A>,
+    arrival: &Arrival<'_>,
+    now: u64,
+) -> SlotWord {
+    let mut word = found.word;
     let segment = arrival.segment;
     if !word.state.is_counted() {
         return word;
     }
     let slot = found.slot;
     // SAFETY: a live map value; see `advance_by` for concurrent writers.
-    let (mut sender, receiver) = unsafe {
+    let (sender_at, receiver_at) = unsafe {
         match arrival.way {
-            Way::Out => ((*slot).out, (*slot).back),
-            Way::Back => ((*slot).back, (*slot).out),
+            Way::Out => (&raw mut (*slot).out, &raw mut (*slot).back),
+            Way::Back => (&raw mut (*slot).back, &raw mut (*slot).out),
         }
     };
-    if !segment.has(control::RST) {
-        tcp::observe(word, arrival.way, segment, &mut sender, &receiver);
+    // SAFETY: as above.
+    let (mut sender, mut receiver) = unsafe { (*sender_at, *receiver_at) };
+    if !segment.has(control::RST)
+        && !tcp::observe(word, arrival.way, segment, &mut sender, &mut receiver)
+    {
+        return word;
     }
     let handshake = segment.has(control::SYN) && matches!(arrival.way, Way::Back);
     let options = if handshake && !word.has(flag::SYN_IN) {
@@ -157,13 +170,26 @@ fn tcp_word<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arrival<'_>)
     {
         sender.timestamp = timestamp;
     }
-    let next = tcp::step(word, arrival.way, segment, &options, &sender, &receiver);
     // SAFETY: as above.
     unsafe {
-        match arrival.way {
-            Way::Out => (*slot).out = sender,
-            Way::Back => (*slot).back = sender,
+        core::ptr::write_volatile(sender_at, sender);
+        if !word.has(flag::SYN_IN) {
+            core::ptr::write_volatile(receiver_at, receiver);
         }
     }
-    next
+    // Twice: the other side's packet on another CPU may win the first time, and a FIN that was
+    // acknowledged comes only once.
+    for _ in 0..2 {
+        // SAFETY: as above. Read again: the other side may have acknowledged meanwhile.
+        let receiver = unsafe { core::ptr::read_volatile(receiver_at) };
+        let next = tcp::step(word, arrival.way, segment, &options, &sender, &receiver);
+        if next == word || change(slot, word, next, now) {
+            return next;
+        }
+        word = SlotWord::from_bits(slots::word_of(slot).load());
+        if word.generation != found.word.generation || !word.state.is_counted() {
+            break;
+        }
+    }
+    word
 }
