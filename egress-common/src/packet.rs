@@ -28,7 +28,7 @@ pub struct Network {
     pub offset: usize,
 }
 
-/// Reads an Ethernet header and up to [`VLANS`] tags.
+/// Reads an Ethernet header and up to [`VLANS`] tags; more are as good as cut short.
 #[inline(always)]
 pub fn ethernet(packet: &(impl Bytes + ?Sized)) -> Option<Network> {
     let mut ethertype = packet.u16(12)?;
@@ -39,6 +39,10 @@ pub fn ethernet(packet: &(impl Bytes + ?Sized)) -> Option<Network> {
         }
         ethertype = packet.u16(offset + 2)?;
         offset += VLAN;
+    }
+    // Deeper than we look: what it carries is unknown, and must not pass for nothing of ours.
+    if ethertype == 0x8100 || ethertype == 0x88a8 {
+        return None;
     }
     Some(Network { ethertype, offset })
 }

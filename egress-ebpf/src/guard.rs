@@ -30,20 +30,30 @@ pub fn run(ctx: &TcContext) -> i32 {
 /// Whether the packet belongs to an enabled zone.
 #[inline(always)]
 fn bound(ctx: &TcContext, tag: Tag) -> Option<bool> {
+    let configuration = Configuration::now()?;
+    let zone = selected(ctx, &configuration, tag).or(match tag {
+        // Whatever became of its headers: it entered as a packet of this zone.
+        Tag::Zone(zone) => Some(zone as u32),
+        _ => None,
+    })?;
+    let zone = configuration.zone(zone)?;
+    Some(zone.flags & zone_flag::ENABLED != 0)
+}
+
+/// The zone of the packet, if its headers can be read and select one.
+#[inline(always)]
+fn selected(ctx: &TcContext, configuration: &Configuration, tag: Tag) -> Option<u32> {
     let frame = Frame::headers(ctx);
     let network = packet::ethernet(&frame)?;
-    let configuration = Configuration::now()?;
-    let zone = match network.ethertype {
+    match network.ethertype {
         ETHERTYPE_IPV4 => {
             let ip = packet::ipv4(&frame, network.offset, ctx.len()).ok()?;
-            classify::leaving(ctx, &configuration, tag, ip.source)
+            classify::leaving(ctx, configuration, tag, ip.source)
         }
         ETHERTYPE_IPV6 => {
             let ip = packet::ipv6(&frame, network.offset).ok()?;
-            classify::leaving(ctx, &configuration, tag, ip.source)
+            classify::leaving(ctx, configuration, tag, ip.source)
         }
         _ => None,
-    }?;
-    let zone = configuration.zone(zone)?;
-    Some(zone.flags & zone_flag::ENABLED != 0)
+    }
 }
