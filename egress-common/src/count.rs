@@ -9,7 +9,7 @@ use crate::key::OriginKey;
 use crate::word::Word;
 
 /// How often a reservation is retried when other CPUs change the count at the same time.
-pub const ATTEMPTS: usize = 128;
+pub const ATTEMPTS: u32 = 1_024;
 
 /// The counter of one (egress IP, origin, protocol), as `bpftool map dump` shows it.
 #[repr(C, align(8))]
@@ -73,48 +73,41 @@ pub enum Reservation {
     Full,
     /// The record belongs to another origin by now: look it up again.
     Stale,
-    /// Other CPUs won [`ATTEMPTS`] times in a row; nothing was taken.
+    /// Another CPU changed the record meanwhile; nothing was taken.
     Contended,
 }
 
-/// Takes one place below `cap`.
+/// Tries once to take one place below `cap`. The caller repeats it up to [`ATTEMPTS`] times; in the
+/// kernel that is a `bpf_loop`, because the verifier would walk through every repetition.
 #[inline(always)]
 pub fn reserve(word: &impl Word, generation: u32, cap: u32) -> Reservation {
-    let mut seen = word.load();
-    for _ in 0..ATTEMPTS {
-        let tally = Tally::from_bits(seen);
-        if tally.generation != generation {
-            return Reservation::Stale;
-        }
-        if tally.active >= cap {
-            return Reservation::Full;
-        }
-        match word.swap(seen, seen + 1) {
-            Ok(()) => return Reservation::Taken(tally.active + 1),
-            Err(now) => seen = now,
-        }
+    let seen = word.load();
+    let tally = Tally::from_bits(seen);
+    if tally.generation != generation {
+        return Reservation::Stale;
     }
-    Reservation::Contended
+    if tally.active >= cap {
+        return Reservation::Full;
+    }
+    match word.swap(seen, seen + 1) {
+        Ok(()) => Reservation::Taken(tally.active + 1),
+        Err(_) => Reservation::Contended,
+    }
 }
 
 /// Gives one place back; returns how many connections remain, or `None` if nothing was held.
 ///
-/// A holder keeps the record alive (it is retired only at zero), so the generation cannot change
-/// under it; the checks make a bookkeeping error visible instead of wrapping the count.
+/// A holder keeps the record alive (it is retired only at zero) and the count above zero, so neither
+/// can change between check and subtraction; the check makes a bookkeeping error visible instead of
+/// wrapping the count.
 #[inline(always)]
 pub fn release(word: &impl Word, generation: u32) -> Option<u32> {
-    let mut seen = word.load();
-    for _ in 0..ATTEMPTS * 4 {
-        let tally = Tally::from_bits(seen);
-        if tally.generation != generation || tally.active == 0 {
-            return None;
-        }
-        match word.swap(seen, seen - 1) {
-            Ok(()) => return Some(tally.active - 1),
-            Err(now) => seen = now,
-        }
+    let tally = Tally::from_bits(word.load());
+    if tally.generation != generation || tally.active == 0 {
+        return None;
     }
-    None
+    let before = Tally::from_bits(word.add(u64::MAX));
+    Some(before.active.wrapping_sub(1))
 }
 
 /// Retires a record nobody holds: true for exactly one caller, who then owns it.

@@ -94,6 +94,8 @@ pub mod flag {
     pub const TIMESTAMPS: u16 = 1 << 6;
     /// Replies leave by the slot's interface instead of the routing table (realms).
     pub const REDIRECT: u16 = 1 << 7;
+    /// Its endpoints opened a new flow, to which their entry in the index belongs: only the port rests.
+    pub const ORPHAN: u16 = 1 << 8;
 }
 
 /// State, flags and generation in one compare-and-swap word.

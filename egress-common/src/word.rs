@@ -1,4 +1,4 @@
-//! A 64-bit word shared by all CPUs: load and compare-and-swap, nothing else.
+//! A 64-bit word shared by all CPUs: load, compare-and-swap and add, nothing else.
 //!
 //! In the kernel it is a map value behind a compiler intrinsic, on the host an [`AtomicU64`]: the
 //! protocols built on it (counts, flow states, free lists) are tested with threads on the host and
@@ -13,6 +13,8 @@ pub trait Word {
     /// # Errors
     /// The word's value when it was not `old`.
     fn swap(&self, old: u64, new: u64) -> Result<(), u64>;
+    /// Adds, wrapping around; returns what was there before.
+    fn add(&self, amount: u64) -> u64;
 }
 
 #[cfg(test)]
@@ -24,5 +26,9 @@ impl Word for std::sync::atomic::AtomicU64 {
     fn swap(&self, old: u64, new: u64) -> Result<(), u64> {
         use std::sync::atomic::Ordering::SeqCst;
         self.compare_exchange(old, new, SeqCst, SeqCst).map(|_| ())
+    }
+
+    fn add(&self, amount: u64) -> u64 {
+        self.fetch_add(amount, std::sync::atomic::Ordering::SeqCst)
     }
 }

@@ -169,6 +169,10 @@ fn try_finish(packet: &Outgoing) -> Result<u32, Reason> {
     let (mine, port) = unsafe { ((*open).mine, (*open).port) };
     if port == 0 {
         slots::discard::<V4>(mine.index);
+        // Another CPU may have admitted this very flow, with the last place.
+        if let Some(winner) = flow::outgoing(&packet.key) {
+            return Ok(winner.index);
+        }
         // SAFETY: as above.
         unsafe {
             if (*open).was_full != 0 {
@@ -283,6 +287,7 @@ unsafe extern "C" fn try_candidate<A: Scratch>(nth: u32, _: *mut c_void) -> i64 
                 (*open).oldest.generation = 0;
                 (*open).oldest_port = 0;
                 (*open).oldest_since = u64::MAX;
+                note(open, Reason::NoPort);
                 bpf_loop(
                     PROBES + 1,
                     try_port::<A> as *mut c_void,
@@ -296,18 +301,29 @@ unsafe extern "C" fn try_candidate<A: Scratch>(nth: u32, _: *mut c_void) -> i64 
                     return 1;
                 }
                 count::give_back::<A>(place, now);
-                (*open).reason = Reason::NoPort as u32;
             }
             Err(reason) => {
                 if reason as u32 == Reason::CapReached as u32 && (*open).was_full == 0 {
                     (*open).was_full = 1;
                     (*open).full = candidate.address;
                 }
-                (*open).reason = reason as u32;
+                note(open, reason);
             }
         }
     }
     0
+}
+
+/// Notes why a candidate would not do. Another CPU in the way stays the reason whatever comes after
+/// it: there may be a free place behind (CAP-2).
+#[inline(always)]
+unsafe fn note<A: Scratch>(open: *mut Open<A>, reason: Reason) {
+    // SAFETY: this CPU's own record.
+    unsafe {
+        if (*open).reason != Reason::Contended as u32 {
+            (*open).reason = reason as u32;
+        }
+    }
 }
 
 /// Tries one source port: the client's own first, then random ones. Ends the loop on success.
@@ -400,8 +416,10 @@ unsafe fn take_over<A: Scratch>(
         ) {
             return false;
         }
-        let old = (*holder).flow;
-        A::remove_flow(&old);
+        if !seen.has(flag::ORPHAN) {
+            let old = (*holder).flow;
+            A::remove_flow(&old);
+        }
         let key = (*open).key.reverse((*open).candidate.address, port);
         let mine = (*open).mine;
         if A::insert_reverse(&key, &mine, BPF_EXIST as u64).is_err() {

@@ -1,6 +1,9 @@
 //! Counters per (egress IP, origin, protocol): found or made, reserved, released.
 
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::bpf_loop;
 use egress_common::count::{self, Reservation, Tally};
 use egress_common::free::Links;
 use egress_common::key::{OriginKey, Reference};
@@ -34,6 +37,12 @@ impl<A: Family> Links for CountLinks<A> {
     }
 }
 
+/// [`slots::search`] for a counter.
+unsafe extern "C" fn search_counts<A: Family>(nth: u32, record: *mut c_void) -> i64 {
+    let links = CountLinks::<A>(core::marker::PhantomData);
+    slots::search(nth, record, A::free_counts, &links)
+}
+
 /// The counter of a key, made if there is none.
 ///
 /// # Errors
@@ -44,15 +53,16 @@ fn obtain<A: Family>(key: &OriginKey<A>, now: u64) -> Result<Reference, Reason> 
         return Ok(reference);
     }
     let links = CountLinks::<A>(core::marker::PhantomData);
-    let index = slots::take(A::free_counts, &links).ok_or(Reason::OriginTableFull)?;
+    let index = slots::take(search_counts::<A>).ok_or(Reason::OriginTableFull)?;
     let counter = A::counter(index).ok_or(Reason::OriginTableFull)?;
     // SAFETY: the record is ours: no index refers to this generation of it.
     let reference = unsafe {
-        (*counter).key = *key;
+        // First the time: the sweep retires a record that has a key and an old time.
+        core::ptr::write_volatile(&raw mut (*counter).idle_since, now);
+        core::ptr::write_volatile(&raw mut (*counter).key, *key);
         (*counter).peak = 0;
         (*counter).refused = 0;
         (*counter).admitted = 0;
-        (*counter).idle_since = now;
         Reference {
             index,
             generation: Tally::from_bits(MapWord::first_of(counter).load()).generation,
@@ -98,24 +108,70 @@ fn find<A: Family>(key: &OriginKey<A>) -> Option<Reference> {
 #[inline(always)]
 pub fn reserve<A: Family>(key: &OriginKey<A>, cap: u32, now: u64) -> Result<Reference, Reason> {
     let reference = obtain(key, now)?;
-    let counter = A::counter(reference.index).ok_or(Reason::OriginTableFull)?;
+    let mut attempt = Attempt {
+        index: reference.index as u64,
+        generation: reference.generation as u64,
+        cap: cap as u64,
+        result: CONTENDED,
+    };
+    // SAFETY: the callback is given the record it expects, which outlives the loop.
+    unsafe {
+        bpf_loop(
+            count::ATTEMPTS,
+            attempt_once::<A> as *mut c_void,
+            (&raw mut attempt).cast(),
+            0,
+        );
+    }
+    // SAFETY: written by the callback, which the compiler does not see.
+    match unsafe { core::ptr::read_volatile(&raw const attempt.result) } {
+        TAKEN => Ok(reference),
+        FULL => Err(Reason::CapReached),
+        _ => Err(Reason::Contended),
+    }
+}
+
+/// A reservation under way; whole words, as in [`slots::Search`].
+#[repr(C)]
+struct Attempt {
+    index: u64,
+    generation: u64,
+    cap: u64,
+    /// One of the numbers below.
+    result: u64,
+}
+
+const TAKEN: u64 = 0;
+const FULL: u64 = 1;
+const CONTENDED: u64 = 2;
+
+/// One attempt at a reservation; 1 ends them.
+unsafe extern "C" fn attempt_once<A: Family>(_: u32, attempt: *mut c_void) -> i64 {
+    // SAFETY: the record that `reserve` handed to the loop.
+    let attempt = unsafe { &mut *attempt.cast::<Attempt>() };
+    let Some(counter) = A::counter(attempt.index as u32) else {
+        return 1;
+    };
     // SAFETY: counters are 8-aligned map values that begin with the word.
     let tally = unsafe { MapWord::first_of(counter) };
-    match count::reserve(&tally, reference.generation, cap) {
+    match count::reserve(&tally, attempt.generation as u32, attempt.cap as u32) {
         Reservation::Taken(active) => {
+            attempt.result = TAKEN;
             // SAFETY: live map values.
             unsafe {
-                (*counter).capacity = cap;
+                (*counter).capacity = attempt.cap as u32;
                 word::raise(&raw mut (*counter).peak, active);
             }
-            Ok(reference)
+            1
         }
         Reservation::Full => {
+            attempt.result = FULL;
             // SAFETY: a live map value.
-            unsafe { (*counter).capacity = cap };
-            Err(Reason::CapReached)
+            unsafe { (*counter).capacity = attempt.cap as u32 };
+            1
         }
-        Reservation::Stale | Reservation::Contended => Err(Reason::Contended),
+        Reservation::Stale => 1,
+        Reservation::Contended => 0,
     }
 }
 
@@ -172,8 +228,10 @@ pub fn retire<A: Family>(index: u32, before: u64) {
     };
     // SAFETY: a live map value.
     let (key, idle_since, tally) = unsafe {
-        let tally = MapWord::first_of(counter);
-        ((*counter).key, (*counter).idle_since, tally)
+        // First the key: see `obtain`.
+        let key = core::ptr::read_volatile(&raw const (*counter).key);
+        let idle_since = core::ptr::read_volatile(&raw const (*counter).idle_since);
+        (key, idle_since, MapWord::first_of(counter))
     };
     let seen = Tally::from_bits(tally.load());
     if key == OriginKey::default() || seen.active != 0 || idle_since >= before {

@@ -4,9 +4,11 @@
 //! owns the removal of both index entries; the sweep frees the slot a second later, when no CPU can
 //! still hold a reference (see `egress_common::slot`).
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_loop};
 use egress_common::free::{self, FreeList, Links, Popped};
-use egress_common::slot::{SlotWord, State, advance};
+use egress_common::slot::{SlotWord, State, advance, flag};
 use egress_common::word::Word;
 
 use crate::family::Family;
@@ -14,8 +16,8 @@ use crate::word::MapWord;
 use crate::{count, globals, word};
 
 /// Steps of a search through the free lists: another list, or the same one again because another CPU
-/// changed it. One loop for both: the verifier walks through every step of nested ones.
-const STEPS: u32 = 256;
+/// changed it.
+const STEPS: u32 = 1_024;
 
 /// The coarse monotonic clock, ns: one tick of the kernel exact, and five times cheaper than the
 /// fine one.
@@ -54,37 +56,86 @@ impl<A: Family> Links for SlotLinks<A> {
     }
 }
 
-/// Takes a record off this CPU's list, or off another one.
+/// A search through the free lists. Whole words: narrower fields would be set together by stores that
+/// the verifier calls misaligned.
+#[repr(C)]
+pub struct Search {
+    /// List to look at first.
+    start: u64,
+    /// Set if another CPU was in the way since the last round began: then there is another round.
+    lost: u64,
+    /// What was found.
+    taken: u64,
+}
+
+/// Takes a record off this CPU's list, or off another one. `step` is [`search`] over those lists.
+///
+/// A `bpf_loop`, because the verifier would walk through every step of a loop over lists and attempts.
 #[inline(always)]
-pub fn take(head: impl Fn(u32) -> Option<*mut FreeList>, links: &impl Links) -> Option<u32> {
+pub fn take(step: unsafe extern "C" fn(u32, *mut c_void) -> i64) -> Option<u32> {
+    let mut search = Search {
+        // SAFETY: a helper without preconditions.
+        start: unsafe { bpf_get_smp_processor_id() } as u64,
+        lost: 0,
+        taken: free::NONE as u64,
+    };
+    // SAFETY: the callback is given the record it expects, which outlives the loop.
+    unsafe {
+        bpf_loop(
+            STEPS,
+            step as *mut c_void,
+            (&raw mut search).cast::<c_void>(),
+            0,
+        );
+    }
+    // SAFETY: written by the callback, which the compiler does not see.
+    let taken = unsafe { core::ptr::read_volatile(&raw const search.taken) } as u32;
+    (taken != free::NONE).then_some(taken)
+}
+
+/// One step of a search; 1 ends it. Nothing in the record grows with the steps, or the verifier would
+/// walk through all of them.
+#[inline(always)]
+pub fn search(
+    nth: u32,
+    search: *mut c_void,
+    head: impl Fn(u32) -> Option<*mut FreeList>,
+    links: &impl Links,
+) -> i64 {
+    // SAFETY: the record that `take` handed to the loop.
+    let search = unsafe { &mut *search.cast::<Search>() };
     let lists = globals::lists();
-    // SAFETY: a helper without preconditions.
-    let mut list = unsafe { bpf_get_smp_processor_id() };
-    let mut empty = 0;
-    for _ in 0..STEPS {
-        if list >= lists {
-            list = 0;
+    if nth != 0 && free::home(nth, lists) == 0 {
+        if search.lost == 0 {
+            return 1;
         }
-        let free = head(list)?;
-        // SAFETY: list heads are 8-aligned map values that begin with the word.
-        let head_word = unsafe { MapWord::first_of(free) };
-        match free::pop(&head_word, links) {
-            Popped::Taken(index) => {
-                // SAFETY: a live map value.
-                unsafe { word::add(&raw mut (*free).available, u64::MAX) };
-                return Some(index);
-            }
-            Popped::Empty => {
-                list += 1;
-                empty += 1;
-                if empty >= lists {
-                    return None;
-                }
-            }
-            Popped::Contended => {}
+        search.lost = 0;
+    }
+    let list = free::home((search.start as u32).wrapping_add(nth), lists);
+    let Some(free) = head(list) else {
+        return 1;
+    };
+    // SAFETY: list heads are 8-aligned map values that begin with the word.
+    let head_word = unsafe { MapWord::first_of(free) };
+    match free::pop(&head_word, links) {
+        Popped::Taken(index) => {
+            // SAFETY: a live map value.
+            unsafe { word::add(&raw mut (*free).available, u64::MAX) };
+            search.taken = index as u64;
+            1
+        }
+        Popped::Empty => 0,
+        Popped::Contended => {
+            search.lost = 1;
+            0
         }
     }
-    None
+}
+
+/// [`search`] for a slot.
+unsafe extern "C" fn search_slots<A: Family>(nth: u32, record: *mut c_void) -> i64 {
+    let links = SlotLinks::<A>(core::marker::PhantomData);
+    search(nth, record, A::free_slots, &links)
 }
 
 /// Returns a record to its home list; false if other CPUs were in the way too often.
@@ -106,7 +157,7 @@ pub fn give(head: impl Fn(u32) -> Option<*mut FreeList>, links: &impl Links, ind
 /// Takes a free slot and makes it the caller's: `Opening`, with a new generation.
 #[inline(always)]
 pub fn obtain<A: Family>() -> Option<(u32, u32)> {
-    let index = take(A::free_slots, &SlotLinks::<A>(core::marker::PhantomData))?;
+    let index = take(search_slots::<A>)?;
     let slot = A::slot(index)?;
     // SAFETY: the slot is ours: it was on no list and in no index.
     unsafe {
@@ -168,8 +219,38 @@ pub fn unlink<A: Family>(
     }
     // SAFETY: a live map value; endpoints do not change while the generation lasts.
     let (flow, reverse) = unsafe { ((*slot).flow, (*slot).reverse()) };
-    A::remove_flow(&flow);
+    if !seen.has(flag::ORPHAN) {
+        A::remove_flow(&flow);
+    }
     A::remove_reverse(&reverse);
+    if seen.state.is_counted() {
+        count::release::<A>(slot, now);
+    }
+    true
+}
+
+/// Ends a flow whose endpoints open a new one: out of the index of flows and, if it was still counted,
+/// out of the count. Its port rests on, so that nobody hits the origin's TIME_WAIT (CAP-7). True for
+/// the one caller that did it.
+#[inline(always)]
+pub fn supersede<A: Family>(
+    slot: *mut egress_common::slot::Slot<A>,
+    seen: SlotWord,
+    now: u64,
+) -> bool {
+    if seen.state.is_counted() {
+        // SAFETY: a live map value.
+        unsafe { (*slot).last_seen = now };
+    }
+    let over = seen
+        .with_state(State::Closed)
+        .with_flags(flag::EXPIRED | flag::ORPHAN);
+    if !advance(&word_of(slot), seen, over) {
+        return false;
+    }
+    // SAFETY: a live map value; endpoints do not change while the generation lasts.
+    let flow = unsafe { (*slot).flow };
+    A::remove_flow(&flow);
     if seen.state.is_counted() {
         count::release::<A>(slot, now);
     }

@@ -113,7 +113,7 @@ fn known(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     match live(packet, &found) {
         Live::Translate => next::LEAVE,
         Live::Anew => {
-            if slots::unlink(found.slot, found.word, slots::now()) {
+            if slots::supersede(found.slot, found.word, slots::now()) {
                 next::CLASSIFY
             } else {
                 report::drop(ctx, Reason::Contended)

@@ -10,6 +10,9 @@ use egress_common::word::Word;
 
 const SEQ: AtomicOrdering = AtomicOrdering::SeqCst;
 
+/// How often a maximum is raised when other CPUs raise it too; each of them leaves a higher one.
+const RAISES: u32 = 8;
+
 /// A 64-bit word of a map value.
 #[derive(Clone, Copy)]
 pub struct MapWord(*mut u64);
@@ -38,6 +41,12 @@ impl Word for MapWord {
         let (seen, _) = unsafe { atomic_cxchg::<u64, SEQ, SEQ>(self.0, old, new) };
         if seen == old { Ok(()) } else { Err(seen) }
     }
+
+    #[inline(always)]
+    fn add(&self, amount: u64) -> u64 {
+        // SAFETY: valid by construction.
+        unsafe { atomic_xadd::<u64, u64, SEQ>(self.0, amount) }
+    }
 }
 
 /// Adds to a counter shared by all CPUs.
@@ -60,7 +69,7 @@ pub unsafe fn add(counter: *mut u64, amount: u64) {
 pub unsafe fn raise(maximum: *mut u32, value: u32) {
     // SAFETY: promised by the caller.
     let mut seen = unsafe { read_volatile(maximum) };
-    for _ in 0..egress_common::count::ATTEMPTS {
+    for _ in 0..RAISES {
         if seen >= value {
             return;
         }
