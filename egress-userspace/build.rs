@@ -161,6 +161,9 @@ fn build_object(
     let cargo_home =
         env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")));
     let mut flags = vec![
+        // Version 3 of the instruction set (Linux 5.1): comparisons of 32 bits. Without them LLVM compares 64, and
+        // a zero-extended value never equals a negative immediate: `x == u32::MAX` was always false.
+        "-Ctarget-cpu=v3".to_owned(),
         format!(
             "--cfg=bpf_target_arch=\"{}\"",
             var("CARGO_CFG_TARGET_ARCH")?
