@@ -4,11 +4,11 @@ use crate::harness::{DataPlane, Hook};
 
 /// Programs, and the most instructions the verifier may look at.
 const BUDGETS: [(&str, u32); 5] = [
-    ("inside_ingress", 2_000),
+    ("inside_ingress", 1_500),
     ("uplink_egress", 80_000),
-    ("uplink_guard", 60_000),
-    ("uplink_ingress", 120_000),
-    ("arm", 60_000),
+    ("uplink_guard", 50_000),
+    ("uplink_ingress", 20_000),
+    ("arm", 8_000),
 ];
 
 #[test]

@@ -20,7 +20,7 @@ use egress_common::settings::{
     egress_flag, role,
 };
 use egress_common::siphash::Secret;
-use egress_common::slot::{Slot, State};
+use egress_common::slot::{Slot, State, flag};
 use egress_common::tag::{Tag, TagField};
 
 use crate::packet::{ACK, Endpoint, Packet, SYN};
@@ -101,7 +101,9 @@ pub(crate) fn done(mask: u32) -> u32 {
 
 /// The mark of packets of a zone.
 pub(crate) fn tagged(mask: u32, zone: u32) -> u32 {
-    TagField::new(mask).unwrap().write(0, Tag::Zone(zone as u16))
+    TagField::new(mask)
+        .unwrap()
+        .write(0, Tag::Zone(zone as u16))
 }
 
 impl DataPlane {
@@ -138,7 +140,12 @@ impl DataPlane {
         for (hook, name) in Hook::ALL {
             let program: &mut SchedClassifier =
                 ebpf.program_mut(name).expect(name).try_into().expect(name);
-            program.load().unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Err(error) = program.load() {
+                // The verifier's reason is at the end of its log.
+                let message = format!("{name}: {error:?}");
+                let tail = message.len().saturating_sub(2_000);
+                panic!("{name}: {}", message.get(tail..).unwrap_or(&message));
+            }
             programs.push((hook, program.fd().unwrap().try_clone().unwrap()));
         }
         let mut plane = Self {
@@ -161,11 +168,17 @@ impl DataPlane {
 
     /// What the daemon does when it makes the maps.
     fn fill(&mut self) {
-        let World { max_flows, max_origins, lists, .. } = self.world;
+        let World {
+            max_flows,
+            max_origins,
+            lists,
+            ..
+        } = self.world;
         for list in 0..lists {
             let of = |total: u32| {
-                let members: Vec<u32> =
-                    (0..total).filter(|index| free::home(*index, lists) == list).collect();
+                let members: Vec<u32> = (0..total)
+                    .filter(|index| free::home(*index, lists) == list)
+                    .collect();
                 let head = FreeList {
                     first: *members.first().unwrap_or(&free::NONE),
                     tag: 0,
@@ -180,18 +193,51 @@ impl DataPlane {
             };
             let (head, links) = of(max_flows);
             for (index, next) in links {
-                self.slots.set(index, Slot { next, ..Slot::default() }, 0).unwrap();
+                self.slots
+                    .set(
+                        index,
+                        Slot {
+                            next,
+                            ..Slot::default()
+                        },
+                        0,
+                    )
+                    .unwrap();
             }
             self.free_slots.set(list, head, 0).unwrap();
             let (head, links) = of(max_origins);
             for (index, next) in links {
-                self.counts.set(index, Count { next, ..Count::default() }, 0).unwrap();
+                self.counts
+                    .set(
+                        index,
+                        Count {
+                            next,
+                            ..Count::default()
+                        },
+                        0,
+                    )
+                    .unwrap();
             }
             self.free_counts.set(list, head, 0).unwrap();
         }
-        self.array("SECRET", 0, Secret { k0: 0x0123_4567, k1: 0x89ab_cdef });
+        self.array(
+            "SECRET",
+            0,
+            Secret {
+                k0: 0x0123_4567,
+                k1: 0x89ab_cdef,
+            },
+        );
         for (interface, role) in [(UPLINK, role::UPLINK), (INSIDE_INTERFACE, role::INSIDE)] {
-            self.hash("DEVICES", interface, Device { role, mac: UPLINK_MAC, pad: [0; 2] });
+            self.hash(
+                "DEVICES",
+                interface,
+                Device {
+                    role,
+                    mac: UPLINK_MAC,
+                    pad: [0; 2],
+                },
+            );
         }
         let world = self.world.clone();
         self.write(0, &world);
@@ -211,7 +257,10 @@ impl DataPlane {
             },
         );
         for (number, flags, pool) in &world.zones {
-            let zone = Zone { flags: *flags, pool: *pool };
+            let zone = Zone {
+                flags: *flags,
+                pool: *pool,
+            };
             self.array("ZONES", version * MAX_ZONES + number, zone);
         }
         for (address, length, zone) in &world.sources {
@@ -224,7 +273,10 @@ impl DataPlane {
             self.array::<MarkSelector>("MARKS", version * MAX_MARKS + nth as u32, *selector);
         }
         for (interface, zone) in &world.interfaces {
-            let key = InterfaceKey { version, interface: *interface };
+            let key = InterfaceKey {
+                version,
+                interface: *interface,
+            };
             self.hash("INTERFACES", key, Selected { zone: *zone });
         }
         let mut first = 0;
@@ -240,7 +292,9 @@ impl DataPlane {
                 self.hash(
                     "EGRESS4",
                     candidate.address,
-                    EgressAddress { flags: egress_flag::ANSWER },
+                    EgressAddress {
+                        flags: egress_flag::ANSWER,
+                    },
                 );
                 first += 1;
             }
@@ -280,7 +334,11 @@ impl DataPlane {
     /// Instructions the verifier looked at.
     pub(crate) fn verified(&self, name: &str) -> u32 {
         let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().unwrap();
-        program.info().unwrap().verified_instruction_count().unwrap()
+        program
+            .info()
+            .unwrap()
+            .verified_instruction_count()
+            .unwrap()
     }
 
     fn program(&self, hook: Hook) -> &ProgramFd {
@@ -300,7 +358,8 @@ impl DataPlane {
     /// Runs a program.
     #[track_caller]
     pub(crate) fn run(&self, hook: Hook, packet: &Packet, meta: Meta) -> Outcome {
-        self.try_bytes(hook, &packet.bytes(), meta).expect("a packet the kernel takes")
+        self.try_bytes(hook, &packet.bytes(), meta)
+            .expect("a packet the kernel takes")
     }
 
     /// A packet of the host's own, or one whose zone its source tells, leaves by the uplink.
@@ -312,7 +371,14 @@ impl DataPlane {
     /// A packet arrives on the uplink; a device has summed it.
     #[track_caller]
     pub(crate) fn back(&self, packet: &Packet) -> Outcome {
-        self.run(Hook::UplinkIngress, packet, Meta { summed: true, ..Meta::default() })
+        self.run(
+            Hook::UplinkIngress,
+            packet,
+            Meta {
+                summed: true,
+                ..Meta::default()
+            },
+        )
     }
 
     /// A packet leaves; it must be translated, and only that: returns what it leaves with.
@@ -375,7 +441,12 @@ impl DataPlane {
 
     /// An inside host opens a connection and the origin accepts: what it leaves with.
     #[track_caller]
-    pub(crate) fn establish(&self, inside: Endpoint, origin: Endpoint, numbers: (u32, u32)) -> Endpoint {
+    pub(crate) fn establish(
+        &self,
+        inside: Endpoint,
+        origin: Endpoint,
+        numbers: (u32, u32),
+    ) -> Endpoint {
         let (ours, theirs) = numbers;
         let egress = self.leaves(&Packet::tcp(inside, origin, SYN).numbers(ours, 0));
         let ours = ours.wrapping_add(1);
@@ -394,7 +465,11 @@ impl DataPlane {
 
     /// Packets counted under every reason.
     pub(crate) fn all_reasons(&self) -> Vec<(Reason, u64)> {
-        Reason::ALL.iter().map(|reason| (*reason, self.reason(*reason))).filter(|(_, n)| *n != 0).collect()
+        Reason::ALL
+            .iter()
+            .map(|reason| (*reason, self.reason(*reason)))
+            .filter(|(_, n)| *n != 0)
+            .collect()
     }
 
     /// The counter of an egress IP, an origin and a protocol.
@@ -414,7 +489,8 @@ impl DataPlane {
 
     /// Connections of an egress IP to an origin.
     pub(crate) fn active(&self, egress: V4, origin: Endpoint, protocol: u8) -> u32 {
-        self.count(egress, origin, protocol).map_or(0, |count| count.active)
+        self.count(egress, origin, protocol)
+            .map_or(0, |count| count.active)
     }
 
     /// Connections in all counters.
@@ -428,7 +504,13 @@ impl DataPlane {
     }
 
     /// The slot number of a flow of a realm.
-    pub(crate) fn index_in(&self, realm: u32, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<u32> {
+    pub(crate) fn index_in(
+        &self,
+        realm: u32,
+        inside: Endpoint,
+        origin: Endpoint,
+        protocol: u8,
+    ) -> Option<u32> {
         let key = FlowKey {
             inside: inside.0,
             origin: origin.0,
@@ -445,14 +527,20 @@ impl DataPlane {
     }
 
     /// The record of a flow.
-    pub(crate) fn slot(&self, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<Slot<V4>> {
+    pub(crate) fn slot(
+        &self,
+        inside: Endpoint,
+        origin: Endpoint,
+        protocol: u8,
+    ) -> Option<Slot<V4>> {
         let index = self.index(inside, origin, protocol)?;
         Some(self.slots.get(&index, 0).unwrap())
     }
 
     /// The state of a flow.
     pub(crate) fn state(&self, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<State> {
-        self.slot(inside, origin, protocol).map(|slot| slot.word().state)
+        self.slot(inside, origin, protocol)
+            .map(|slot| slot.word().state)
     }
 
     /// Changes a slot behind the programs' back.
@@ -483,15 +571,26 @@ impl DataPlane {
         for (index, slot) in self.slots.iter().enumerate() {
             let slot = slot.unwrap();
             let state = slot.word().state;
-            let reference = Reference { index: index as u32, generation: slot.generation };
+            let reference = Reference {
+                index: index as u32,
+                generation: slot.generation,
+            };
             if state.is_counted() {
                 *counted.entry(slot.counted()).or_insert(0u32) += 1;
             }
             if state.is_linked() {
                 linked += 1;
-                assert_eq!(self.reverse.get(&slot.reverse(), 0).ok(), Some(reference), "{slot:?}");
-                if !self.orphaned(&slot) {
-                    assert_eq!(self.flows.get(&slot.flow, 0).ok(), Some(reference), "{slot:?}");
+                assert_eq!(
+                    self.reverse.get(&slot.reverse(), 0).ok(),
+                    Some(reference),
+                    "{slot:?}"
+                );
+                if !slot.word().has(flag::ORPHAN) {
+                    assert_eq!(
+                        self.flows.get(&slot.flow, 0).ok(),
+                        Some(reference),
+                        "{slot:?}"
+                    );
                 }
             }
             free += usize::from(state == State::Free);
@@ -510,13 +609,11 @@ impl DataPlane {
         assert_eq!(known, counted, "counters against slots");
     }
 
-    fn orphaned(&self, _slot: &Slot<V4>) -> bool {
-        false
-    }
-
     /// Arms the sweep's timer.
     pub(crate) fn arm(&self) {
-        let outcome = self.try_bytes(Hook::Arm, &[0; 14], Meta::default()).unwrap();
+        let outcome = self
+            .try_bytes(Hook::Arm, &[0; 14], Meta::default())
+            .unwrap();
         assert_eq!(outcome.verdict, Verdict::Other(0));
     }
 
@@ -527,7 +624,10 @@ impl DataPlane {
 
     /// The clock of the records.
     pub(crate) fn now() -> u64 {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         // SAFETY: writes the structure it is given.
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
         time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64

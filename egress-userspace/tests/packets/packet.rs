@@ -140,7 +140,12 @@ impl Packet {
     }
 
     pub(crate) fn icmp(from: [u8; 4], to: [u8; 4], kind: u8, code: u8, payload: &[u8]) -> Self {
-        Self::ip(from, to, 1, Body::Icmp(kind, code, [0; 4], payload.to_vec()))
+        Self::ip(
+            from,
+            to,
+            1,
+            Body::Icmp(kind, code, [0; 4], payload.to_vec()),
+        )
     }
 
     pub(crate) fn other(from: [u8; 4], to: [u8; 4], protocol: u8, payload: &[u8]) -> Self {
@@ -288,10 +293,7 @@ impl Packet {
         let header = IPV4 + self.options.len();
         let transport = self.transport();
         let length = self.length.unwrap_or((header + transport.len()) as u16);
-        let mut bytes = vec![
-            self.first.unwrap_or(0x40 | (header / 4) as u8),
-            self.tos,
-        ];
+        let mut bytes = vec![self.first.unwrap_or(0x40 | (header / 4) as u8), self.tos];
         bytes.extend(length.to_be_bytes());
         bytes.extend(self.id.to_be_bytes());
         bytes.extend(self.fragment.to_be_bytes());
@@ -340,8 +342,15 @@ impl Packet {
         assert_eq!(ip[0] >> 4, 4, "not version 4: {frame:02x?}");
         let header = usize::from(ip[0] & 15) * 4;
         let length = usize::from(u16_at(ip, 2));
-        assert!(header >= IPV4 && header <= length && length <= ip.len(), "{frame:02x?}");
-        assert_eq!(sum(&[&ip[..header]]), 0xffff, "IPv4 checksum of {frame:02x?}");
+        assert!(
+            header >= IPV4 && header <= length && length <= ip.len(),
+            "{frame:02x?}"
+        );
+        assert_eq!(
+            sum(&[&ip[..header]]),
+            0xffff,
+            "IPv4 checksum of {frame:02x?}"
+        );
         packet.padding = ip.len() - length;
         let body = &ip[header..length];
         packet.tos = ip[1];
@@ -362,7 +371,11 @@ impl Packet {
                 let words = body[12] >> 4;
                 let data = usize::from(words) * 4;
                 assert!((20..=body.len()).contains(&data), "{frame:02x?}");
-                assert_eq!(sum(&[&pseudo, body]), 0xffff, "TCP checksum of {frame:02x?}");
+                assert_eq!(
+                    sum(&[&pseudo, body]),
+                    0xffff,
+                    "TCP checksum of {frame:02x?}"
+                );
                 packet.body = Body::Tcp(Tcp {
                     source: u16_at(body, 0),
                     destination: u16_at(body, 2),
@@ -381,7 +394,11 @@ impl Packet {
                 if u16_at(body, 6) == 0 {
                     packet.checksum = Some(0);
                 } else {
-                    assert_eq!(sum(&[&pseudo, body]), 0xffff, "UDP checksum of {frame:02x?}");
+                    assert_eq!(
+                        sum(&[&pseudo, body]),
+                        0xffff,
+                        "UDP checksum of {frame:02x?}"
+                    );
                 }
                 packet.body = Body::Udp(Udp {
                     source: u16_at(body, 0),
@@ -418,7 +435,9 @@ fn what_is_written_is_read_back() {
     let a = ([10, 1, 0, 2], 40_000);
     let b = ([192, 0, 2, 7], 443);
     let mut packets = vec![
-        Packet::tcp(a, b, SYN | PSH).with_options(&[2, 4, 5, 180]).payload(b"odd"),
+        Packet::tcp(a, b, SYN | PSH)
+            .with_options(&[2, 4, 5, 180])
+            .payload(b"odd"),
         Packet::udp(a, b, b"hello"),
         Packet::icmp(a.0, b.0, 8, 0, b"ping"),
         Packet::other(a.0, b.0, 47, b"gre"),

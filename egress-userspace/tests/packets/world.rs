@@ -73,7 +73,7 @@ impl Default for World {
         Self {
             max_flows: 1_024,
             max_origins: 64,
-            lists: 1,
+            lists: 2,
             mark_mask: 0xffff_0000,
             settings: Settings {
                 timers: Timers {

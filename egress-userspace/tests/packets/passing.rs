@@ -1,0 +1,195 @@
+//! What takes the default egress: unbound, disabled, exempt, pings, protocols that are switched off.
+//! It leaves exactly as it came, marked as dealt with.
+
+use egress_common::reason::Reason;
+use egress_common::settings::zone_flag;
+
+use crate::harness::{DataPlane, Hook, done, tagged};
+use crate::packet::{ACK, Packet, SYN};
+use crate::run::{Meta, Verdict};
+use crate::world::{
+    DISABLED, DISABLED_ZONE, EGRESS, ENABLED, INSIDE, INSIDE_INTERFACE, ORIGIN, POOL, STRANGER,
+    World, ZONE,
+};
+
+fn kinds(from: [u8; 4], to: [u8; 4]) -> Vec<Packet> {
+    let (a, b) = ((from, 40_000), (to, 443));
+    vec![
+        Packet::tcp(a, b, SYN),
+        Packet::tcp(a, b, ACK).payload(b"late"),
+        Packet::udp(a, b, b"hello"),
+        Packet::other(from, to, 47, b"gre"),
+        Packet::icmp(from, to, 3, 4, &[0x45; 28]),
+        Packet {
+            fragment: 0x2000,
+            ..Packet::udp(a, b, b"fragment")
+        },
+        Packet::udp(a, ([224, 0, 0, 251], 5_353), b"multicast"),
+    ]
+}
+
+#[test]
+fn policy_5_what_belongs_to_no_zone_passes_untouched() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    for packet in kinds(STRANGER, ORIGIN.0) {
+        plane.passes(&packet);
+    }
+    assert_eq!((plane.free(), plane.all_reasons()), (1_024, vec![]));
+}
+
+#[test]
+fn zone_1_a_disabled_zone_passes_untouched() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    for packet in kinds(DISABLED, ORIGIN.0) {
+        plane.passes(&packet);
+        let meta = Meta {
+            mark: tagged(0xffff_0000, DISABLED_ZONE),
+            ingress: INSIDE_INTERFACE,
+            ..Meta::default()
+        };
+        let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
+        assert_eq!(
+            (outcome.verdict, outcome.mark),
+            (Verdict::Next, done(0xffff_0000))
+        );
+        assert_eq!(outcome.bytes, packet.bytes());
+    }
+}
+
+#[test]
+fn policy_7_exempt_destinations_pass_untouched() {
+    let mut world = World::default();
+    world.exempt.push(([203, 0, 113, 0], 24));
+    let Some(plane) = DataPlane::of(world) else {
+        return;
+    };
+    for packet in kinds(INSIDE.0, [203, 0, 113, 9]) {
+        if packet.destination[0] != 224 {
+            plane.passes(&packet);
+        }
+    }
+    plane.leaves(&Packet::tcp(INSIDE, ([203, 0, 112, 9], 443), SYN));
+}
+
+#[test]
+fn policy_7_pings_pass_untouched() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    for kind in [8, 0, 13, 17] {
+        plane.passes(&Packet::icmp(INSIDE.0, ORIGIN.0, kind, 0, b"ping"));
+    }
+}
+
+#[test]
+fn policy_6_tcp_and_udp_are_switched_separately() {
+    for (off, tcp_passes) in [(zone_flag::TCP, true), (zone_flag::UDP, false)] {
+        let mut world = World::default();
+        world.zones = vec![(ZONE, ENABLED & !off, POOL)];
+        let Some(plane) = DataPlane::of(world) else {
+            return;
+        };
+        let tcp = Packet::tcp(INSIDE, ORIGIN, SYN);
+        let udp = Packet::udp(INSIDE, ORIGIN, b"");
+        let (passes, leaves) = if tcp_passes { (tcp, udp) } else { (udp, tcp) };
+        plane.passes(&passes);
+        plane.leaves(&leaves);
+    }
+}
+
+#[test]
+fn zone_1_disabling_leaves_live_flows_on_their_address() {
+    let Some(mut plane) = DataPlane::new() else {
+        return;
+    };
+    let egress = plane.establish(INSIDE, ORIGIN, (1, 1));
+    plane.change(|world| world.zones[0].1 &= !zone_flag::ENABLED);
+    assert_eq!(
+        plane.leaves(&Packet::tcp(INSIDE, ORIGIN, ACK).numbers(2, 2)),
+        egress
+    );
+    plane.arrives(&Packet::tcp(ORIGIN, egress, ACK).numbers(2, 2), INSIDE);
+    plane.passes(&Packet::tcp((INSIDE.0, 40_001), ORIGIN, SYN));
+}
+
+#[test]
+fn a_packet_that_was_dealt_with_is_left_alone() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    let mark = done(0xffff_0000) | 0x77;
+    let packet = Packet::tcp((EGRESS, 40_000), ORIGIN, SYN);
+    let outcome = plane.run(
+        Hook::UplinkEgress,
+        &packet,
+        Meta {
+            mark,
+            ..Meta::default()
+        },
+    );
+    assert_eq!((outcome.verdict, outcome.mark), (Verdict::Next, mark));
+    assert_eq!(outcome.bytes, packet.bytes());
+}
+
+#[test]
+fn safe_6_nobody_claims_an_egress_ip() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    for packet in kinds(EGRESS, ORIGIN.0) {
+        plane.dropped(Hook::UplinkEgress, &packet, Reason::ClaimsEgressIp);
+    }
+}
+
+#[test]
+fn zone_2_a_mark_selects_before_everything_else() {
+    let mut world = World::default();
+    world.marks = vec![egress_common::settings::MarkSelector {
+        mask: 0xff,
+        value: 0x42,
+        zone: ZONE,
+    }];
+    let Some(plane) = DataPlane::of(world) else {
+        return;
+    };
+    let packet = Packet::tcp((STRANGER, 40_000), ORIGIN, SYN);
+    plane.passes(&packet);
+    let meta = Meta {
+        mark: 0x0142,
+        ..Meta::default()
+    };
+    let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
+    assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
+    assert_eq!(outcome.mark, 0xffff_0142);
+}
+
+#[test]
+fn zone_4_the_zone_is_decided_where_a_packet_entered() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    // The source is one of the zone's, because netfilter rewrote it; the tag says there is none.
+    let packet = Packet::tcp(INSIDE, ORIGIN, SYN);
+    let meta = Meta {
+        ingress: INSIDE_INTERFACE,
+        ..Meta::default()
+    };
+    let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
+    assert_eq!(
+        (outcome.verdict, outcome.bytes),
+        (Verdict::Next, packet.bytes())
+    );
+    // And the other way round.
+    let packet = Packet::tcp((STRANGER, 40_000), ORIGIN, SYN);
+    let meta = Meta {
+        mark: tagged(0xffff_0000, ZONE),
+        ..meta
+    };
+    let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
+    assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
+    assert_eq!(outcome.mark, done(0xffff_0000));
+}

@@ -1,0 +1,144 @@
+//! NAT-7, CAP-7: the timer ends idle flows, takes them out of the count and frees what ended, with
+//! nobody's help.
+
+use egress_common::key::{TCP, UDP};
+use egress_common::slot::State;
+
+use crate::harness::{DataPlane, LOAD_ID, eventually};
+use crate::packet::{ACK, Packet, RST, SYN};
+use crate::world::{EGRESS, INSIDE, ORIGIN, SECOND, World};
+
+#[test]
+fn nat_7_idle_flows_expire_and_their_slots_return() {
+    let mut world = World::default();
+    world.settings.timers.udp = SECOND / 10;
+    world.settings.timers.tcp_transitory = SECOND / 10;
+    let Some(plane) = DataPlane::of(world) else {
+        return;
+    };
+    for port in 0..200 {
+        plane.leaves(&Packet::udp((INSIDE.0, 5_000 + port), ORIGIN, b""));
+        plane.leaves(&Packet::tcp((INSIDE.0, 5_000 + port), ORIGIN, SYN));
+    }
+    plane.establish(INSIDE, ORIGIN, (1, 1));
+    plane.consistent();
+    plane.arm();
+    eventually("idle flows leave the count", || plane.all_active() == 1);
+    eventually("their slots are free", || plane.free() == 1_023);
+    assert_eq!(plane.active(EGRESS, ORIGIN, UDP), 0);
+    assert_eq!(
+        plane.state(INSIDE, ORIGIN, TCP),
+        Some(State::TcpEstablished)
+    );
+    assert_eq!(plane.flows.keys().count(), 1);
+    plane.consistent();
+    let progress = plane.progress();
+    assert_eq!((progress.armed_by, progress.run_by), (LOAD_ID, LOAD_ID));
+    let available: u64 = plane
+        .free_slots
+        .iter()
+        .map(|list| list.unwrap().available)
+        .sum();
+    assert_eq!(available, 1_023);
+}
+
+#[test]
+fn cap_7_a_closed_flow_rests_and_then_its_slot_and_port_return() {
+    let mut world = World::default();
+    world.settings.timers.tcp_closing = SECOND / 10;
+    world.settings.timers.quarantine = SECOND / 5;
+    let Some(plane) = DataPlane::of(world) else {
+        return;
+    };
+    let egress = plane.leaves(&Packet::tcp(INSIDE, ORIGIN, SYN));
+    plane.arrives(
+        &Packet::tcp(ORIGIN, egress, RST | ACK).numbers(0, 1),
+        INSIDE,
+    );
+    assert_eq!(plane.all_active(), 0);
+    assert_eq!(plane.free(), 1_023);
+    let before = DataPlane::now();
+    plane.arm();
+    eventually("the entries are gone", || plane.reverse.keys().count() == 0);
+    assert!(DataPlane::now() - before >= SECOND / 5 - SECOND / 50);
+    assert_eq!(plane.free(), 1_023, "not before the grace period");
+    eventually("the slot is free", || plane.free() == 1_024);
+    assert!(DataPlane::now() - before >= SECOND + SECOND / 5 - SECOND / 50);
+    plane.consistent();
+}
+
+#[test]
+fn a_flow_in_use_never_expires() {
+    let mut world = World::default();
+    world.settings.timers.udp = SECOND / 4;
+    let Some(plane) = DataPlane::of(world) else {
+        return;
+    };
+    let egress = plane.leaves(&Packet::udp(INSIDE, ORIGIN, b""));
+    plane.arm();
+    let ticks = plane.progress().ticks;
+    eventually("a hundred ticks", || {
+        assert_eq!(plane.leaves(&Packet::udp(INSIDE, ORIGIN, b"again")), egress);
+        plane.progress().ticks > ticks + 100
+    });
+    assert_eq!(plane.count(EGRESS, ORIGIN, UDP).unwrap().admitted, 1);
+}
+
+#[test]
+fn cap_6_counters_nobody_needs_make_room() {
+    let Some(mut plane) = DataPlane::of(World {
+        max_origins: 8,
+        ..World::default()
+    }) else {
+        return;
+    };
+    for last in 0..8 {
+        let origin = ([192, 0, 2, last], 443);
+        let egress = plane.leaves(&Packet::tcp(INSIDE, origin, SYN));
+        if last != 0 {
+            plane.arrives(
+                &Packet::tcp(origin, egress, RST | ACK).numbers(0, 1),
+                INSIDE,
+            );
+        }
+    }
+    assert_eq!(plane.all_active(), 1);
+    // Idle for a long time.
+    for index in 0..8 {
+        let mut count = plane.counts.get(&index, 0).unwrap();
+        count.idle_since = 1;
+        plane.counts.set(index, count, 0).unwrap();
+    }
+    plane.arm();
+    eventually("only the one in use is left", || {
+        plane.origins.keys().count() == 1
+    });
+    for last in 8..15 {
+        plane.leaves(&Packet::udp(INSIDE, ([192, 0, 2, last], 443), b""));
+    }
+    plane.consistent();
+}
+
+#[test]
+fn cap_6_a_crowded_table_rests_ports_for_less_long_but_keeps_live_flows() {
+    let Some(plane) = DataPlane::of(World::default().with_flows(64)) else {
+        return;
+    };
+    let egress = plane.establish(INSIDE, ORIGIN, (1, 1));
+    for port in 0..63 {
+        let inside = (INSIDE.0, 7_000 + port);
+        let egress = plane.leaves(&Packet::tcp(inside, ORIGIN, SYN));
+        plane.arrives(
+            &Packet::tcp(ORIGIN, egress, RST | ACK).numbers(0, 1),
+            inside,
+        );
+    }
+    assert_eq!(plane.free(), 0);
+    plane.arm();
+    eventually("room again", || plane.free() > 0);
+    assert_eq!(
+        plane.leaves(&Packet::tcp(INSIDE, ORIGIN, ACK).numbers(2, 2)),
+        egress
+    );
+    plane.consistent();
+}
