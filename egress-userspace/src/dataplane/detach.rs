@@ -27,8 +27,10 @@ pub fn detach(pin: &Path) -> Result<Vec<String>, DataPlaneError> {
     privileges::check()?;
     let pins = Pins::new(pin);
     pins.check_filesystem()?;
-    let _lock = Lock::take(pin)?;
-    everything(&pins)
+    let lock = Lock::take(pin)?;
+    let removed = everything(&pins)?;
+    lock.discard();
+    Ok(removed)
 }
 
 /// [`detach`] for whoever holds the lock.

@@ -1,13 +1,14 @@
 //! One daemon a pin directory.
 //!
 //! A file under `/run`, named after the pin directory, is locked for as long as its holder lives: the kernel
-//! drops the lock however the holder ends, so a SIGKILL leaves nothing to clean up. The file stays, and holds the
-//! id of its last holder. (A lock on the pin directory itself would not do: that directory does not exist before
-//! the first start, and is built aside and renamed.)
+//! drops the lock however the holder ends, so a SIGKILL leaves nothing to clean up. The file holds the id of its
+//! last holder, and goes with `egress detach`. (A lock on the pin directory itself would not do: that directory
+//! does not exist before the first start, and is built aside and renamed.)
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ const DIRECTORY: &str = "/run/egress";
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
+    path: PathBuf,
 }
 
 impl Lock {
@@ -61,11 +63,28 @@ impl Lock {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
+        if !is_at(&file, &path) {
+            // A detach removed the file while we waited for its lock: whoever comes next makes a new one.
+            return Self::take(pin);
+        }
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { _file: file, path })
+    }
+
+    /// Removes the file. The lock is still held, by a file that nobody finds any more.
+    pub(super) fn discard(&self) {
+        // A file that stays does no harm.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
+        _ => false,
     }
 }
 

@@ -54,7 +54,7 @@ pub struct Plane {
     absent_cgroups: BTreeSet<String>,
     /// Hooks of interfaces that left the configuration are yet to be taken off.
     departed: bool,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Plane {
@@ -108,7 +108,7 @@ impl Plane {
             ready: BTreeSet::new(),
             absent_cgroups: BTreeSet::new(),
             departed: true,
-            _lock: lock,
+            lock,
         };
         plane.guard.begin()?;
         plane.attach()?;
@@ -370,6 +370,8 @@ impl DataPlane for Plane {
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {
         self.desired = None;
         self.tables = None;
-        detach::everything(&self.pins)
+        let removed = detach::everything(&self.pins)?;
+        self.lock.discard();
+        Ok(removed)
     }
 }

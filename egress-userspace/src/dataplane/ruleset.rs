@@ -6,25 +6,20 @@
 //! names a zone that is not enabled. There is one rule for each mask, depth or prefix length, whatever the
 //! number of zones.
 
+mod destinations;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 
 use egress_common::tag::{Tag, TagField};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::cgroups::Cgroups;
-use crate::config::{DNS_PORT, IcmpQueries};
 use crate::desired::{Desired, DesiredZone};
-
-/// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK: u32 = 1;
 
 /// Multicast listener and neighbour discovery (RFC 2710, 3810, 4861): never crosses a router, never touched.
 const NEIGHBOUR_DISCOVERY: &str = "{ 130, 131, 132, 133, 134, 135, 136, 137, 143 }";
-
-/// ICMP queries and their answers, as the data plane tells them from errors.
-const ICMP_QUERIES: &str = "{ 0, 8, 13-18 }";
 
 /// Counter of packets that would have left by another interface, or by an uplink without our programs.
 pub(super) const ELSEWHERE: &str = "elsewhere";
@@ -189,8 +184,14 @@ impl Writer<'_> {
         self.rule("own", "goto sources");
     }
 
-    /// What is forwarded.
+    /// What is forwarded. Most of it carries a tag and leaves by an uplink: it is let go by the first rule, since
+    /// whatever zone it is of may leave there.
     fn forwarding(&mut self) {
+        let tagged = format!("meta mark & {:#010x} != 0", self.field.mask);
+        for index in &self.surroundings.uplinks {
+            let rule = format!("{tagged} oif {index} accept");
+            self.rule("forwarding", rule);
+        }
         self.marks("forwarding");
         self.tags("forwarding");
         let interfaces: Verdicts = self
@@ -209,6 +210,10 @@ impl Writer<'_> {
     /// Everything that leaves, once more: whoever came by neither of the hooks above. Sources may have been
     /// rewritten by now, so they say nothing.
     fn leaving(&mut self) {
+        let uplinks = self.surroundings.uplinks.iter();
+        for index in uplinks.chain(&self.surroundings.insides) {
+            self.rule("leaving", format!("oif {index} accept"));
+        }
         self.marks("leaving");
         self.tags("leaving");
     }
@@ -301,16 +306,11 @@ impl Writer<'_> {
     /// A packet that was forwarded without a tag. Where it entered by an interface that has no program of ours,
     /// the uplink's finds its zone by the source.
     fn sourced(&mut self) {
-        let names: Vec<String> = self
-            .surroundings
-            .inside_names
-            .iter()
-            .map(|name| format!("{name:?}"))
-            .collect();
+        let names = &self.surroundings.inside_names;
+        let names = list(names.iter().map(|name| format!("{name:?}")));
         for suffix in SUFFIXES {
             let chain = format!("sourced{suffix}");
             if !names.is_empty() {
-                let names = names.join(", ");
                 self.rule(
                     &chain,
                     format_args!("iifname {{ {names} }} goto {UNSEEN}{suffix}"),
@@ -319,66 +319,7 @@ impl Writer<'_> {
             self.rule(&chain, format_args!("goto bound{suffix}"));
         }
     }
-
-    /// Where a packet of an enabled zone may go.
-    fn destinations(&mut self, stage: Stage) {
-        let chain = stage.chain();
-        for (suffix, other) in [("_tcp", "udp"), ("_udp", "tcp"), ("_other", "{ tcp, udp }")] {
-            let narrow = format!("{chain}{suffix}");
-            self.rule(&narrow, format_args!("meta l4proto {other} accept"));
-            self.rule(&narrow, format_args!("goto {chain}"));
-        }
-
-        let exempt = &self.desired.exempt;
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for net in &exempt.destinations {
-            match net {
-                IpNet::V4(net) => v4.push(*net),
-                IpNet::V6(net) => v6.push(*net),
-            }
-        }
-        // Sets must not overlap within themselves.
-        let sets = [
-            ("ip daddr", list(Ipv4Net::aggregate(&v4)), ""),
-            ("ip6 daddr", list(Ipv6Net::aggregate(&v6)), ""),
-            (
-                "ip daddr",
-                list(exempt.resolvers.iter().filter(|address| address.is_ipv4())),
-                DNS,
-            ),
-            (
-                "ip6 daddr",
-                list(exempt.resolvers.iter().filter(|address| address.is_ipv6())),
-                DNS,
-            ),
-        ];
-        for (expression, set, more) in sets {
-            if !set.is_empty() {
-                self.rule(chain, format_args!("{expression} {{ {set} }}{more} accept"));
-            }
-        }
-        if exempt.icmp_queries == IcmpQueries::Default {
-            self.rule(chain, format_args!("icmp type {ICMP_QUERIES} accept"));
-        }
-        let mut allowed = BTreeSet::from([LOOPBACK]);
-        allowed.extend(&self.surroundings.insides);
-        if stage == Stage::Bound {
-            allowed.extend(&self.surroundings.uplinks);
-        }
-        // By index: an interface of the same name that was created anew has another.
-        self.rule(chain, format_args!("oif {{ {} }} accept", list(allowed)));
-        let counter = if stage == Stage::Unseen {
-            UNSEEN
-        } else {
-            ELSEWHERE
-        };
-        self.rule(chain, format_args!("counter name \"{counter}\" drop"));
-    }
 }
-
-/// Follows a resolver's address; the port is [`DNS_PORT`].
-const DNS: &str = " meta l4proto { tcp, udp } th dport 53";
-const _: () = assert!(DNS_PORT == 53);
 
 /// Where a packet of a zone goes once it is known to be one.
 fn verdict(zone: &DesiredZone, stage: Stage) -> String {

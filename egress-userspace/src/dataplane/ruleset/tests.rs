@@ -1,6 +1,7 @@
 //! The rules' text. That the kernel does what they say is shown on packets, in `tests/plane.rs`.
 
 use super::*;
+use crate::config::IcmpQueries;
 use crate::dataplane::cgroups::Cgroup;
 use crate::desired::{DesiredMark, Selectors};
 
@@ -121,8 +122,11 @@ fn zone_3_selectors_are_asked_in_the_data_planes_order() {
 fn safe_6_forwarded_packets_go_by_their_tag_and_untagged_ones_do_not_leave() {
     let text = text(&desired());
     assert_eq!(
-        rules(&text, "forwarding")[2..],
+        rules(&text, "forwarding"),
         [
+            "meta mark & 0xffff0000 != 0 oif 7 accept",
+            "meta mark & 0x0000ffff vmap { 0x000000a1 : goto bound }",
+            "meta mark & 0x000000f0 vmap { 0x00000050 : accept }",
             "meta mark & 0xffff0000 vmap { 0x00010000 : goto bound, 0x00020000 : accept, 0x00030000 : goto bound }",
             "meta mark & 0xffff0000 != 0 accept",
             "iifname vmap { \"in1\" : goto unseen }",
