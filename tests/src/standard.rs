@@ -59,6 +59,12 @@ pub const DEFAULT_EGRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub const DEFAULT_EGRESS_NET: IpNet = host(DEFAULT_EGRESS);
 /// The gateway's own address on the second uplink.
 pub const SECOND_EGRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
+/// The addresses of [`NET`] towards the origins, in a [`Kind::Routed`] network: a router may have something to
+/// say for itself.
+pub const ROUTER_ADDRESSES: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(198, 51, 100, 1),
+    Ipv4Addr::new(192, 0, 2, 1),
+];
 /// The addresses of the pool.
 pub const POOL: [Ipv4Addr; 2] = [
     Ipv4Addr::new(203, 0, 113, 10),
@@ -66,16 +72,46 @@ pub const POOL: [Ipv4Addr; 2] = [
 ];
 /// The prefix of the zone's clients.
 pub const ZONE_PREFIX: &str = "10.1.0.0/16";
+/// The prefix of the unbound client.
+pub const UNBOUND_PREFIX: &str = "10.2.0.0/16";
 /// The prefix of all inside clients.
 pub const INSIDE_PREFIX: &str = "10.0.0.0/8";
 
-/// Masquerades whatever leaves by an uplink, as a gateway with one address does.
-pub const MASQUERADE: &str = "table ip lab_nat {
-    chain postrouting {
+/// Whose packets the gateway masquerades where they leave by an uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Masquerade {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// The unbound client's only, as a gateway does that leaves its bound clients to egress.
+    Unbound,
+    /// Everybody's, as a gateway with one address does: then netfilter has rewritten the source of the zone's
+    /// packets before the uplink's hook sees them (ZONE-4).
+    Everybody,
+}
+
+impl Masquerade {
+    /// All kinds, for tests that try each.
+    pub const ALL: [Self; 3] = [Self::Nobody, Self::Unbound, Self::Everybody];
+
+    /// The script that switches it on.
+    #[must_use]
+    pub fn script(self) -> Option<String> {
+        let sources = match self {
+            Self::Nobody => return None,
+            Self::Unbound => format!("ip saddr {UNBOUND_PREFIX} "),
+            Self::Everybody => String::new(),
+        };
+        Some(format!(
+            "table ip lab_nat {{
+    chain postrouting {{
         type nat hook postrouting priority srcnat;
-        oifname { \"up0\", \"up1\" } masquerade
+        {sources}oifname {{ \"{UPLINK}\", \"{SECOND_UPLINK}\" }} masquerade
+    }}
+}}"
+        ))
     }
-}";
+}
 
 /// A network of one address.
 #[must_use]
@@ -172,7 +208,7 @@ pub struct Options {
     /// What is between the gateway and the origins.
     pub kind: Kind,
     /// Masquerade on the gateway's uplinks.
-    pub masquerade: bool,
+    pub masquerade: Masquerade,
     /// A second interface of the gateway towards `net`, without a route at first.
     pub second_uplink: bool,
     /// `rp_filter` of the gateway.
@@ -183,7 +219,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             kind: Kind::Routed,
-            masquerade: false,
+            masquerade: Masquerade::Nobody,
             second_uplink: false,
             rp_filter: 0,
         }
@@ -252,8 +288,8 @@ pub fn topology(options: &Options) -> Topology {
                 .address("2001:db8:31::1/64"),
         );
     }
-    if options.masquerade {
-        topology = topology.nft(GATEWAY, MASQUERADE);
+    if let Some(script) = options.masquerade.script() {
+        topology = topology.nft(GATEWAY, &script);
     }
     topology
 }

@@ -1,9 +1,14 @@
 //! CAP-1, CAP-2, CAP-5, PERF-9: 40,000 connections to each of two origins from one egress IP, and not one
 //! more.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use egress_tests::{
     client::Outcome,
     config::Resources,
@@ -12,13 +17,16 @@ use egress_tests::{
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
     standard::{BOUND, POOL},
 };
-use serde_json::Value;
 
 const CAP: usize = 40_000;
+/// The protocol's number.
+const TCP: u8 = 6;
 /// Enough client processes for [`CAP`] connections at 20,000 files each.
 const PROCESSES: usize = 3;
-/// A refusal is there within this time.
+/// A refusal is there within this time: the middle one of several, since the machine has others to serve.
 const REFUSAL_LIMIT: Duration = Duration::from_millis(10);
+/// How many more are tried at the cap.
+const REFUSALS: usize = 9;
 /// A first SYN that is lost comes again after a second; no connection may have needed that.
 const RETRANSMISSION: Duration = Duration::from_secs(1);
 /// How long opening or closing everything may take.
@@ -45,6 +53,7 @@ fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
     let mut to_a = site.crowd(PROCESSES)?;
     let mut to_b = site.crowd(PROCESSES)?;
 
+    let begin = Instant::now();
     let (opened_a, opened_b) = both(
         || to_a.open(at_a, CAP, RETRANSMISSION),
         || to_b.open(at_b, CAP, RETRANSMISSION),
@@ -64,16 +73,21 @@ fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
         );
     }
 
+    println!(
+        "{CAP} + {CAP} connections up after {:.1} s; the slowest took {} us",
+        begin.elapsed().as_secs_f32(),
+        opened_a.success_us.max.max(opened_b.success_us.max)
+    );
     let mut one_more = site.clients(BOUND, 1)?;
     for origin in [at_a, at_b] {
-        refused(&one_more.open(origin, 1, CONNECT_LIMIT)?)?;
-        ensure!(site.active(origin, "tcp")? == CAP as u64);
+        let outcome = one_more.open(origin, REFUSALS, CONNECT_LIMIT)?;
+        refused(&outcome)?;
+        println!(
+            "one more to {origin}: RST after {} us",
+            outcome.refusal_us.median
+        );
+        counted(&site, origin, CAP as u64)?;
     }
-    let mapped = full_counts(&site)?;
-    ensure!(
-        mapped == 2,
-        "{mapped} counts of {CAP} in the map, instead of one for each origin"
-    );
     // Every other origin has a count of its own.
     all_succeeded(&one_more.open(site.at_a(HTTP_PORT), 1, CONNECT_LIMIT)?, 1)?;
 
@@ -85,14 +99,14 @@ fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
     to_a.close(1, false)?;
     site.wait_active(at_a, "tcp", CAP as u64 - 1, CONNECT_LIMIT)?;
     all_succeeded(&one_more.open(at_a, 1, CONNECT_LIMIT)?, 1)?;
-    refused(&one_more.open(at_a, 1, CONNECT_LIMIT)?)?;
+    refused(&one_more.open(at_a, REFUSALS, CONNECT_LIMIT)?)?;
 
     both(|| to_a.close_all(false), || to_b.close_all(true))?;
     one_more.close_all(false)?;
     for origin in [at_a, at_b, site.at_a(HTTP_PORT)] {
         site.wait_active(origin, "tcp", 0, CROWD_LIMIT)?;
+        counted(&site, origin, 0)?;
     }
-    ensure!(full_counts(&site)? == 0);
     check.finish()?;
     Ok(())
 }
@@ -114,30 +128,28 @@ fn both(
 
 fn refused(outcome: &Outcome) -> Result<()> {
     ensure!(
-        outcome.refused.get("ECONNREFUSED") == Some(&1) && outcome.succeeded == 0,
-        "expected a RST: {outcome:?}"
+        outcome.refused.get("ECONNREFUSED") == Some(&REFUSALS) && outcome.succeeded == 0,
+        "expected {REFUSALS} RSTs: {outcome:?}"
     );
     ensure!(
-        outcome.refusal_us.max <= REFUSAL_LIMIT.as_micros() as u64,
-        "the RST took longer than {REFUSAL_LIMIT:?}: {outcome:?}"
+        outcome.refusal_us.median <= REFUSAL_LIMIT.as_micros() as u64,
+        "the RSTs took longer than {REFUSAL_LIMIT:?}: {outcome:?}"
     );
     Ok(())
 }
 
-/// How many counts of the map are at the cap.
-fn full_counts(site: &Site) -> Result<usize> {
-    let dump = site.gateway.counts()?;
-    let entries = dump.as_array().context("bpftool printed no list")?;
-    let active = |entry: &Value| entry["formatted"]["value"]["active"].as_u64();
+/// Whether `egress origins` and `bpftool map dump` both say `expected`, from the one egress IP.
+fn counted(site: &Site, origin: SocketAddr, expected: u64) -> Result<()> {
+    let said = site.active(origin, "tcp")?;
+    let SocketAddr::V4(address) = origin else {
+        bail!("{origin} is not IPv4");
+    };
+    let mapped = site.gateway.mapped(address, TCP)?;
     ensure!(
-        entries.iter().all(|entry| active(entry).is_some()),
-        "the map has no field `active`: {:?}",
-        entries.first()
+        said == expected && mapped == BTreeMap::from([(POOL[0], expected)]),
+        "expected {expected} to {origin}; egress origins says {said}, bpftool {mapped:?}"
     );
-    Ok(entries
-        .iter()
-        .filter(|entry| active(entry) == Some(CAP as u64))
-        .count())
+    Ok(())
 }
 
 #[test]
@@ -170,14 +182,14 @@ fn udp_is_counted_apart_and_refused_by_icmp() -> Result<()> {
     );
     ensure!(site.active(origin, "udp")? == CAP as u64 && site.active(origin, "tcp")? == CAP as u64);
     let mut one_more = site.clients(BOUND, 1)?;
-    let refused = one_more.udp(origin, 1, CONNECT_LIMIT, false)?;
+    let refused = one_more.udp(origin, REFUSALS, CONNECT_LIMIT, false)?;
     // ICMP 3/13 reaches the application as this error.
     ensure!(
-        refused.refused.get("EHOSTUNREACH") == Some(&1),
+        refused.refused.get("EHOSTUNREACH") == Some(&REFUSALS),
         "{refused:?}"
     );
     ensure!(
-        refused.refusal_us.max <= REFUSAL_LIMIT.as_micros() as u64,
+        refused.refusal_us.median <= REFUSAL_LIMIT.as_micros() as u64,
         "{refused:?}"
     );
     check.finish()?;

@@ -19,7 +19,7 @@ use egress_tests::{
     packet::{RST, SYN},
     registry,
     standard::{
-        self, A, B, BOUND, BOUND_ADDRESS, GATEWAY, Kind, NET, Options, POOL, UNBOUND, UPLINK,
+        self, A, B, BOUND, BOUND_ADDRESS, GATEWAY, Kind, Masquerade, NET, Options, POOL, UNBOUND, UPLINK,
     },
 };
 
@@ -89,7 +89,7 @@ fn nftables_snat_shows_the_pool_address_and_nothing_leaks() -> Result<()> {
         return Ok(());
     }
     let options = Options {
-        masquerade: true,
+        masquerade: Masquerade::Everybody,
         ..Options::default()
     };
     let lab = Lab::up(&standard::topology(&options))?;

@@ -10,7 +10,7 @@ use egress_tests::{
     lab::Lab,
     origin::Origin,
     registry,
-    standard::{self, A, B, Kind, Options},
+    standard::{self, A, B, Kind, Masquerade, Options},
 };
 
 use crate::{run, setup, workspace::Workspace};
@@ -125,7 +125,7 @@ fn list() -> Result<()> {
 fn options(kind: Kind) -> Options {
     Options {
         kind,
-        masquerade: true,
+        masquerade: Masquerade::Unbound,
         ..Options::default()
     }
 }

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use egress_tests::{
     interrupt,
     site::{Plan, Site},
-    standard::{Kind, Options},
+    standard::{Kind, Masquerade, Options},
     worker,
 };
 
@@ -73,7 +73,7 @@ fn in_a_lab(workspace: &Workspace, args: &Args) -> Result<()> {
     let plan = Plan {
         network: Options {
             kind: args.topology,
-            masquerade: true,
+            masquerade: Masquerade::Unbound,
             ..Options::default()
         },
         binary: Some(daemon(workspace)?),

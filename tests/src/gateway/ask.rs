@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
+    net::{Ipv4Addr, SocketAddrV4},
     process::{Command, Output},
     time::Duration,
 };
@@ -14,8 +15,10 @@ use serde_json::Value;
 use super::Gateway;
 use crate::{config::Resources, netns, wait};
 
-/// The names under which the connection counts may be pinned.
-const COUNTS: [&str; 2] = ["COUNTS", "COUNTS4"];
+/// The connection counts, one for each (egress IP, origin, protocol).
+pub const COUNTS: &str = "COUNTS4";
+/// The sweep's timer and how far it got.
+const SWEEPER: &str = "SWEEPER";
 /// How long new resources may take.
 const RELOAD_LIMIT: Duration = Duration::from_secs(10);
 
@@ -149,13 +152,117 @@ impl Gateway {
         serde_json::from_str(&text).with_context(|| format!("the dump of {}", path.display()))
     }
 
-    /// The dump of the connection counts.
+    /// The connection counts of an origin that `bpftool` reads from the pinned map: `active` by egress IP.
     ///
     /// # Errors
-    /// When `bpftool` fails or no counts are pinned.
-    pub fn counts(&self) -> Result<Value> {
-        let maps = self.files.pin.join("maps");
-        let name = COUNTS.into_iter().find(|name| maps.join(name).exists());
-        self.map_dump(name.with_context(|| format!("no counts are pinned in {}", maps.display()))?)
+    /// When `bpftool` fails, or prints no fields of these names (OBS-6).
+    pub fn mapped(&self, origin: SocketAddrV4, protocol: u8) -> Result<BTreeMap<Ipv4Addr, u64>> {
+        let dump = self.map_dump(COUNTS)?;
+        let entries = dump.as_array().context("bpftool printed no list")?;
+        let mut found = BTreeMap::new();
+        for entry in entries {
+            let count = &entry["formatted"]["value"];
+            let read = || {
+                let key = &count["key"];
+                let count = (
+                    octets(&key["egress"])?,
+                    SocketAddrV4::new(octets(&key["origin"])?, port(&key["origin_port"])?),
+                    key["protocol"].as_u64()?,
+                    count["active"].as_u64()?,
+                );
+                Some(count)
+            };
+            let (egress, of, with, active) =
+                read().with_context(|| format!("{COUNTS} has other fields: {count}"))?;
+            if of == origin && with == u64::from(protocol) {
+                found.insert(egress, active);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Which load of the programs armed the sweep's timer, and which one's callback ran last.
+    ///
+    /// # Errors
+    /// When `bpftool` fails or prints no such fields.
+    pub fn sweep(&self) -> Result<Sweep> {
+        let dump = self.map_dump(SWEEPER)?;
+        let progress = &dump[0]["formatted"]["value"]["progress"];
+        let field = |name: &str| {
+            progress[name]
+                .as_u64()
+                .with_context(|| format!("{SWEEPER} has no field {name}: {dump}"))
+        };
+        Ok(Sweep {
+            armed_by: field("armed_by")?,
+            run_by: field("run_by")?,
+            ticks: field("ticks")?,
+        })
+    }
+
+    /// Takes one of our programs off an interface behind the daemon's back, as an administrator might.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn remove_program(&self, interface: &str, program: &str) -> Result<()> {
+        let link = self.files.pin.join(format!("links/{interface}:{program}"));
+        if link.exists() {
+            netns::run(
+                Command::new("bpftool")
+                    .args(["link", "detach", "pinned"])
+                    .arg(&link),
+            )?;
+            return Ok(());
+        }
+        let direction = if program.ends_with("_ingress") {
+            "ingress"
+        } else {
+            "egress"
+        };
+        let filters = netns::run(
+            self.namespace
+                .command("tc")?
+                .args(["filter", "show", "dev", interface, direction]),
+        )?;
+        let preference = filters
+            .lines()
+            .filter(|line| line.contains(program))
+            .find_map(|line| line.split(" pref ").nth(1)?.split(' ').next())
+            .with_context(|| format!("{program} is not on {interface}:\n{filters}"))?;
+        netns::run(self.namespace.command("tc")?.args([
+            "filter", "del", "dev", interface, direction, "pref", preference,
+        ]))?;
+        Ok(())
+    }
+}
+
+/// The state of the sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    /// The load of the programs that armed the timer last.
+    pub armed_by: u64,
+    /// The load whose callback ran last.
+    pub run_by: u64,
+    /// Ticks since the maps were made.
+    pub ticks: u64,
+}
+
+/// An address as `bpftool` prints its bytes: numbers, or the text of numbers.
+fn octets(value: &Value) -> Option<Ipv4Addr> {
+    let bytes: Vec<u8> = value.as_array()?.iter().map(byte).collect::<Option<_>>()?;
+    <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)
+}
+
+fn port(value: &Value) -> Option<u16> {
+    u16::try_from(value.as_u64()?).ok()
+}
+
+fn byte(value: &Value) -> Option<u8> {
+    match value {
+        Value::String(text) => match text.strip_prefix("0x") {
+            Some(digits) => u8::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        },
+        number => u8::try_from(number.as_u64()?).ok(),
     }
 }

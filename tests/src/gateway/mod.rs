@@ -2,6 +2,8 @@
 
 mod ask;
 
+pub use self::ask::{COUNTS, Sweep};
+
 use std::{
     env,
     fs::{self, File, OpenOptions},

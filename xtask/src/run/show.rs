@@ -5,6 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use anyhow::Result;
 use egress_tests::{
     config::{POOL_NAME, ZONE_NAME},
+    gateway::COUNTS,
     needs,
     site::Site,
     standard::{A, B, BOUND_ADDRESS, DEFAULT_EGRESS, POOL, UNBOUND_ADDRESS, ZONE_PREFIX},
@@ -87,14 +88,14 @@ pub(crate) fn live(site: &Site) -> Result<String> {
 /// The entries of the connection counts in use, as bpftool names their fields.
 fn counts_map(site: &Site) -> Result<String> {
     let mut text = format!(
-        "\n== bpftool map dump pinned {}/maps/COUNTS\n",
+        "\n== bpftool map dump pinned {}/maps/{COUNTS}\n",
         site.gateway.pin().display()
     );
     if !needs::has_bpftool() {
         text.push_str("(bpftool is not installed)\n");
         return Ok(text);
     }
-    let dump = site.gateway.counts()?;
+    let dump = site.gateway.map_dump(COUNTS)?;
     let used: Vec<_> = dump
         .as_array()
         .into_iter()
