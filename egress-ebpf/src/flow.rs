@@ -177,6 +177,11 @@ fn follow<A: Family>(
             core::ptr::write_volatile(receiver_at, receiver);
         }
     }
+    if closing {
+        // A barrier between what we wrote and what we read: of two last acknowledgments at once, one
+        // at least must see the other.
+        slots::word_of(slot).add(0);
+    }
     // Twice: the other side's packet on another CPU may win the first time, and a FIN that was
     // acknowledged comes only once.
     for _ in 0..2 {
