@@ -9,7 +9,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
-use aya_ebpf::helpers::bpf_loop;
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
 use aya_ebpf::programs::TcContext;
 use egress_common::family::{Address as _, V4};
 use egress_common::key::{FlowKey, Reference, TCP};
@@ -18,6 +18,7 @@ use egress_common::reason::Reason;
 use egress_common::settings::{
     Candidate, MAX_CANDIDATES, MAX_POOLS, MAX_TRIED, Pool, candidate_flag,
 };
+use egress_common::siphash::siphash;
 use egress_common::slot::{Slot, SlotWord, State, advance, flag};
 use egress_common::tcp;
 
@@ -59,7 +60,8 @@ pub struct Open<A> {
     port: u16,
     /// The longest resting port met, when `oldest` is not 0.
     oldest_port: u16,
-    pad: u32,
+    /// 1 once `sequence` has begun.
+    seeded: u32,
     oldest: Reference,
     oldest_since: u64,
     /// First candidate that was full: its counter records the refusal.
@@ -216,31 +218,60 @@ fn prepare(
     pool: Pool,
     now: u64,
 ) {
-    let secret = SECRET.get(0).copied().unwrap_or_default();
     let key = &packet.key;
-    let inside = key.inside.digest();
-    let ports =
-        (key.inside_port as u64) << 32 | (key.origin_port as u64) << 16 | key.protocol as u64;
-    // The fine clock: two flows with the same endpoints never share a sequence.
-    // SAFETY: a helper without preconditions.
-    let nonce = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
-    // One inside address always starts at the same egress IP (CAP-9).
-    let spread = egress_common::siphash::siphash(secret, [inside, key.realm as u64]) >> 32;
     // SAFETY: this CPU's own record.
     unsafe {
         (*open).key = *key;
-        (*open).sequence = Sequence::new(secret, inside, key.origin.digest(), ports, nonce);
         (*open).now = now;
         (*open).version = configuration.version;
         (*open).first = pool.first;
         (*open).candidates = pool.count;
-        (*open).start = ((spread * pool.count as u64) >> 32) as u32;
+        (*open).start = preferred(key, pool.count);
         (*open).syn = packet.segment.sequence;
         (*open).timestamp = packet.options.timestamp.unwrap_or(0);
         (*open).has_timestamp = packet.options.timestamp.is_some() as u32;
         (*open).reason = Reason::NoAddress as u32;
         (*open).port = 0;
+        (*open).seeded = 0;
         (*open).was_full = 0;
+    }
+}
+
+/// Where a flow begins among `candidates`: the same for all flows of one inside address (CAP-9).
+#[inline(always)]
+fn preferred(key: &FlowKey<V4>, candidates: u32) -> u32 {
+    if candidates < 2 {
+        return 0;
+    }
+    let secret = SECRET.get(0).copied().unwrap_or_default();
+    let spread = siphash(secret, [key.inside.digest(), key.realm as u64]) >> 32;
+    ((spread * candidates as u64) >> 32) as u32
+}
+
+/// The next random port; the sequence begins with the first one asked for, since most flows keep
+/// their own.
+#[inline(always)]
+unsafe fn random_port<A: Scratch>(open: *mut Open<A>) -> u16 {
+    // SAFETY: this CPU's own record.
+    unsafe {
+        if (*open).seeded == 0 {
+            (*open).seeded = 1;
+            let secret = SECRET.get(0).copied().unwrap_or_default();
+            let key = &(*open).key;
+            let ports = (key.inside_port as u64) << 32
+                | (key.origin_port as u64) << 16
+                | key.protocol as u64;
+            // The fine clock: two flows with the same endpoints never share a sequence.
+            let nonce = bpf_ktime_get_ns();
+            (*open).sequence = Sequence::new(
+                secret,
+                key.inside.digest(),
+                key.origin.digest(),
+                ports,
+                nonce,
+            );
+        }
+        (*open).sequence.next_port((*open).candidate.slices)
     }
 }
 
@@ -335,7 +366,7 @@ unsafe extern "C" fn try_port<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
         let port = if nth == 0 {
             (*open).key.inside_port
         } else {
-            (*open).sequence.next_port(slices)
+            random_port(open)
         };
         if !owns(slices, port) {
             return 0;
