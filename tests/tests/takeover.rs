@@ -1,37 +1,112 @@
 //! SAFE-2: the daemon may die at any moment and come back as another build; connections do not notice.
 
-use std::{env, path::PathBuf, thread, time::Duration};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     client::Fetch,
     config::{Resources, Server},
-    gateway::NEXT_BINARY_VARIABLE,
+    gateway::{NEXT_BINARY_VARIABLE, Sweep},
     needs,
     origin::{ECHO_PORT, HTTP_PORT},
-    seed::Random,
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
     standard::{A, BOUND},
+    wait,
 };
 
 const SIZE: u64 = 1 << 30;
 /// Slow enough that the transfer lasts longer than all restarts.
 const RATE: u64 = 48 << 20;
-/// Kills while the transfer runs; two more come during the first start.
+/// Kills while the transfer runs.
 const KILLS: u64 = 8;
-/// A kill during the first start comes within this time.
-const START_WINDOW: u64 = 150_000;
+/// Instants of the first start at which the daemon is killed: while it makes the maps, and with some of its hooks
+/// in place.
+const MOMENTS: [Moment; 2] = [
+    Moment {
+        name: "maps are being made",
+        has_come: |pin| exists(&beside(pin, "-new/maps")),
+    },
+    Moment {
+        name: "the first hook is in place",
+        has_come: |pin| exists(&pin.join("links/up0:uplink_guard")),
+    },
+];
+/// How long a start may take to come to such an instant.
+const MOMENT_LIMIT: Duration = Duration::from_secs(20);
 /// No byte for so long means that the connection is lost.
 const STALL: Duration = Duration::from_secs(10);
 const TRANSFER_LIMIT: Duration = Duration::from_secs(300);
-/// Half-open connections end soon, so that expiry can be watched.
-const TIMERS: &str = "[timers]\ntcp_transitory = 2";
 /// A port at which nobody answers.
 const SILENT_PORT: u16 = 4444;
+/// Half-open connections to it.
+const SILENT: usize = 20;
+/// How long an unanswered attempt waits before it gives up, and then never sends again.
+const SILENCE: Duration = Duration::from_millis(300);
+/// How long the sweep may take to end what is due.
+const SWEEP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The server's file; half-open connections are remembered for so many seconds.
+fn server(transitory: u32) -> Server {
+    Server {
+        sections: format!("[timers]\ntcp_transitory = {transitory}"),
+        ..Server::default()
+    }
+}
+
+/// An instant of a start, by what it has left in the pin directory.
+struct Moment {
+    name: &'static str,
+    has_come: fn(&Path) -> bool,
+}
+
+fn exists(path: &Path) -> bool {
+    path.exists()
+}
+
+fn beside(pin: &Path, suffix: &str) -> PathBuf {
+    let mut path = pin.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// Starts the daemon and kills it at the moment. Looks without a pause: the moment may be short.
+fn kill_at(site: &mut Site, moment: &Moment) -> Result<()> {
+    let pin = site.gateway.pin().to_owned();
+    site.gateway.launch()?;
+    let end = Instant::now() + MOMENT_LIMIT;
+    while !(moment.has_come)(&pin) {
+        ensure!(Instant::now() < end, "{} never came", moment.name);
+        thread::yield_now();
+    }
+    site.gateway.kill()?;
+    ensure!(
+        !site.gateway.log().lines().any(|line| line == "ready"),
+        "{}: the kill came after the start",
+        moment.name
+    );
+    Ok(())
+}
+
+/// Waits until the programs that run the sweep are those that armed it last.
+fn sweep_taken_over(site: &Site) -> Result<Sweep> {
+    wait::until("the sweep of the programs of now", SWEEP_LIMIT, || {
+        let sweep = site.gateway.sweep()?;
+        Ok((sweep.run_by == sweep.armed_by && sweep.ticks > 0).then_some(sweep))
+    })
+}
 
 #[test]
 fn a_transfer_survives_ten_kills_and_an_upgrade() -> Result<()> {
     const TEST: &str = "a_transfer_survives_ten_kills_and_an_upgrade";
+    /// Longer than the test.
+    const LONG: u32 = 3600;
+    /// What holds after the upgrade.
+    const SHORT: u32 = 2;
 
     let Some(_turn) = needs::turn(TEST, &["nft", "bpftool"]) else {
         return Ok(());
@@ -43,24 +118,16 @@ fn a_transfer_survives_ten_kills_and_an_upgrade() -> Result<()> {
             &format!("{NEXT_BINARY_VARIABLE} is not set"),
         );
     }
-    let mut random = Random::announced(TEST);
-    let server = Server {
-        sections: TIMERS.to_owned(),
-        ..Server::default()
-    };
     let mut site = Site::prepare(&Plan {
-        server,
+        server: server(LONG),
         ..Plan::default()
     })?;
     site.node(A).nft(&format!(
         "table ip silent {{\n chain input {{\n type filter hook input priority 0;\n tcp dport {SILENT_PORT} drop\n }}\n}}"
     ))?;
 
-    for _ in 0..2 {
-        site.gateway.launch()?;
-        // The instant is what is tried here, so there is no condition to wait for.
-        thread::sleep(Duration::from_micros(random.below(START_WINDOW)));
-        site.gateway.kill()?;
+    for moment in &MOMENTS {
+        kill_at(&mut site, moment)?;
     }
     site.gateway.restart()?;
     let check = site.watch()?;
@@ -68,6 +135,12 @@ fn a_transfer_survives_ten_kills_and_an_upgrade() -> Result<()> {
     let mut holder = site.clients(BOUND, 1)?;
     let echo = site.at_a(ECHO_PORT);
     all_succeeded(&holder.open(echo, 100, CONNECT_LIMIT)?, 100)?;
+
+    // Opened under the programs of before, and to be ended by those of after.
+    let silent = site.at_a(SILENT_PORT);
+    let mut early = site.clients(BOUND, 1)?;
+    let unanswered = early.open(silent, SILENT, SILENCE)?;
+    ensure!(unanswered.timed_out == SILENT, "{unanswered:?}");
 
     let mut client = site.clients(BOUND, 1)?;
     let fetch = Fetch {
@@ -77,7 +150,7 @@ fn a_transfer_survives_ten_kills_and_an_upgrade() -> Result<()> {
         timeout_ms: STALL.as_millis() as u64,
     };
     let mut faults = 0;
-    client.fetch(fetch, TRANSFER_LIMIT, |done| {
+    let fetched = client.fetch(fetch, TRANSFER_LIMIT, |done| {
         // One fault at each tenth, the upgrade last.
         if done < SIZE / (KILLS + 2) * (faults + 1) {
             return Ok(());
@@ -87,10 +160,18 @@ fn a_transfer_survives_ten_kills_and_an_upgrade() -> Result<()> {
             site.gateway.restart()?;
         } else if let Some(next) = next.as_ref().filter(|_| faults == KILLS) {
             let before = site.gateway.program_tags()?;
+            let swept_before = sweep_taken_over(&site)?;
+            ensure!(site.active(silent, "tcp")? == SILENT as u64);
             site.gateway.terminate()?;
             site.gateway.use_binary(next.clone());
+            site.gateway.files().write_server(&server(SHORT))?;
             site.gateway.restart()?;
             let after = site.gateway.program_tags()?;
+            let swept_after = sweep_taken_over(&site)?;
+            ensure!(
+                swept_after.run_by != swept_before.run_by,
+                "the sweep still runs the program of before: {swept_before:?}, {swept_after:?}"
+            );
             ensure!(
                 before.len() == after.len() && !before.is_empty(),
                 "hooks before: {before:?}, after: {after:?}"
@@ -112,14 +193,27 @@ fn a_transfer_survives_ten_kills_and_an_upgrade() -> Result<()> {
         faults > KILLS,
         "the transfer was over after {faults} faults"
     );
+    println!(
+        "{SIZE} bytes verified in {:.1} s, through {} kills and {}",
+        fetched.elapsed_us as f64 / 1e6,
+        KILLS + MOMENTS.len() as u64,
+        if next.is_some() {
+            "an upgrade"
+        } else {
+            "no upgrade"
+        }
+    );
     all_succeeded(&holder.check(CONNECT_LIMIT)?, 100)?;
     ensure!(site.active(echo, "tcp")? == 100);
 
-    // Expiry goes on, with the program of now.
-    let silent = site.at_a(SILENT_PORT);
-    let unanswered = client.open(silent, 20, Duration::from_millis(300))?;
-    ensure!(unanswered.timed_out == 20, "{unanswered:?}");
-    site.wait_active(silent, "tcp", 0, Duration::from_secs(10))?;
+    // Expiry goes on, with the program of now: for flows of before, and for new ones.
+    if next.is_some() {
+        site.wait_active(silent, "tcp", 0, SWEEP_LIMIT)?;
+        let unanswered = client.open(silent, SILENT, SILENCE)?;
+        ensure!(unanswered.timed_out == SILENT, "{unanswered:?}");
+        ensure!(site.active(silent, "tcp")? == SILENT as u64);
+        site.wait_active(silent, "tcp", 0, SWEEP_LIMIT)?;
+    }
     holder.close_all(false)?;
     site.wait_active(echo, "tcp", 0, CONNECT_LIMIT)?;
     check.finish()?;
