@@ -2,17 +2,18 @@
 //! nothing.
 
 use std::os::fd::AsFd as _;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod};
 use egress_common::count::Count;
 use egress_common::expiry::Progress;
 use egress_common::family::V4;
 use egress_common::free::{self, FreeList};
-use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey, TCP, UDP};
+use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::reason::{Counter, Reason};
 use egress_common::settings::{
     Candidate, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
@@ -80,6 +81,14 @@ pub(crate) struct DataPlane {
     pub(crate) free_counts: Array<MapData, FreeList>,
     reasons: PerCpuArray<MapData, Counter>,
     sweeper: Array<MapData, Sweeper>,
+    /// Both indexes again, to change while programs run.
+    pub(crate) indexes: Mutex<Indexes>,
+}
+
+/// The indexes of flows.
+pub(crate) struct Indexes {
+    pub(crate) flows: HashMap<MapData, FlowKey<V4>, Reference>,
+    pub(crate) reverse: HashMap<MapData, ReverseKey<V4>, Reference>,
 }
 
 /// Whether this process may load programs; says `SKIPPED` if not.
@@ -148,8 +157,13 @@ impl DataPlane {
             }
             programs.push((hook, program.fd().unwrap().try_clone().unwrap()));
         }
+        let indexes = Mutex::new(Indexes {
+            flows: again(&ebpf, "FLOWS4").try_into().unwrap(),
+            reverse: again(&ebpf, "REVERSE4").try_into().unwrap(),
+        });
         let mut plane = Self {
             programs,
+            indexes,
             flows: map(&mut ebpf, "FLOWS4", HashMap::try_from),
             reverse: map(&mut ebpf, "REVERSE4", HashMap::try_from),
             slots: map(&mut ebpf, "SLOTS4", Array::try_from),
@@ -652,4 +666,11 @@ fn map<T>(
     typed(ebpf.take_map(name).expect(name)).expect(name)
 }
 
-const _: () = assert!(TCP == 6 && UDP == 17);
+/// Another handle to a map.
+fn again(ebpf: &Ebpf, name: &str) -> Map {
+    let Some(Map::HashMap(data)) = ebpf.map(name) else {
+        panic!("{name} is a hash");
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned().unwrap();
+    Map::HashMap(MapData::from_fd(fd).unwrap())
+}

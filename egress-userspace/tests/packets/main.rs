@@ -22,6 +22,7 @@ mod arp;
 mod budget;
 mod choice;
 mod closing;
+mod concurrency;
 mod full;
 mod guard;
 mod inside;
