@@ -105,6 +105,17 @@ const fn select(bits: u32, nth: u32) -> u16 {
     position & 31
 }
 
+/// Where a new flow begins among the egress IPs of its pool: the same for all flows of one inside
+/// address (CAP-9). `inside` is the address's digest, `realm` the address space it belongs to.
+#[inline(always)]
+pub fn preferred(secret: Secret, inside: u64, realm: u32, candidates: u32) -> u32 {
+    if candidates < 2 {
+        return 0;
+    }
+    let spread = siphash(secret, [inside, realm as u64]) >> 32;
+    ((spread * candidates as u64) >> 32) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +165,29 @@ mod tests {
         for hits in &tally[1..] {
             assert!((9_500..10_500).contains(hits), "{tally:?}");
         }
+    }
+
+    proptest! {
+        #[test]
+        fn cap_9_an_inside_address_keeps_to_one_candidate(inside: u64, realm: u32, candidates in 0u32..300) {
+            let secret = Secret { k0: 1, k1: 2 };
+            let start = preferred(secret, inside, realm, candidates);
+            prop_assert!(start < candidates.max(1));
+            prop_assert_eq!(start, preferred(secret, inside, realm, candidates));
+        }
+    }
+
+    #[test]
+    fn cap_9_inside_addresses_are_spread_over_the_candidates() {
+        let secret = Secret { k0: 1, k1: 2 };
+        let mut tally = [0; 4];
+        for inside in 0..4_000 {
+            tally[preferred(secret, inside, 0, 4) as usize] += 1;
+        }
+        assert!(
+            tally.iter().all(|hits| (850..1_150).contains(hits)),
+            "{tally:?}"
+        );
     }
 
     #[test]

@@ -13,12 +13,11 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
 use aya_ebpf::programs::TcContext;
 use egress_common::family::{Address as _, V4};
 use egress_common::key::{FlowKey, Reference, TCP};
-use egress_common::port::{PROBES, Sequence, owns};
+use egress_common::port::{PROBES, Sequence, owns, preferred};
 use egress_common::reason::Reason;
 use egress_common::settings::{
     Candidate, MAX_CANDIDATES, MAX_POOLS, MAX_TRIED, Pool, candidate_flag,
 };
-use egress_common::siphash::siphash;
 use egress_common::slot::{Slot, SlotWord, State, advance, flag};
 use egress_common::tcp;
 
@@ -226,7 +225,12 @@ fn prepare(
         (*open).version = configuration.version;
         (*open).first = pool.first;
         (*open).candidates = pool.count;
-        (*open).start = preferred(key, pool.count);
+        (*open).start = if pool.count < 2 {
+            0
+        } else {
+            let secret = SECRET.get(0).copied().unwrap_or_default();
+            preferred(secret, key.inside.digest(), key.realm, pool.count)
+        };
         (*open).syn = packet.segment.sequence;
         (*open).timestamp = packet.options.timestamp.unwrap_or(0);
         (*open).has_timestamp = packet.options.timestamp.is_some() as u32;
@@ -235,17 +239,6 @@ fn prepare(
         (*open).seeded = 0;
         (*open).was_full = 0;
     }
-}
-
-/// Where a flow begins among `candidates`: the same for all flows of one inside address (CAP-9).
-#[inline(always)]
-fn preferred(key: &FlowKey<V4>, candidates: u32) -> u32 {
-    if candidates < 2 {
-        return 0;
-    }
-    let secret = SECRET.get(0).copied().unwrap_or_default();
-    let spread = siphash(secret, [key.inside.digest(), key.realm as u64]) >> 32;
-    ((spread * candidates as u64) >> 32) as u32
 }
 
 /// The next random port; the sequence begins with the first one asked for, since most flows keep

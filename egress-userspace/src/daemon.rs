@@ -62,7 +62,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let service = Arc::new(Service::new(controller, open_view));
     server
         .serve(Arc::clone(&service) as Arc<dyn Handler>)
-        .map_err(|error| Failure::failed(format!("cannot serve the control socket: {error}"), ""))?;
+        .map_err(|error| {
+            Failure::failed(format!("cannot serve the control socket: {error}"), "")
+        })?;
     let log = tokio::spawn(events.run(known_names));
     eprintln!("ready");
     notify::ready();

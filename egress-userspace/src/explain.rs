@@ -63,7 +63,7 @@ pub trait LiveView {
     fn active(&self, egress_ip: Ipv4Addr, origin: SocketAddr, protocol: Protocol) -> Option<u64>;
 
     /// The order in which a new flow tries a pool's addresses (CAP-9).
-    fn order(&self, pool: u16, inside: IpAddr) -> Option<Vec<Ipv4Addr>>;
+    fn order(&self, pool: u16, inside: IpAddr, realm: Option<u16>) -> Option<Vec<Ipv4Addr>>;
 }
 
 /// When there is no data plane to ask.
@@ -79,7 +79,7 @@ impl LiveView for NothingLive {
         None
     }
 
-    fn order(&self, _: u16, _: IpAddr) -> Option<Vec<Ipv4Addr>> {
+    fn order(&self, _: u16, _: IpAddr, _: Option<u16>) -> Option<Vec<Ipv4Addr>> {
         None
     }
 }
@@ -108,8 +108,8 @@ impl LiveView for Live<'_> {
             .map(|records| records.iter().map(|record| record.active).sum())
     }
 
-    fn order(&self, pool: u16, inside: IpAddr) -> Option<Vec<Ipv4Addr>> {
-        self.0.candidate_order(pool, inside).ok()
+    fn order(&self, pool: u16, inside: IpAddr, realm: Option<u16>) -> Option<Vec<Ipv4Addr>> {
+        self.0.candidate_order(pool, inside, realm).ok()
     }
 }
 
@@ -243,7 +243,7 @@ pub fn explain(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explana
         return explanation;
     };
     let origin = SocketAddr::new(query.destination, query.destination_port);
-    let order = live.order(pool.number, query.source);
+    let order = live.order(pool.number, query.source, realm);
     explanation.candidates = ordered(&pool.candidates, order.as_deref())
         .map(|candidate| judge(candidate, live.active(candidate.address, origin, protocol)))
         .collect();

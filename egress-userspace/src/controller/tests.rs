@@ -49,7 +49,12 @@ impl DataPlaneView for Fake {
         Ok(Vec::new())
     }
 
-    fn candidate_order(&self, _: u16, _: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+    fn candidate_order(
+        &self,
+        _: u16,
+        _: IpAddr,
+        _: Option<u16>,
+    ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
         Ok(Vec::new())
     }
 }

@@ -37,7 +37,13 @@ pub trait DataPlaneView {
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError>;
 
     /// The egress IPs of `pool` in the order in which a new flow of `inside` would try them (CAP-9).
-    fn candidate_order(&self, pool: u16, inside: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError>;
+    /// `realm` is the number of the zone whose own address space `inside` belongs to, if it is one (ZONE-2).
+    fn candidate_order(
+        &self,
+        pool: u16,
+        inside: IpAddr,
+        realm: Option<u16>,
+    ) -> Result<Vec<Ipv4Addr>, DataPlaneError>;
 }
 
 /// Changing the data plane.

@@ -8,9 +8,10 @@ use egress_common::family::Address as _;
 use egress_common::free::FreeList;
 use egress_common::key::realm;
 use egress_common::layout::Layout;
+use egress_common::port::preferred;
 use egress_common::reason::{Counter, Reason};
 use egress_common::settings::candidate_flag;
-use egress_common::siphash::{Secret, siphash};
+use egress_common::siphash::Secret;
 
 use super::attach::{self, Kind};
 use super::flows;
@@ -194,7 +195,12 @@ impl DataPlaneView for View {
             .collect())
     }
 
-    fn candidate_order(&self, pool: u16, inside: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+    fn candidate_order(
+        &self,
+        pool: u16,
+        inside: IpAddr,
+        realm: Option<u16>,
+    ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
         let IpAddr::V4(inside) = inside else {
             return Ok(Vec::new());
         };
@@ -205,40 +211,10 @@ impl DataPlaneView for View {
             .find(|(number, _)| *number == u32::from(pool))
             .map(|(_, candidates)| candidates.iter().map(|one| one.address.into()).collect())
             .unwrap_or_default();
-        let start = start(secret, inside, order.len());
-        order.rotate_left(start);
+        let realm = realm.map_or(realm::COMMON, realm::of_zone);
+        // As many as fit a map: a u32 holds them, and a usize what comes of it.
+        let start = preferred(secret, inside.octets().digest(), realm, order.len() as u32);
+        order.rotate_left(start as usize);
         Ok(order)
-    }
-}
-
-/// Where a new flow of an inside address begins in its pool (CAP-9): what the data plane computes, too.
-fn start(secret: Secret, inside: Ipv4Addr, candidates: usize) -> usize {
-    let hash = siphash(secret, [inside.octets().digest(), u64::from(realm::COMMON)]);
-    // At most the number of candidates, a usize.
-    (((hash >> 32) * candidates as u64) >> 32) as usize
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn cap_9_one_inside_address_always_starts_at_the_same_candidate() {
-        let secret = Secret { k0: 1, k1: 2 };
-        let mut starts = BTreeSet::new();
-        for host in 0..=255 {
-            let inside = Ipv4Addr::new(10, 1, 0, host);
-            let first = start(secret, inside, 5);
-            assert!(first < 5);
-            assert_eq!(first, start(secret, inside, 5));
-            starts.insert(first);
-        }
-        assert_eq!(
-            starts.len(),
-            5,
-            "inside addresses are spread over all of them"
-        );
-        assert_eq!(start(secret, Ipv4Addr::LOCALHOST, 0), 0);
     }
 }

@@ -21,7 +21,7 @@ impl LiveView for Fake {
         Some(self.active.get(&egress_ip).copied().unwrap_or(0))
     }
 
-    fn order(&self, _: u16, _: IpAddr) -> Option<Vec<Ipv4Addr>> {
+    fn order(&self, _: u16, _: IpAddr, _: Option<u16>) -> Option<Vec<Ipv4Addr>> {
         self.order.clone()
     }
 }

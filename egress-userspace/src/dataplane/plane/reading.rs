@@ -34,7 +34,12 @@ impl DataPlaneView for Plane {
         self.view.pools()
     }
 
-    fn candidate_order(&self, pool: u16, inside: IpAddr) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
-        self.view.candidate_order(pool, inside)
+    fn candidate_order(
+        &self,
+        pool: u16,
+        inside: IpAddr,
+        realm: Option<u16>,
+    ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+        self.view.candidate_order(pool, inside, realm)
     }
 }
