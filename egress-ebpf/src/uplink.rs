@@ -35,8 +35,21 @@ pub fn run(ctx: &TcContext) -> i32 {
     match network.ethertype {
         ETHERTYPE_IPV4 => ipv4(ctx, &frame, network.offset, tag),
         ETHERTYPE_IPV6 => ipv6(ctx, network.offset, tag),
-        _ => verdict::done(ctx),
+        _ => other(ctx, tag),
     }
+}
+
+/// Neither IPv4 nor IPv6. What entered as a packet of an enabled zone was one of them.
+#[inline(always)]
+fn other(ctx: &TcContext, tag: Tag) -> i32 {
+    if let Tag::Zone(number) = tag
+        && Configuration::now()
+            .and_then(|configuration| configuration.zone(number as u32))
+            .is_some_and(|zone| zone.flags & zone_flag::ENABLED != 0)
+    {
+        return report::drop(ctx, Reason::Malformed);
+    }
+    verdict::done(ctx)
 }
 
 /// IPv6 is not translated yet: what is bound does not leave.
