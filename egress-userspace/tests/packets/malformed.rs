@@ -1,0 +1,190 @@
+//! SAFE-1: whatever a packet of a bound zone looks like, it leaves with its flow's address or not at
+//! all, and what is no packet changes nothing.
+
+use egress_common::key::ReverseKey;
+use egress_common::reason::Reason;
+
+use crate::harness::{DataPlane, Hook, tagged};
+use crate::packet::{ACK, Packet, SYN};
+use crate::run::{Meta, Verdict};
+use crate::seed::{Random, cases};
+use crate::world::{EGRESS, INSIDE, INSIDE_INTERFACE, ORIGIN, World, ZONE};
+
+#[test]
+fn safe_1_lengths_that_lie_are_malformed_and_change_nothing() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    let tcp = |words| {
+        let mut packet = Packet::tcp(INSIDE, ORIGIN, SYN);
+        packet.segment().words = Some(words);
+        packet
+    };
+    let udp = |length| {
+        let mut packet = Packet::udp(INSIDE, ORIGIN, b"12345678");
+        if let crate::packet::Body::Udp(udp) = &mut packet.body {
+            udp.length = Some(length);
+        }
+        packet
+    };
+    let plain = Packet::tcp(INSIDE, ORIGIN, SYN);
+    for packet in [
+        tcp(0),
+        tcp(4),
+        tcp(6),
+        tcp(15),
+        udp(1),
+        udp(7),
+        udp(17),
+        udp(u16::MAX),
+        Packet {
+            first: Some(0x44),
+            ..plain.clone()
+        },
+        Packet {
+            first: Some(0x40),
+            ..plain.clone()
+        },
+        Packet {
+            first: Some(0x65),
+            ..plain.clone()
+        },
+        Packet {
+            first: Some(0x4f),
+            ..plain.clone()
+        },
+        Packet {
+            length: Some(0),
+            ..plain.clone()
+        },
+        Packet {
+            length: Some(19),
+            ..plain.clone()
+        },
+        Packet {
+            length: Some(39),
+            ..plain.clone()
+        },
+        Packet {
+            length: Some(41),
+            ..plain.clone()
+        },
+        Packet {
+            length: Some(u16::MAX),
+            ..plain.clone()
+        },
+        Packet {
+            vlans: vec![1, 2, 3],
+            ..plain.clone()
+        },
+    ] {
+        plane.dropped(Hook::UplinkEgress, &packet, Reason::Malformed);
+    }
+    assert_eq!((plane.free(), plane.all_active()), (1_024, 0));
+    // Cut anywhere.
+    let whole = plain.with_options(&[2, 4, 5, 180]).bytes();
+    for cut in 14..whole.len() {
+        if let Some(outcome) = plane.try_bytes(Hook::UplinkEgress, &whole[..cut], Meta::default()) {
+            assert_eq!(outcome.verdict, Verdict::Drop, "cut to {cut}");
+        }
+    }
+    assert_eq!((plane.free(), plane.all_active()), (1_024, 0));
+    plane.consistent();
+}
+
+#[test]
+fn safe_1_random_packets_never_leave_with_another_address() {
+    if !crate::harness::permitted() {
+        return;
+    }
+    let mut random = Random::announced("malformed packets");
+    let Some(plane) = DataPlane::of(World::default().with_flows(4_096)) else {
+        return;
+    };
+    let egress = plane.establish(INSIDE, ORIGIN, (1, 1));
+    let templates = [
+        Packet::tcp(INSIDE, ORIGIN, ACK)
+            .numbers(2, 2)
+            .payload(b"some data")
+            .bytes(),
+        Packet::tcp(INSIDE, ORIGIN, SYN)
+            .with_options(&[2, 4, 5, 180, 1, 3, 3, 7])
+            .bytes(),
+        Packet::udp(INSIDE, ORIGIN, b"datagram").bytes(),
+        Packet::icmp(INSIDE.0, ORIGIN.0, 3, 4, &[0x45; 28]).bytes(),
+        Packet::other(INSIDE.0, ORIGIN.0, 47, b"gre gre gre").bytes(),
+        Packet {
+            options: vec![7; 12],
+            ..Packet::tcp(INSIDE, ORIGIN, SYN)
+        }
+        .bytes(),
+        Packet {
+            vlans: vec![5],
+            ..Packet::udp(INSIDE, ORIGIN, b"vlan")
+        }
+        .bytes(),
+    ];
+    // The zone is known from where the packet entered: nothing in it can change that.
+    let out = Meta {
+        mark: tagged(0xffff_0000, ZONE),
+        ingress: INSIDE_INTERFACE,
+        ..Meta::default()
+    };
+    let mut left = 0;
+    for case in 0..cases(40_000) {
+        let mut bytes = templates[random.below(templates.len() as u64) as usize].clone();
+        for _ in 0..random.below(4) {
+            // Behind the addresses of the link layer and its type.
+            let at = 14 + random.below(bytes.len() as u64 - 14) as usize;
+            bytes[at] = random.number() as u8;
+        }
+        if random.once_in(4) {
+            bytes.truncate(14 + random.below(bytes.len() as u64 - 13) as usize);
+        }
+        let Some(outcome) = plane.try_bytes(Hook::UplinkEgress, &bytes, out) else {
+            continue;
+        };
+        match outcome.verdict {
+            Verdict::Drop | Verdict::Redirect => {}
+            Verdict::Next => {
+                let at = if bytes[12] == 0x81 { 18 } else { 14 };
+                let ping = bytes[at + 9] == 1;
+                let source = &outcome.bytes[at + 12..at + 16];
+                assert!(
+                    source == egress.0 || (ping && outcome.bytes == bytes),
+                    "case {case}: {bytes:02x?}"
+                );
+                left += 1;
+            }
+            Verdict::Other(verdict) => panic!("case {case}: verdict {verdict}: {bytes:02x?}"),
+        }
+        // And what comes back.
+        let mut back = Packet::tcp(ORIGIN, egress, ACK)
+            .numbers(2, 2)
+            .payload(b"answer")
+            .bytes();
+        let at = 14 + random.below(back.len() as u64 - 14) as usize;
+        back[at] = random.number() as u8;
+        if let Some(outcome) = plane.try_bytes(Hook::UplinkIngress, &back, Meta::default())
+            && outcome.verdict == Verdict::Next
+            && outcome.bytes != back
+        {
+            // Other packets here may have closed the flow and opened another on its port.
+            let key = ReverseKey {
+                egress: EGRESS,
+                origin: [back[26], back[27], back[28], back[29]],
+                origin_port: u16::from_be_bytes([back[34], back[35]]),
+                egress_port: u16::from_be_bytes([back[36], back[37]]),
+                protocol: back[23],
+                ..ReverseKey::default()
+            };
+            let reference = plane.reverse.get(&key, 0).unwrap();
+            let inside = plane.slots.get(&reference.index, 0).unwrap().flow.inside;
+            assert_eq!(outcome.bytes[30..34], inside, "case {case}: {back:02x?}");
+        }
+    }
+    println!("{left} left; {:?}", plane.all_reasons());
+    assert_eq!(plane.reason(Reason::IndexInconsistent), 0);
+    assert!(plane.count(EGRESS, ORIGIN, 6).is_some());
+    plane.consistent();
+}
