@@ -28,6 +28,8 @@ impl Backend for Kernel {
     }
 
     fn run(&self, config_path: &Path, config: Config) -> Result<(), Failure> {
+        // Before anything else, which would fail for the same reason and say another.
+        egress_userspace::dataplane::check_privileges()?;
         daemon::run(config_path, config)
     }
 }

@@ -52,4 +52,5 @@ pub use detach::detach;
 pub use events::EventLog;
 pub use interfaces::Watcher;
 pub use plane::Plane;
+pub use privileges::check as check_privileges;
 pub use view::View;

@@ -9,9 +9,11 @@ const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_BPF: u32 = 39;
 
+/// Whether this process may load and attach kernel programs.
+///
 /// # Errors
 /// [`DataPlaneError::Refused`] that names the missing capability.
-pub(super) fn check() -> Result<(), DataPlaneError> {
+pub fn check() -> Result<(), DataPlaneError> {
     const STATUS: &str = "/proc/self/status";
     let status = fs::read_to_string(STATUS)
         .map_err(|error| DataPlaneError::failed(format!("reading {STATUS}"), error))?;
