@@ -46,16 +46,10 @@ fn pin(nth: usize) {
             libc::sched_getaffinity(0, size_of_val(&allowed), &raw mut allowed),
             0
         );
-        let cpus = (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &allowed));
+        let mut cpus =
+            (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &allowed));
         let mut only: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(
-            {
-                let mut cpus = cpus;
-                cpus.nth(nth)
-            }
-            .unwrap_or(0),
-            &mut only,
-        );
+        libc::CPU_SET(cpus.nth(nth).unwrap_or(0), &mut only);
         assert_eq!(
             libc::sched_setaffinity(0, size_of_val(&only), &raw const only),
             0
@@ -381,13 +375,12 @@ fn safe_1_no_packet_with_another_flows_address_while_elements_are_recycled() {
     assert_ne!(recycled, 0, "the test never met what it is about");
 }
 
+/// A flow in both indexes.
+type Entries = (FlowKey<[u8; 4]>, ReverseKey<[u8; 4]>, Reference);
+
 /// One element of each index for two flows in turn, as it is when flows end and others begin: a
 /// deleted element is the next one used.
-fn recycle(
-    plane: &DataPlane,
-    flows: [(FlowKey<[u8; 4]>, ReverseKey<[u8; 4]>, Reference); 2],
-    over: &AtomicBool,
-) {
+fn recycle(plane: &DataPlane, flows: [Entries; 2], over: &AtomicBool) {
     let mut indexes = plane.indexes.lock().unwrap();
     let [first, second] = flows;
     indexes.flows.remove(&second.0).unwrap();

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod};
 use egress_common::count::Count;
@@ -557,13 +557,6 @@ impl DataPlane {
             .map(|slot| slot.word().state)
     }
 
-    /// Changes a slot behind the programs' back.
-    pub(crate) fn poke(&mut self, index: u32, change: impl FnOnce(&mut Slot<V4>)) {
-        let mut slot = self.slots.get(&index, 0).unwrap();
-        change(&mut slot);
-        self.slots.set(index, slot, 0).unwrap();
-    }
-
     /// Slots on the free lists, counted one by one.
     pub(crate) fn free(&self) -> usize {
         let mut seen = std::collections::HashSet::new();
@@ -658,11 +651,7 @@ pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn map<T>(
-    ebpf: &mut Ebpf,
-    name: &str,
-    typed: impl FnOnce(aya::maps::Map) -> Result<T, aya::maps::MapError>,
-) -> T {
+fn map<T>(ebpf: &mut Ebpf, name: &str, typed: impl FnOnce(Map) -> Result<T, MapError>) -> T {
     typed(ebpf.take_map(name).expect(name)).expect(name)
 }
 

@@ -71,8 +71,10 @@ fn zone_4_a_forged_tag_is_cleared() {
 
 #[test]
 fn zone_3_the_interface_goes_before_the_longest_source_prefix() {
-    let mut world = World::default();
-    world.interfaces = vec![(1, 9)];
+    let mut world = World {
+        interfaces: vec![(1, 9)],
+        ..World::default()
+    };
     world.sources.push(([10, 1, 0, 2], 32, 11));
     let Some(mut plane) = DataPlane::of(world) else {
         return;
@@ -85,8 +87,10 @@ fn zone_3_the_interface_goes_before_the_longest_source_prefix() {
 
 #[test]
 fn a_mask_of_eight_bits_carries_a_tag_too() {
-    let mut world = World::default();
-    world.mark_mask = 0x0000_ff00;
+    let world = World {
+        mark_mask: 0x0000_ff00,
+        ..World::default()
+    };
     let Some(plane) = DataPlane::of(world) else {
         return;
     };

@@ -143,12 +143,17 @@ impl Model {
             "CAP-1: {egress:?}"
         );
         // CAP-9, CAP-4.
-        let first = *self.preferred.entry(inside.0).or_insert(egress.0);
-        let full = self.active(protocol, first, origin) >= self.cap;
-        assert!(
-            first == egress.0 || full,
-            "{inside:?} goes to {first:?} first"
-        );
+        let full = |address| self.active(protocol, address, origin) >= self.cap;
+        match self.preferred.get(&inside.0) {
+            Some(first) => assert!(
+                *first == egress.0 || full(*first),
+                "{inside:?} goes to {first:?} first"
+            ),
+            None if !self.addresses.iter().copied().any(full) => {
+                self.preferred.insert(inside.0, egress.0);
+            }
+            None => {}
+        }
         // A port is one flow's at a time, and a resting one is taken only by a SYN ahead.
         let sequence = match &packet.body {
             Body::Tcp(tcp) => tcp.sequence,

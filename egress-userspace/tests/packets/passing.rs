@@ -2,7 +2,7 @@
 //! It leaves exactly as it came, marked as dealt with.
 
 use egress_common::reason::Reason;
-use egress_common::settings::zone_flag;
+use egress_common::settings::{MarkSelector, zone_flag};
 
 use crate::harness::{DataPlane, Hook, done, tagged};
 use crate::packet::{ACK, Packet, SYN};
@@ -88,8 +88,10 @@ fn policy_7_pings_pass_untouched() {
 #[test]
 fn policy_6_tcp_and_udp_are_switched_separately() {
     for (off, tcp_passes) in [(zone_flag::TCP, true), (zone_flag::UDP, false)] {
-        let mut world = World::default();
-        world.zones = vec![(ZONE, ENABLED & !off, POOL)];
+        let world = World {
+            zones: vec![(ZONE, ENABLED & !off, POOL)],
+            ..World::default()
+        };
         let Some(plane) = DataPlane::of(world) else {
             return;
         };
@@ -147,12 +149,15 @@ fn safe_6_nobody_claims_an_egress_ip() {
 
 #[test]
 fn zone_2_a_mark_selects_before_everything_else() {
-    let mut world = World::default();
-    world.marks = vec![egress_common::settings::MarkSelector {
+    let selector = MarkSelector {
         mask: 0xff,
         value: 0x42,
         zone: ZONE,
-    }];
+    };
+    let world = World {
+        marks: vec![selector],
+        ..World::default()
+    };
     let Some(plane) = DataPlane::of(world) else {
         return;
     };

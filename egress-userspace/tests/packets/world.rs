@@ -1,6 +1,5 @@
 //! What a data plane in a box is configured with, and the names tests use.
 
-use egress_common::key::{TCP, UDP};
 use egress_common::port::{ALL_SLICES, CONNECTIONS_PER_ORIGIN};
 use egress_common::settings::{Candidate, MarkSelector, Settings, Timers, zone_flag};
 
@@ -33,8 +32,6 @@ pub(crate) const INSIDE_INTERFACE: u32 = 5;
 
 pub(crate) const ENABLED: u32 =
     zone_flag::KNOWN | zone_flag::ENABLED | zone_flag::TCP | zone_flag::UDP;
-
-pub(crate) const PROTOCOLS: [u8; 2] = [TCP, UDP];
 
 /// An address, its prefix length, and the zone it selects.
 pub(crate) type Source = ([u8; 4], u32, u32);
