@@ -280,8 +280,8 @@ impl Drop for Interruptions {
 fn safe_1_no_packet_with_another_flows_address_while_elements_are_recycled() {
     /// Encounters that are enough, and how long to wait for them: a packet meets a recycled element
     /// only if it is interrupted between two particular instructions.
-    const ENOUGH: u64 = 12;
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const ENOUGH: u64 = 4;
+    const PATIENCE: Duration = Duration::from_secs(60);
     if !two_cpus() {
         return;
     }
