@@ -10,7 +10,7 @@ use egress_common::word::Word;
 
 use crate::family::Family;
 use crate::frame::Frame;
-use crate::{options, report, slots, verdict};
+use crate::{options, report, slots, verdict, word};
 
 /// A slot that was checked to be the packet's.
 pub struct Found<A> {
@@ -172,9 +172,19 @@ fn follow<A: Family>(
     }
     // SAFETY: as above.
     unsafe {
-        core::ptr::write_volatile(sender_at, sender);
-        if !word.has(flag::SYN_IN) {
-            core::ptr::write_volatile(receiver_at, receiver);
+        if closing && word.has(flag::SYN_IN) {
+            // A FIN and the acknowledgment of the other side's may be on two CPUs at once: neither
+            // takes back what the other has said.
+            word::forward(&raw mut (*sender_at).end, sender.end);
+            word::forward(&raw mut (*sender_at).ack, sender.ack);
+            core::ptr::write_volatile(&raw mut (*sender_at).window, sender.window);
+            core::ptr::write_volatile(&raw mut (*sender_at).timestamp, sender.timestamp);
+            sender = core::ptr::read_volatile(sender_at);
+        } else {
+            core::ptr::write_volatile(sender_at, sender);
+            if !word.has(flag::SYN_IN) {
+                core::ptr::write_volatile(receiver_at, receiver);
+            }
         }
     }
     if closing {

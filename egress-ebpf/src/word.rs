@@ -6,6 +6,7 @@
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use core::ptr::read_volatile;
 
+use egress_common::tcp::after;
 use egress_common::word::Word;
 
 const SEQ: AtomicOrdering = AtomicOrdering::SeqCst;
@@ -75,6 +76,27 @@ pub unsafe fn raise(maximum: *mut u32, value: u32) {
         }
         // SAFETY: promised by the caller.
         let (now, _) = unsafe { atomic_cxchg::<u32, SEQ, SEQ>(maximum, seen, value) };
+        if now == seen {
+            return;
+        }
+        seen = now;
+    }
+}
+
+/// Moves a TCP sequence number forward that other CPUs move too; never back.
+///
+/// # Safety
+/// `number` points into a live map value, 4-aligned.
+#[inline(always)]
+pub unsafe fn forward(number: *mut u32, value: u32) {
+    // SAFETY: promised by the caller.
+    let mut seen = unsafe { read_volatile(number) };
+    for _ in 0..RAISES {
+        if !after(value, seen) {
+            return;
+        }
+        // SAFETY: promised by the caller.
+        let (now, _) = unsafe { atomic_cxchg::<u32, SEQ, SEQ>(number, seen, value) };
         if now == seen {
             return;
         }
