@@ -109,6 +109,14 @@ impl Lab {
         self.standing.entry.pin()
     }
 
+    /// A directory for the pins of a second daemon.
+    #[must_use]
+    pub fn second_pin(&self) -> PathBuf {
+        let mut name = self.pin().into_os_string();
+        name.push("-second");
+        name.into()
+    }
+
     /// The namespace of a node.
     #[must_use]
     pub fn node(&self, name: &str) -> Namespace {

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -34,6 +34,7 @@ struct Allowed {
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     allowed: Vec<Allowed>,
+    complainers: Vec<(IpAddr, Vec<Ipv4Addr>)>,
 }
 
 impl Rules {
@@ -64,6 +65,14 @@ impl Rules {
         self
     }
 
+    /// Allows a router's own ICMP errors about packets to these addresses: nobody inside ever sees such a packet,
+    /// so no such error is of the zone.
+    #[must_use]
+    pub fn allow_errors_about(mut self, router: Ipv4Addr, addresses: &[Ipv4Addr]) -> Self {
+        self.complainers.push((router.into(), addresses.to_vec()));
+        self
+    }
+
     /// Whether a packet that left the gateway is a leak.
     #[must_use]
     pub fn forbid(&self, packet: &Packet) -> bool {
@@ -73,7 +82,19 @@ impl Rules {
                     .destination_port
                     .is_none_or(|port| packet.destination_port() == Some(port))
         });
-        !allowed && !is_housekeeping(packet)
+        !allowed && !is_housekeeping(packet) && !self.is_complaint(packet)
+    }
+
+    fn is_complaint(&self, packet: &Packet) -> bool {
+        let Transport::Icmp {
+            about: Some(about), ..
+        } = packet.transport
+        else {
+            return false;
+        };
+        self.complainers
+            .iter()
+            .any(|(router, addresses)| packet.source == *router && addresses.contains(&about))
     }
 }
 

@@ -77,6 +77,8 @@ pub enum Transport {
         kind: u8,
         /// Code.
         code: u8,
+        /// Where the packet was going that an IPv4 error is about.
+        about: Option<Ipv4Addr>,
     },
     /// Another protocol, or cut off.
     Other,
@@ -151,7 +153,7 @@ impl fmt::Display for Packet {
             } => {
                 write!(out, "UDP {source}:{from} > {destination}:{to}")?;
             }
-            Transport::Icmp { kind, code } => {
+            Transport::Icmp { kind, code, .. } => {
                 write!(out, "ICMP {source} > {destination} {kind}/{code}")?;
             }
             Transport::Other => write!(out, "protocol {} {source} > {destination}", self.protocol)?,
@@ -242,10 +244,23 @@ fn transport(protocol: u8, later_fragment: bool, bytes: &[u8]) -> Transport {
             .map(|(kind, code)| Transport::Icmp {
                 kind: *kind,
                 code: *code,
+                about: quoted_destination(protocol, *kind, bytes),
             }),
         _ => None,
     };
     parsed.unwrap_or(Transport::Other)
+}
+
+/// Unreachable, redirect, time exceeded and parameter problem quote the packet that they are about.
+fn quoted_destination(protocol: u8, kind: u8, bytes: &[u8]) -> Option<Ipv4Addr> {
+    const HEADER: usize = 8;
+    const DESTINATION: usize = HEADER + 16;
+
+    if protocol != ICMP || !matches!(kind, 3 | 5 | 11 | 12) {
+        return None;
+    }
+    let octets: [u8; 4] = bytes.get(DESTINATION..DESTINATION + 4)?.try_into().ok()?;
+    Some(octets.into())
 }
 
 fn tcp(bytes: &[u8]) -> Option<Transport> {

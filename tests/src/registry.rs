@@ -172,9 +172,27 @@ fn destroy(id: &str) -> Result<()> {
         }
         note(namespace.delete());
     }
-    note(remove_dir(&pin(id)));
+    for pin in pins(id) {
+        note(remove_dir(&pin));
+    }
     note(remove_dir(&directory(id)));
     first_error
+}
+
+/// The lab's pin directory and those beside it: of a second daemon, of a start that was killed.
+fn pins(id: &str) -> Vec<PathBuf> {
+    let own = pin(id);
+    let name = own.file_name().unwrap_or_default().to_string_lossy();
+    let beside = format!("{name}-");
+    let Ok(entries) = fs::read_dir(BPF_DIR) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|entry| *entry == *name || entry.starts_with(&beside))
+        .map(|entry| Path::new(BPF_DIR).join(entry))
+        .collect()
 }
 
 fn namespaces(prefix: &str) -> Vec<Namespace> {

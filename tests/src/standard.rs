@@ -61,10 +61,8 @@ pub const DEFAULT_EGRESS_NET: IpNet = host(DEFAULT_EGRESS);
 pub const SECOND_EGRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
 /// The addresses of [`NET`] towards the origins, in a [`Kind::Routed`] network: a router may have something to
 /// say for itself.
-pub const ROUTER_ADDRESSES: [Ipv4Addr; 2] = [
-    Ipv4Addr::new(198, 51, 100, 1),
-    Ipv4Addr::new(192, 0, 2, 1),
-];
+pub const ROUTER_ADDRESSES: [Ipv4Addr; 2] =
+    [Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(192, 0, 2, 1)];
 /// The addresses of the pool.
 pub const POOL: [Ipv4Addr; 2] = [
     Ipv4Addr::new(203, 0, 113, 10),

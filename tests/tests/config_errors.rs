@@ -106,15 +106,15 @@ fn cases() -> Vec<Case> {
                 connections_per_origin: 40_001,
                 ..default()
             },
-            says: &["40001", "40,000"],
+            says: &["40001", "40000"],
         },
         Case {
             name: "no TOML",
             resources: Resources {
-                pool: "id = = 3".to_owned(),
+                sections: "[[zone".to_owned(),
                 ..default()
             },
-            says: &["resources.toml:"],
+            says: &["not valid TOML"],
         },
     ]
 }
@@ -190,8 +190,9 @@ fn is_one_error(case: &Case, arguments: &[&str], output: &Output, code: i32) -> 
         "{what}: {}, said: {said}",
         output.status
     );
+    // `FILE:LINE:COLUMN: error:`; a closing line may sum up.
     ensure!(
-        said.matches("error: ").count() == 1,
+        said.matches(": error: ").count() == 1,
         "{what}: not one error: {said}"
     );
     for word in case.says {
@@ -213,6 +214,25 @@ fn has_place(said: &str, path: &Path) -> bool {
     is_number(numbers.next()) && is_number(numbers.next())
 }
 
+/// A wrong line in `[dataplane]` of `egress.toml`, and what the message must say beside its place.
+const SERVER_CASES: [(&str, &str, &[&str]); 3] = [
+    (
+        "an unknown key for the server",
+        "atach = \"tcx\"",
+        &["atach", "attach"],
+    ),
+    (
+        "an unknown way to attach",
+        "attach = \"xdp\"",
+        &["xdp", "tcx", "clsact"],
+    ),
+    (
+        "a mark mask with too few bits",
+        "mark_mask = \"0x70\"",
+        &["mark_mask"],
+    ),
+];
+
 /// Starts a second daemon beside the site's and expects it to end with a message.
 fn must_not_start(
     site: &Site,
@@ -228,7 +248,8 @@ fn must_not_start(
     let mut server = Server::default();
     let mut files = Files {
         directory,
-        pin: site.lab.pin().join("../egress-lab-second"),
+        // Within the lab's own, so that it goes with it.
+        pin: site.lab.second_pin(),
     };
     change(&mut server, &mut files)?;
     files.write_server(&server)?;
@@ -248,6 +269,7 @@ fn must_not_start(
     }
     let said = fs::read_to_string(&log)?;
     let status = ended.with_context(|| format!("{name}: {said}"))?;
+    println!("{name}: {said}");
     ensure!(
         status.code().is_some_and(|code| codes.contains(&code)),
         "{name}: {status}, said: {said}"
@@ -287,9 +309,33 @@ fn a_daemon_that_cannot_work_says_why_and_harms_nobody() -> Result<()> {
             Ok(())
         },
         as_is,
-        &[FAILED, INVALID],
-        &["nowhere0"],
+        &[FAILED],
+        &["nowhere0", "uplink", "does not exist"],
     )?;
+    must_not_start(
+        &site,
+        "an inside interface that does not exist",
+        |server, _| {
+            server.inside.push("nowhere1".to_owned());
+            Ok(())
+        },
+        as_is,
+        &[FAILED],
+        &["nowhere1", "inside", "does not exist"],
+    )?;
+    for (name, line, says) in SERVER_CASES {
+        must_not_start(
+            &site,
+            name,
+            |server, _| {
+                server.dataplane = line.to_owned();
+                Ok(())
+            },
+            as_is,
+            &[INVALID],
+            &[&["egress.toml:", ": error: "], says].concat(),
+        )?;
+    }
     must_not_start(
         &site,
         "no bpffs",
@@ -298,8 +344,8 @@ fn a_daemon_that_cannot_work_says_why_and_harms_nobody() -> Result<()> {
             Ok(())
         },
         as_is,
-        &[FAILED, INVALID],
-        &["bpf"],
+        &[FAILED],
+        &["not on a BPF file system", "mount -t bpf"],
     )?;
     must_not_start(
         &site,
@@ -310,32 +356,47 @@ fn a_daemon_that_cannot_work_says_why_and_harms_nobody() -> Result<()> {
         },
         as_is,
         &[FAILED],
-        &["egress-lab-"],
+        &["another egress process", "egress-lab-"],
     )?;
+    const DAMAGED: &str = "no database at all, and long enough to be one";
+    let database = site.lab.directory().join("second/egress.db");
     must_not_start(
         &site,
         "a corrupt database",
-        |_, files| {
-            Ok(fs::write(
-                files.directory.join("egress.db"),
-                "no database at all, and long enough to be one",
-            )?)
-        },
+        |_, _| Ok(fs::write(&database, DAMAGED)?),
         as_is,
         &[FAILED],
-        &["egress.db"],
+        &["egress.db", "damaged", "move"],
     )?;
+    ensure!(
+        fs::read_to_string(&database)? == DAMAGED,
+        "the damaged database was touched"
+    );
     must_not_start(
         &site,
         "no root",
         |_, _| Ok(()),
-        |command| {
-            command.uid(NOBODY).gid(NOBODY);
-        },
+        become_nobody,
         &[FAILED],
-        &[],
+        &["root"],
     )?;
     Ok(())
+}
+
+/// Gives up root after the namespace has been entered, which takes root.
+fn become_nobody(command: &mut Command) {
+    // SAFETY: three system calls on integers between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::setgroups(0, std::ptr::null()) != 0
+                || libc::setgid(NOBODY) != 0
+                || libc::setuid(NOBODY) != 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
 }
 
 #[test]

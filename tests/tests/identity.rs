@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use egress_tests::{
     cgroup::Cgroup,
     client::{Churn, Clients, Closer, Options as ClientOptions, Outcome},
-    config::Resources,
+    config::{Resources, Server},
     needs,
     offload::{self, Offload},
     origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
@@ -68,11 +68,11 @@ fn members_of_the_zone_leave_from_the_pool_and_nobody_else() -> Result<()> {
     if let Some(cgroup) = &cgroup {
         selectors.push_str(&format!("cgroups = [\"{}\"]\n", cgroup.name()));
     }
-    for (kind, masquerade) in [
-        (Kind::Routed, Masquerade::Nobody),
-        (Kind::Routed, Masquerade::Unbound),
-        (Kind::Routed, Masquerade::Everybody),
-        (Kind::Segment, Masquerade::Everybody),
+    for (kind, masquerade, attach) in [
+        (Kind::Routed, Masquerade::Nobody, "tcx"),
+        (Kind::Routed, Masquerade::Unbound, "auto"),
+        (Kind::Routed, Masquerade::Everybody, "clsact"),
+        (Kind::Segment, Masquerade::Everybody, "tcx"),
     ] {
         let resources = Resources {
             selectors: selectors.clone(),
@@ -83,8 +83,13 @@ fn members_of_the_zone_leave_from_the_pool_and_nobody_else() -> Result<()> {
             masquerade,
             ..Options::default()
         };
+        let server = Server {
+            dataplane: format!("attach = \"{attach}\""),
+            ..Server::default()
+        };
         let site = Site::start(&Plan {
             network,
+            server,
             resources,
             ..Plan::default()
         })?;
@@ -114,7 +119,7 @@ fn members_of_the_zone_leave_from_the_pool_and_nobody_else() -> Result<()> {
             let seen = seen(&site, clients)?;
             ensure!(
                 seen.iter().all(is_pool),
-                "{who}, {kind:?}, masquerade {masquerade:?}: seen as {seen:?}"
+                "{who}, {kind:?}, {attach}, masquerade {masquerade:?}: seen as {seen:?}"
             );
         }
         let of_unbound = match masquerade {
@@ -125,7 +130,7 @@ fn members_of_the_zone_leave_from_the_pool_and_nobody_else() -> Result<()> {
             let seen = seen(&site, &mut site.clients(node, 1)?)?;
             ensure!(
                 seen.iter().all(|address| *address == expected.to_string()),
-                "{node}, {kind:?}, masquerade {masquerade:?}: seen as {seen:?} instead of {expected}"
+                "{node}, {kind:?}, {attach}, masquerade {masquerade:?}: seen as {seen:?} instead of {expected}"
             );
         }
     }

@@ -19,7 +19,8 @@ use egress_tests::{
     packet::{RST, SYN},
     registry,
     standard::{
-        self, A, B, BOUND, BOUND_ADDRESS, GATEWAY, Kind, Masquerade, NET, Options, POOL, UNBOUND, UPLINK,
+        self, A, B, BOUND, BOUND_ADDRESS, GATEWAY, Kind, Masquerade, NET, Options, POOL, UNBOUND,
+        UPLINK,
     },
 };
 

@@ -2,6 +2,7 @@
 //! whatever happens to the gateway. Every test runs under load and is watched where the packets arrive.
 
 use std::{
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -74,11 +75,7 @@ fn under_load(
     })
 }
 
-fn stretch(
-    clients: &mut Clients,
-    http: std::net::SocketAddr,
-    udp: std::net::SocketAddr,
-) -> Result<Outcome> {
+fn stretch(clients: &mut Clients, http: SocketAddr, udp: SocketAddr) -> Result<Outcome> {
     clients.udp(udp, 5, Duration::from_millis(50), false)?;
     clients.churn(Churn {
         target: http,
@@ -94,10 +91,19 @@ fn total(outcomes: &[Outcome]) -> usize {
 
 #[test]
 fn reload() -> Result<()> {
-    let Some(_turn) = needs::turn("reload", &[]) else {
+    let Some(_turn) = needs::turn("reload", &["nft"]) else {
         return Ok(());
     };
-    let mut site = Site::start(&plan())?;
+    for masquerade in [Masquerade::Nobody, Masquerade::Everybody] {
+        reloads(masquerade)?;
+    }
+    Ok(())
+}
+
+fn reloads(masquerade: Masquerade) -> Result<()> {
+    let mut plan = plan();
+    plan.network.masquerade = masquerade;
+    let mut site = Site::start(&plan)?;
     let check = site.watch()?;
     let outcomes = under_load(&mut site, |site| {
         for round in 0..10 {
@@ -246,11 +252,10 @@ fn recreated_uplink() -> Result<()> {
             site.node(NET)
                 .ip(&format!("route add 10.0.0.0/8 via {DEFAULT_EGRESS}"))?;
             site.gateway.wait_in_place(HOOK_LIMIT)?;
-            let seen = site.curl(BOUND, site.at_a(HTTP_PORT))?;
-            ensure!(
-                POOL.iter().any(|address| address.to_string() == seen),
-                "seen as {seen}"
-            );
+            // Both, so that both checks have something to see.
+            for origin in [site.at_a(HTTP_PORT), site.at_b(HTTP_PORT)] {
+                seen_from_pool(site, origin)?;
+            }
         }
         Ok(())
     })?;
@@ -372,5 +377,132 @@ fn stopped_daemon_and_changed_files() -> Result<()> {
         site.gateway.restart()
     })?;
     check.finish()?;
+    Ok(())
+}
+
+/// Removes a program while the daemon looks after it, and while it is dead.
+fn without_program(attach: &str, masquerade: Masquerade) -> Result<()> {
+    let mut plan = plan();
+    plan.network.masquerade = masquerade;
+    plan.server.dataplane = format!("attach = \"{attach}\"");
+    let mut site = Site::start(&plan)?;
+    let case = format!("{attach}, masquerade {masquerade:?}");
+    // Without `uplink_ingress`, a reply looks to the gateway like a packet to forward to somebody who is not there.
+    let check = site.watch_for(
+        Rules::new()
+            .allow(POOL)
+            .allow_errors_about(DEFAULT_EGRESS, &POOL),
+    )?;
+    let echo = site.at_a(ECHO_PORT);
+    let mut holder = site.clients(BOUND, 1)?;
+    all_succeeded(&holder.open(echo, 20, CONNECT_LIMIT)?, 20)?;
+    let kinds = site.gateway.json(&["status"])?;
+    ensure!(
+        kinds["hooks"].as_array().is_some_and(
+            |hooks| hooks.len() >= 4 && hooks.iter().all(|hook| hook["kind"] == attach)
+        ),
+        "{case}: {kinds}"
+    );
+
+    let outcomes = under_load(&mut site, |site| {
+        for (interface, program) in [
+            (UPLINK, "uplink_egress"),
+            (UPLINK, "uplink_guard"),
+            (UPLINK, "uplink_ingress"),
+            (INSIDE_BOUND, "inside_ingress"),
+        ] {
+            site.gateway
+                .remove_program(interface, program)
+                .with_context(|| case.clone())?;
+            site.gateway
+                .wait_in_place(HOOK_LIMIT)
+                .with_context(|| format!("{case}: {program}"))?;
+            seen_from_pool(site, site.at_a(HTTP_PORT))
+                .with_context(|| format!("{case}: {program}"))?;
+        }
+        Ok(())
+    })?;
+    ensure!(total(&outcomes) > 0, "{case}: {outcomes:?}");
+
+    // Nobody is there to put it back.
+    site.gateway.kill()?;
+    for (interface, program) in [(UPLINK, "uplink_egress"), (INSIDE_BOUND, "inside_ingress")] {
+        site.gateway.remove_program(interface, program)?;
+        under_load(&mut site, |site| {
+            let seen = site.curl(BOUND, site.at_a(HTTP_PORT));
+            ensure!(seen.is_err(), "{case}, without {program}: seen as {seen:?}");
+            Ok(())
+        })?;
+        let status = site.gateway.egress(["status"])?;
+        ensure!(
+            !status.status.success(),
+            "{case}: status finds all in place without {program}"
+        );
+        site.gateway.restart()?;
+        seen_from_pool(&site, site.at_a(HTTP_PORT))
+            .with_context(|| format!("{case}: after {program}"))?;
+        site.gateway.kill()?;
+    }
+    site.gateway.restart()?;
+    all_succeeded(&holder.check(CONNECT_LIMIT)?, 20)?;
+    check.finish().context(case)?;
+    Ok(())
+}
+
+fn seen_from_pool(site: &Site, origin: SocketAddr) -> Result<()> {
+    let seen = site.curl(BOUND, origin)?;
+    ensure!(
+        POOL.iter().any(|address| address.to_string() == seen),
+        "seen as {seen}"
+    );
+    Ok(())
+}
+
+#[test]
+fn programs_removed_by_hand() -> Result<()> {
+    let Some(_turn) = needs::turn("programs_removed_by_hand", &["nft", "bpftool"]) else {
+        return Ok(());
+    };
+    for masquerade in [Masquerade::Nobody, Masquerade::Everybody] {
+        without_program("tcx", masquerade)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn filters_removed_by_hand() -> Result<()> {
+    let Some(_turn) = needs::turn("filters_removed_by_hand", &["nft", "tc"]) else {
+        return Ok(());
+    };
+    without_program("clsact", Masquerade::Everybody)
+}
+
+/// ZONE-1: connections from before the daemon cannot be moved to an address of the pool, so they end.
+#[test]
+fn connections_from_before() -> Result<()> {
+    const HELD: usize = 20;
+
+    let Some(_turn) = needs::turn("connections_from_before", &["nft"]) else {
+        return Ok(());
+    };
+    for masquerade in [Masquerade::Nobody, Masquerade::Everybody] {
+        let mut plan = plan();
+        plan.network.masquerade = masquerade;
+        let mut site = Site::prepare(&plan)?;
+        let echo = site.at_a(ECHO_PORT);
+        let mut holder = site.clients(BOUND, 1)?;
+        all_succeeded(&holder.open(echo, HELD, CONNECT_LIMIT)?, HELD)?;
+        site.gateway.restart()?;
+        let check = site.watch()?;
+        let checked = holder.check(CONNECT_LIMIT)?;
+        ensure!(
+            checked.refused.get("ECONNRESET") == Some(&HELD),
+            "masquerade {masquerade:?}: {checked:?}"
+        );
+        seen_from_pool(&site, site.at_a(HTTP_PORT))?;
+        check
+            .finish()
+            .with_context(|| format!("masquerade {masquerade:?}"))?;
+    }
     Ok(())
 }

@@ -247,3 +247,59 @@ fn flows_end_and_are_counted_while_the_daemon_is_down() -> Result<()> {
     check.finish()?;
     Ok(())
 }
+
+/// tcx links and clsact filters take over from each other, and from the build before.
+#[test]
+fn another_way_to_attach_and_another_build_keep_every_connection() -> Result<()> {
+    const HELD: usize = 50;
+    const TEST: &str = "another_way_to_attach_and_another_build_keep_every_connection";
+
+    let Some(_turn) = needs::turn(TEST, &["bpftool"]) else {
+        return Ok(());
+    };
+    let attached_by = |kind: &str| Server {
+        dataplane: format!("attach = \"{kind}\""),
+        ..Server::default()
+    };
+    let mut site = Site::start(&Plan {
+        server: attached_by("clsact"),
+        ..Plan::default()
+    })?;
+    let check = site.watch()?;
+    let echo = site.at_a(ECHO_PORT);
+    let mut clients = site.clients(BOUND, 1)?;
+    all_succeeded(&clients.open(echo, HELD, CONNECT_LIMIT)?, HELD)?;
+    if let Some(next) = env::var_os(NEXT_BINARY_VARIABLE) {
+        let before = site.gateway.program_tags()?;
+        site.gateway.kill()?;
+        site.gateway.use_binary(next.into());
+        site.gateway.restart()?;
+        let after = site.gateway.program_tags()?;
+        ensure!(
+            before.keys().eq(after.keys())
+                && before
+                    .iter()
+                    .all(|(hook, tag)| after.get(hook) != Some(tag)),
+            "hooks before: {before:?}, after: {after:?}"
+        );
+        all_succeeded(&clients.check(CONNECT_LIMIT)?, HELD)?;
+    }
+    for kind in ["tcx", "clsact", "tcx"] {
+        site.gateway.terminate()?;
+        site.gateway.files().write_server(&attached_by(kind))?;
+        site.gateway.restart()?;
+        let status = site.gateway.json(&["status"])?;
+        let hooks = status["hooks"].as_array().context("no hooks")?;
+        ensure!(
+            hooks.iter().all(|hook| hook["kind"] == kind),
+            "{kind}: {status}"
+        );
+        all_succeeded(&clients.check(CONNECT_LIMIT)?, HELD)?;
+        all_succeeded(&clients.open(echo, 1, CONNECT_LIMIT)?, 1)?;
+        all_succeeded(&clients.close(1, false)?, 1)?;
+    }
+    clients.close_all(false)?;
+    site.wait_active(echo, "tcp", 0, CONNECT_LIMIT)?;
+    check.finish()?;
+    Ok(())
+}
