@@ -252,6 +252,17 @@ impl Flow {
         )
     }
 
+    /// What either side has sent and acknowledged, as numbers on the wire; once both are known.
+    pub(crate) fn numbers(&self) -> Option<[u32; 4]> {
+        let (inside, origin) = (self.inside.first?, self.origin.first?);
+        Some([
+            inside.wrapping_add(self.inside.sent as u32),
+            origin.wrapping_add(self.inside.acknowledged as u32),
+            origin.wrapping_add(self.origin.sent as u32),
+            inside.wrapping_add(self.origin.acknowledged as u32),
+        ])
+    }
+
     /// NAT-7.
     fn follow(&mut self, tcp: &Tcp, out: bool) {
         if self.life == Life::Closed {
