@@ -293,14 +293,15 @@ fn icmp(ctx: &TcContext, packet: &Outgoing, configuration: &Configuration) -> i3
 }
 
 /// Whether replies to a realm's packet must be handed to its interface: not if netfilter has
-/// rewritten the source to an address of this host, which conntrack will undo.
+/// rewritten the source to an address of this host, which conntrack will undo. Asked as for a packet
+/// that comes in by the realm's interface, so that a realm in a VRF is looked up in its own table.
 #[inline(never)]
 fn redirected(ctx: &TcContext, packet: &Outgoing) -> bool {
     use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, bpf_fib_lookup};
     // SAFETY: all-zero is a valid parameter block.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     query.family = 2; // AF_INET
-    query.ifindex = verdict::interface(ctx);
+    query.ifindex = verdict::ingress_interface(ctx);
     query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(packet.ip.destination);
     query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(packet.ip.source);
     // SAFETY: the block is valid and its size is given.

@@ -30,6 +30,8 @@ pub(super) struct Interface {
     pub(super) mac: [u8; 6],
     /// Whether it is switched on.
     pub(super) up: bool,
+    /// Whether its packets begin with an Ethernet header, where the programs look for addresses.
+    pub(super) ethernet: bool,
 }
 
 impl Interface {
@@ -71,23 +73,43 @@ impl Interface {
     /// # Errors
     /// [`DataPlaneError::Refused`] that names it and its key in the configuration.
     pub(super) fn require(name: &str, key: &str) -> Result<Self, DataPlaneError> {
-        Self::find(name)?.ok_or_else(|| DataPlaneError::Refused {
+        let found = Self::find(name)?.ok_or_else(|| DataPlaneError::Refused {
             reason: format!("interface {name} ([dataplane] {key}) does not exist"),
             remedy: "`ip link` lists the interfaces of this network namespace; create it, or correct the name"
                 .to_owned(),
+        })?;
+        found.check_kind()?;
+        Ok(found)
+    }
+
+    /// Refuses an interface on which the programs would not find addresses: what they cannot read they cannot
+    /// hold back (SAFE-1).
+    pub(super) fn check_kind(&self) -> Result<(), DataPlaneError> {
+        if self.ethernet {
+            return Ok(());
+        }
+        Err(DataPlaneError::Refused {
+            reason: format!(
+                "interface {} has no Ethernet header (tun, ppp, wireguard or the like)",
+                self.name
+            ),
+            remedy:
+                "name an Ethernet interface; devices without a link layer are not supported yet"
+                    .to_owned(),
         })
     }
 }
 
 /// `struct ifinfomsg` and its attributes.
 fn parse(body: &[u8]) -> Option<Interface> {
-    let [_, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *body.first_chunk::<INFO>()?;
+    let [_, _, k0, k1, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *body.first_chunk::<INFO>()?;
     let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
     let mut interface = Interface {
         name: String::new(),
         index: u32::from_ne_bytes([i0, i1, i2, i3]),
         mac: [0; 6],
         up: flags & libc::IFF_UP as u32 != 0,
+        ethernet: u16::from_ne_bytes([k0, k1]) == libc::ARPHRD_ETHER,
     };
     for (kind, content) in netlink::attributes(body.get(INFO..)?) {
         match kind {

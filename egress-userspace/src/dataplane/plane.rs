@@ -151,6 +151,10 @@ impl Plane {
                 _ => {}
             }
             let Some(interface) = interface else { continue };
+            if let Err(error) = interface.check_kind() {
+                failure.get_or_insert(error);
+                continue;
+            }
             let mut complete = true;
             for hook in hooks {
                 let outcome = self.object.program(*hook).and_then(|program| {
