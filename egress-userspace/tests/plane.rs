@@ -78,7 +78,7 @@ fn safe_2_a_second_start_takes_everything_over() {
         assert_eq!(pools[0].addresses.len(), 2);
         assert_eq!(
             plane
-                .candidate_order(1, "10.1.0.2".parse().unwrap())
+                .candidate_order(1, "10.1.0.2".parse().unwrap(), None)
                 .unwrap()
                 .len(),
             2
