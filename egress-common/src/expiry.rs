@@ -28,6 +28,25 @@ impl Pressure {
         Self(256 - (free * 256 / total) as u32)
     }
 
+    /// `time`, shortened for a flow the origin has not answered; never below [`PATIENCE`].
+    #[inline(always)]
+    const fn patience(self, time: u64) -> u64 {
+        let short = self.shorten(time, 224);
+        if short >= PATIENCE || short == time {
+            short
+        } else if time < PATIENCE {
+            time
+        } else {
+            PATIENCE
+        }
+    }
+
+    /// The greater of two pressures.
+    #[inline(always)]
+    pub const fn or(self, other: Self) -> Self {
+        if other.0 > self.0 { other } else { self }
+    }
+
     /// `time`, shortened linearly from whole at `from` to nothing at a full table.
     #[inline(always)]
     const fn shorten(self, time: u64, from: u32) -> u64 {
@@ -39,18 +58,24 @@ impl Pressure {
     }
 }
 
+/// The least patience with a flow that the origin has not answered: longer than a round trip, and
+/// than any program runs, so that a flow is never ended while it is made.
+pub const PATIENCE: u64 = 2_000_000_000;
+
 /// How long a slot in this state lives after its last packet, in nanoseconds; `None`: it has no
 /// time-out.
 #[inline(always)]
 pub fn lifetime(word: SlotWord, timers: &Timers, pressure: Pressure) -> Option<u64> {
     match word.state {
         State::Free | State::Opening => None,
-        State::TcpHalfOpen => Some(pressure.shorten(timers.tcp_transitory, 224)),
+        // The origin has answered: as live as an established one (CAP-6).
+        State::TcpHalfOpen if word.has(flag::SYN_IN) => Some(timers.tcp_transitory),
+        State::TcpHalfOpen => Some(pressure.patience(timers.tcp_transitory)),
         State::TcpEstablished if word.has(flag::FIN_OUT | flag::FIN_IN) => {
             Some(timers.tcp_transitory)
         }
         State::TcpEstablished => Some(timers.tcp_established),
-        State::UdpUnanswered => Some(pressure.shorten(timers.udp, 224)),
+        State::UdpUnanswered => Some(pressure.patience(timers.udp)),
         State::UdpAnswered => Some(timers.udp),
         State::Closed => {
             let rest = if timers.quarantine > timers.tcp_closing {
@@ -161,7 +186,7 @@ mod tests {
         fn cap_6_pressure_never_shortens_a_live_flow(available in 0u64..1_000, state in 0u8..8) {
             let pressure = Pressure::of(available, 1_000);
             let word = word(State::from_bits(state), flag::SYN_IN);
-            if matches!(word.state, State::TcpEstablished | State::UdpAnswered | State::Unlinked) {
+            if !matches!(word.state, State::UdpUnanswered | State::Closed) {
                 prop_assert_eq!(lifetime(word, &TIMERS, pressure), lifetime(word, &TIMERS, Pressure::NONE));
             }
         }

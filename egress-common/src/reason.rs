@@ -57,6 +57,7 @@ reasons! {
     Blocked = 19, "blocked", "the zone is enabled but its pool is unknown to the data plane (SAFE-1)";
     Multicast = 20, "multicast", "multicast and broadcast of a bound zone are not translated (SAFE-1)";
     EventLost = 21, "event_lost", "an event did not fit the ring buffer (OBS-4)";
+    TagLost = 22, "tag_lost", "somebody rewrote the whole packet mark, reserved bits included, so its zone is not known: set marks with a mask (SAFE-1)";
 }
 
 impl Reason {

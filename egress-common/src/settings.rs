@@ -48,8 +48,8 @@ pub struct Settings {
     pub exempt: u32,
     /// Number of interface selectors.
     pub interfaces: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Number of enabled zones.
+    pub enabled: u32,
 }
 
 /// Time-outs in nanoseconds (NAT-7, CAP-7).

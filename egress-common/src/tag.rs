@@ -19,6 +19,9 @@ pub struct TagField {
 pub enum Tag {
     /// Nothing: the zone has not been decided, or there is none.
     None,
+    /// The packet entered by an inside interface and belongs to no zone. A value, not an absence: where
+    /// somebody has rewritten the whole mark, the tag is missed instead of read as "no zone".
+    Unbound,
     /// The packet belongs to this zone.
     Zone(u16),
     /// The uplink's program has dealt with the packet: translated it, or let it pass.
@@ -42,9 +45,9 @@ impl TagField {
     /// The highest zone number this field can carry.
     #[inline(always)]
     pub const fn last_zone(self) -> u32 {
-        let done = self.mask >> self.shift;
-        if done - 1 < u16::MAX as u32 {
-            done - 1
+        let unbound = (self.mask >> self.shift) - 1;
+        if unbound - 1 < u16::MAX as u32 {
+            unbound - 1
         } else {
             u16::MAX as u32
         }
@@ -58,6 +61,8 @@ impl TagField {
             Tag::None
         } else if value == self.mask >> self.shift {
             Tag::Done
+        } else if value == (self.mask >> self.shift) - 1 {
+            Tag::Unbound
         } else {
             Tag::Zone(value as u16)
         }
@@ -69,6 +74,7 @@ impl TagField {
         let value = match tag {
             Tag::None => 0,
             Tag::Zone(zone) => ((zone as u32) << self.shift) & self.mask,
+            Tag::Unbound => self.mask - (1 << self.shift),
             Tag::Done => self.mask,
         };
         mark & !self.mask | value
@@ -92,9 +98,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tag_survives_and_the_users_bits_too(mark: u32, zone in 1u16..=0xfffe) {
+        fn a_tag_survives_and_the_users_bits_too(mark: u32, zone in 1u16..=0xfffd) {
             let field = TagField::new(0xffff_0000).unwrap();
-            for tag in [Tag::None, Tag::Zone(zone), Tag::Done] {
+            for tag in [Tag::None, Tag::Unbound, Tag::Zone(zone), Tag::Done] {
                 let marked = field.write(mark, tag);
                 prop_assert_eq!(field.read(marked), tag);
                 prop_assert_eq!(marked & 0xffff, mark & 0xffff);

@@ -20,6 +20,7 @@ use egress_common::settings::{
 };
 use egress_common::slot::{Slot, SlotWord, State, advance, flag};
 use egress_common::tcp;
+use egress_common::word::Word;
 
 use crate::classify::Configuration;
 use crate::count::{self, EEXIST};
@@ -124,7 +125,7 @@ fn begin(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
 
 #[inline(always)]
 fn try_begin(ctx: &TcContext, packet: &Outgoing) -> Result<(), Reason> {
-    let configuration = Configuration::now().ok_or(Reason::Blocked)?;
+    let configuration = Configuration::of(packet.version).ok_or(Reason::Blocked)?;
     let open = V4::scratch().ok_or(Reason::TableFull)?;
     let pool = pool(&configuration, packet.pool).ok_or(Reason::Blocked)?;
     if pool.count == 0 {
@@ -389,7 +390,7 @@ unsafe extern "C" fn try_port<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
             && (*open).key.protocol == TCP
             && tcp::reusable(holder.word, &(*holder.slot).out, (*open).syn, timestamp)
         {
-            if take_over(open, holder.slot, holder.word, port) {
+            if take_over(open, &holder, port) {
                 return 1;
             }
             return 0;
@@ -416,38 +417,33 @@ unsafe fn yield_oldest<A: Scratch>(open: *mut Open<A>) {
         let port = (*open).oldest_port;
         let key = (*open).key.reverse((*open).candidate.address, port);
         if holder.word.state as u8 == State::Closed as u8 && (*holder.slot).reverse() == key {
-            take_over(open, holder.slot, holder.word, port);
+            take_over(open, &holder, port);
         }
     }
 }
 
 /// Takes a resting port from its closed flow; true if it is ours now.
 #[inline(always)]
-unsafe fn take_over<A: Scratch>(
-    open: *mut Open<A>,
-    holder: *mut Slot<A>,
-    seen: SlotWord,
-    port: u16,
-) -> bool {
+unsafe fn take_over<A: Scratch>(open: *mut Open<A>, holder: &flow::Found<A>, port: u16) -> bool {
+    let seen = holder.word;
     // SAFETY: live map values. The winner of the swap owns both entries of the closed flow: the
     // flow entry is removed, the reverse entry is overwritten, so the port is never free between.
     unsafe {
-        (*holder).last_seen = (*open).now;
+        (*holder.slot).last_seen = (*open).now;
         if !advance(
-            &slots::word_of(holder),
+            &slots::word_of(holder.slot),
             seen,
             seen.with_state(State::Unlinked),
         ) {
             return false;
         }
         if !seen.has(flag::ORPHAN) {
-            let old = (*holder).flow;
-            A::remove_flow(&old);
+            let old = (*holder.slot).flow;
+            slots::remove_flow(&old, holder.reference());
         }
         let key = (*open).key.reverse((*open).candidate.address, port);
         let mine = (*open).mine;
         if A::insert_reverse(&key, &mine, BPF_EXIST as u64).is_err() {
-            A::remove_reverse(&key);
             return false;
         }
         (*open).port = port;
@@ -516,13 +512,20 @@ fn publish(
                 (*slot).last_seen = now;
                 (*slot).reverse()
             };
-            if advance(
-                &slots::word_of(slot),
-                ready,
-                ready.with_state(State::Unlinked),
-            ) {
-                V4::remove_reverse(&reverse);
-                count::give_back::<V4>(place, now);
+            // Again if the origin's answer to the winner has advanced this slot meanwhile: its place
+            // must be given back once.
+            let word = slots::word_of(slot);
+            for _ in 0..4 {
+                let seen = SlotWord::from_bits(word.load());
+                if seen.generation != generation || !seen.state.is_counted() {
+                    break;
+                }
+                let over = seen.with_state(State::Unlinked).with_flags(flag::ORPHAN);
+                if advance(&word, seen, over) {
+                    slots::remove_reverse(&reverse, reference);
+                    count::give_back::<V4>(place, now);
+                    break;
+                }
             }
             if error == EEXIST {
                 // The winner's slot serves this packet too.

@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::family::{V4, V6};
 use egress_common::settings::{
     CgroupKey, InterfaceKey, MAX_MARKS, MAX_ZONES, Prefixed, Selected, Settings, VERSION_BITS,
-    Zone, role,
+    Zone, role, zone_flag,
 };
 use egress_common::tag::Tag;
 
@@ -25,10 +25,16 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// Reads the switch, once a packet.
+    /// Reads the switch: once a packet, which carries the version on (SAFE-5).
     #[inline(always)]
     pub fn now() -> Option<Self> {
-        let version = SWITCH.get(0)?.version & 1;
+        Self::of(SWITCH.get(0)?.version)
+    }
+
+    /// The configuration of a version that was read before.
+    #[inline(always)]
+    pub fn of(version: u32) -> Option<Self> {
+        let version = version & 1;
         let settings = SETTINGS.get(version)?;
         Some(Self { version, settings })
     }
@@ -152,28 +158,64 @@ pub fn entering<A: Selectable>(
     A::by_source(version, source)
 }
 
-/// The zone of a packet that leaves by an uplink.
+/// Whose a packet that leaves by an uplink is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// No zone's: it takes the default egress.
+    Nobody,
+    /// This zone's.
+    Zone(u32),
+    /// It entered by an inside interface, and what was written into its mark there is gone.
+    Unknown,
+}
+
+impl Owner {
+    fn of(zone: Option<u32>) -> Self {
+        zone.map_or(Self::Nobody, Self::Zone)
+    }
+
+    /// Whether the packet must not leave untranslated. One whose owner is unknown must not as soon as
+    /// any zone is enabled.
+    #[inline(always)]
+    pub fn is_bound(self, configuration: &Configuration) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Zone(number) => configuration
+                .zone(number)
+                .is_some_and(|zone| zone.flags & zone_flag::ENABLED != 0),
+            Self::Unknown => configuration.settings().enabled != 0,
+        }
+    }
+}
+
+/// Whose a packet is that leaves by an uplink.
 #[inline(always)]
 pub fn leaving<A: Selectable>(
     ctx: &TcContext,
     configuration: &Configuration,
     tag: Tag,
     source: A,
-) -> Option<u32> {
+) -> Owner {
     let version = configuration.version;
     let settings = configuration.settings();
     if settings.marks != 0
         && let Some(zone) = by_mark(version, settings.marks, verdict::mark(ctx))
     {
-        return Some(zone);
+        return Owner::Zone(zone);
     }
     if settings.cgroup_levels != 0
         && let Some(zone) = by_cgroup(ctx, version, settings.cgroup_levels)
     {
-        return Some(zone);
+        return Owner::Zone(zone);
     }
-    if let Tag::Zone(zone) = tag {
-        return Some(zone as u32);
+    match tag {
+        Tag::Zone(zone) => return Owner::Zone(zone as u32),
+        // Decided where it entered. Its source may be rewritten by now.
+        Tag::Unbound => return Owner::Nobody,
+        Tag::None | Tag::Done => {}
+    }
+    if let Some(zone) = A::by_source(version, source) {
+        return Owner::Zone(zone);
     }
     let entered = verdict::ingress_interface(ctx);
     if entered != 0
@@ -181,19 +223,15 @@ pub fn leaving<A: Selectable>(
         // SAFETY: a map value that the daemon replaces as a whole.
         && unsafe { (*device).role } == role::INSIDE
     {
-        // Decided where it entered: no zone. Its source may be rewritten by now.
-        return None;
-    }
-    if let Some(zone) = A::by_source(version, source) {
-        return Some(zone);
+        return Owner::Unknown;
     }
     if entered == 0
         && let Some(bound) = A::bound(ctx)
         && bound != source
     {
-        return A::by_source(version, bound);
+        return Owner::of(A::by_source(version, bound));
     }
-    None
+    Owner::Nobody
 }
 
 #[inline(always)]

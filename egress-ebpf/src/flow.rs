@@ -19,6 +19,17 @@ pub struct Found<A> {
     pub word: SlotWord,
 }
 
+impl<A> Found<A> {
+    /// What an index entry of this slot holds.
+    #[inline(always)]
+    pub fn reference(&self) -> Reference {
+        Reference {
+            index: self.index,
+            generation: self.word.generation,
+        }
+    }
+}
+
 /// The slot an index entry refers to, if it is alive and of that generation.
 #[inline(always)]
 pub fn linked<A: Family>(reference: Reference) -> Option<Found<A>> {

@@ -6,10 +6,9 @@ use aya_ebpf::programs::TcContext;
 use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use egress_common::packet;
 use egress_common::reason::Reason;
-use egress_common::settings::zone_flag;
 use egress_common::tag::Tag;
 
-use crate::classify::{self, Configuration};
+use crate::classify::{self, Configuration, Owner};
 use crate::frame::Frame;
 use crate::verdict::{self, NEXT};
 use crate::{globals, report};
@@ -31,28 +30,27 @@ pub fn run(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn bound(ctx: &TcContext, tag: Tag) -> Option<bool> {
     let configuration = Configuration::now()?;
-    let zone = selected(ctx, &configuration, tag).or(match tag {
+    let owner = selected(ctx, &configuration, tag).or(match tag {
         // Whatever became of its headers: it entered as a packet of this zone.
-        Tag::Zone(zone) => Some(zone as u32),
+        Tag::Zone(zone) => Some(Owner::Zone(zone as u32)),
         _ => None,
     })?;
-    let zone = configuration.zone(zone)?;
-    Some(zone.flags & zone_flag::ENABLED != 0)
+    Some(owner.is_bound(&configuration))
 }
 
-/// The zone of the packet, if its headers can be read and select one.
+/// Whose the packet is, if its headers can be read.
 #[inline(always)]
-fn selected(ctx: &TcContext, configuration: &Configuration, tag: Tag) -> Option<u32> {
+fn selected(ctx: &TcContext, configuration: &Configuration, tag: Tag) -> Option<Owner> {
     let frame = Frame::headers(ctx);
     let network = packet::ethernet(&frame)?;
     match network.ethertype {
         ETHERTYPE_IPV4 => {
             let ip = packet::ipv4(&frame, network.offset, ctx.len()).ok()?;
-            classify::leaving(ctx, configuration, tag, ip.source)
+            Some(classify::leaving(ctx, configuration, tag, ip.source))
         }
         ETHERTYPE_IPV6 => {
             let ip = packet::ipv6(&frame, network.offset).ok()?;
-            classify::leaving(ctx, configuration, tag, ip.source)
+            Some(classify::leaving(ctx, configuration, tag, ip.source))
         }
         _ => None,
     }

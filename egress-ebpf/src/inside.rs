@@ -13,7 +13,7 @@ use crate::verdict::{self, NEXT};
 pub fn run(ctx: &TcContext) -> i32 {
     verdict::set_tag(
         ctx,
-        zone(ctx).map_or(Tag::None, |zone| Tag::Zone(zone as u16)),
+        zone(ctx).map_or(Tag::Unbound, |zone| Tag::Zone(zone as u16)),
     );
     NEXT
 }

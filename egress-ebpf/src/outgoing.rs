@@ -23,6 +23,8 @@ pub struct Outgoing {
     /// Of a SYN that opens a flow.
     pub options: Options,
     pub tag: Tag,
+    /// Version of the configuration that all steps go by (SAFE-5).
+    pub version: u32,
     /// Zone number once it is known, else 0.
     pub zone: u32,
     /// Pool number once it is known.

@@ -50,7 +50,7 @@ pub fn run(ctx: &TcContext, packet: &Outgoing) -> i32 {
         destination_port: packet.key.origin_port,
     };
     report::refused(ctx, packet.reason, &packet.ip, subject);
-    let Some(configuration) = Configuration::now() else {
+    let Some(configuration) = Configuration::of(packet.version) else {
         return DROP;
     };
     if configuration.settings().refuse_reset == 0 {

@@ -8,10 +8,12 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_loop};
 use egress_common::free::{self, FreeList, Links, Popped};
+use egress_common::key::{FlowKey, Reference, ReverseKey};
 use egress_common::slot::{SlotWord, State, advance, flag};
 use egress_common::word::Word;
 
 use crate::family::Family;
+use crate::flow::Found;
 use crate::word::MapWord;
 use crate::{count, globals, word};
 
@@ -203,29 +205,64 @@ pub fn free<A: Family>(index: u32, seen: SlotWord) {
     }
 }
 
+/// Takes a flow's entry out of the index, if it is still this slot's: another flow with the same
+/// endpoints may have been admitted since.
+#[inline(always)]
+pub fn remove_flow<A: Family>(key: &FlowKey<A>, mine: Reference) {
+    if A::flow(key) == Some(mine) {
+        A::remove_flow(key);
+    }
+}
+
+/// Takes a port's reservation out of the index, if it is still this slot's.
+#[inline(always)]
+pub fn remove_reverse<A: Family>(key: &ReverseKey<A>, mine: Reference) {
+    if A::reverse(key) == Some(mine) {
+        A::remove_reverse(key);
+    }
+}
+
 /// Ends a linked flow: out of both indexes and, if it was counted, out of the count. True for the
 /// one caller that did it.
 #[inline(always)]
-pub fn unlink<A: Family>(
-    slot: *mut egress_common::slot::Slot<A>,
-    seen: SlotWord,
-    now: u64,
-) -> bool {
+pub fn unlink<A: Family>(found: &Found<A>, now: u64) -> bool {
+    let (slot, seen) = (found.slot, found.word);
     // Before the swap: an unlinked slot with an old time would be freed without its grace.
     // SAFETY: a live map value.
     unsafe { (*slot).last_seen = now };
     if !advance(&word_of(slot), seen, seen.with_state(State::Unlinked)) {
         return false;
     }
-    // SAFETY: a live map value; endpoints do not change while the generation lasts.
-    let (flow, reverse) = unsafe { ((*slot).flow, (*slot).reverse()) };
-    if !seen.has(flag::ORPHAN) {
-        A::remove_flow(&flow);
-    }
-    A::remove_reverse(&reverse);
+    remove_entries(found);
     if seen.state.is_counted() {
         count::release::<A>(slot, now);
     }
+    true
+}
+
+/// Takes both entries of a slot out of the indexes, where they are still its own.
+#[inline(always)]
+fn remove_entries<A: Family>(found: &Found<A>) {
+    // SAFETY: a live map value; endpoints do not change while the generation lasts.
+    let (flow, reverse) = unsafe { ((*found.slot).flow, (*found.slot).reverse()) };
+    remove_flow(&flow, found.reference());
+    remove_reverse(&reverse, found.reference());
+}
+
+/// Whether an index still refers to a slot that left it: then the entry is taken out now, and the slot
+/// waits for another grace period. It should not be; but an entry that stayed behind would block its
+/// endpoints or its port for ever.
+#[inline(always)]
+pub fn is_referred_to<A: Family>(found: &Found<A>, now: u64) -> bool {
+    // SAFETY: a live map value; endpoints do not change while the generation lasts.
+    let (flow, reverse) = unsafe { ((*found.slot).flow, (*found.slot).reverse()) };
+    let mine = Some(found.reference());
+    if A::flow(&flow) != mine && A::reverse(&reverse) != mine {
+        return false;
+    }
+    remove_entries(found);
+    // SAFETY: as above.
+    unsafe { (*found.slot).last_seen = now };
     true
 }
 
@@ -233,11 +270,11 @@ pub fn unlink<A: Family>(
 /// out of the count. Its port rests on, so that nobody hits the origin's TIME_WAIT (CAP-7). True for
 /// the one caller that did it.
 #[inline(always)]
-pub fn supersede<A: Family>(
-    slot: *mut egress_common::slot::Slot<A>,
-    seen: SlotWord,
-    now: u64,
-) -> bool {
+pub fn supersede<A: Family>(found: &Found<A>, now: u64) -> bool {
+    let (slot, seen) = (found.slot, found.word);
+    if seen.has(flag::ORPHAN) {
+        return false;
+    }
     if seen.state.is_counted() {
         // SAFETY: a live map value.
         unsafe { (*slot).last_seen = now };
@@ -250,7 +287,7 @@ pub fn supersede<A: Family>(
     }
     // SAFETY: a live map value; endpoints do not change while the generation lasts.
     let flow = unsafe { (*slot).flow };
-    A::remove_flow(&flow);
+    remove_flow(&flow, found.reference());
     if seen.state.is_counted() {
         count::release::<A>(slot, now);
     }

@@ -17,6 +17,7 @@ use egress_common::word::Word;
 use crate::classify::Configuration;
 use crate::count;
 use crate::family::Family;
+use crate::flow::Found;
 use crate::globals;
 use crate::maps::{SCRATCH_SWEEP, SWEEPER, Sweeper};
 use crate::slots;
@@ -35,6 +36,8 @@ const UNLINKED: u32 = 640;
 const LISTED: u64 = 600_000_000_000;
 /// The least a counter at zero rests before it may be given to another origin, ns.
 const LISTED_AT_LEAST: u64 = 2_000_000_000;
+/// Free lists that are looked at to judge how full a table is.
+const SAMPLE: u32 = 64;
 const CLOCK_MONOTONIC: u64 = 1;
 
 /// What one tick needs between callbacks of `bpf_loop`; not pinned.
@@ -90,8 +93,10 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweeper: *mut Sweep
             && let Some(scratch) = SCRATCH_SWEEP.get_ptr_mut(0)
         {
             let now = slots::now();
-            let pressure = fill(globals::max_flows(), V4::free_slots);
-            let crowded = fill(globals::max_origins(), V4::free_counts).0 > 224;
+            // Unanswered flows hold counters as well as slots: the fuller table decides.
+            let origins = fill(globals::max_origins(), V4::free_counts);
+            let pressure = fill(globals::max_flows(), V4::free_slots).or(origins);
+            let crowded = origins.0 > 224;
             (*scratch).timers = configuration.settings().timers;
             (*scratch).now = now;
             (*scratch).pressure = pressure;
@@ -144,15 +149,20 @@ fn wrapped(index: u32, total: u32) -> u32 {
 /// How full a table is, from its free lists.
 #[inline(always)]
 fn fill(total: u32, head: impl Fn(u32) -> Option<*mut egress_common::free::FreeList>) -> Pressure {
+    let lists = globals::lists();
     let mut available = 0;
-    for list in 0..64 {
-        if list >= globals::lists() {
+    for list in 0..SAMPLE {
+        if list >= lists {
             break;
         }
         if let Some(free) = head(list) {
             // SAFETY: a live map value; a hint is enough.
             available += unsafe { core::ptr::read_volatile(&raw const (*free).available) };
         }
+    }
+    if lists > SAMPLE {
+        // Possible CPUs are many on some machines: the first lists stand for all.
+        available = available * lists as u64 / SAMPLE as u64;
     }
     Pressure::of(available, total as u64)
 }
@@ -169,6 +179,7 @@ unsafe extern "C" fn judge_slot<A: Family>(nth: u32, _: *mut c_void) -> i64 {
         let word = SlotWord::from_bits(slots::word_of(slot).load());
         let last_seen = core::ptr::read_volatile(&raw const (*slot).last_seen);
         let now = (*scratch).now;
+        let found = Found { index, slot, word };
         match expiry::judge(
             word,
             last_seen,
@@ -177,13 +188,17 @@ unsafe extern "C" fn judge_slot<A: Family>(nth: u32, _: *mut c_void) -> i64 {
             (*scratch).pressure,
         ) {
             Sweep::Keep => {}
-            Sweep::Free => slots::free::<A>(index, word),
+            Sweep::Free => {
+                if !slots::is_referred_to::<A>(&found, now) {
+                    slots::free::<A>(index, word);
+                }
+            }
             Sweep::Expire => {
                 let closed = word.with_state(State::Closed).with_flags(flag::EXPIRED);
                 slots::close::<A>(slot, word, closed, now);
             }
             Sweep::Unlink => {
-                slots::unlink::<A>(slot, word, now);
+                slots::unlink::<A>(&found, now);
                 (*scratch).unlinked += 1;
                 if (*scratch).unlinked >= UNLINKED {
                     (*scratch).stopped = nth + 1;

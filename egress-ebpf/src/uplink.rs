@@ -12,7 +12,7 @@ use egress_common::slot::{State, flag};
 use egress_common::tag::Tag;
 use egress_common::tcp::Way;
 
-use crate::classify::{self, Configuration};
+use crate::classify::{self, Configuration, Owner};
 use crate::family::{End, Family};
 use crate::flow::{self, Arrival, Found};
 use crate::frame::Frame;
@@ -65,10 +65,8 @@ fn ipv6(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
     let Some(configuration) = Configuration::now() else {
         return report::drop(ctx, Reason::Blocked);
     };
-    let bound = classify::leaving(ctx, &configuration, tag, ip.source)
-        .and_then(|number| configuration.zone(number))
-        .is_some_and(|zone| zone.flags & zone_flag::ENABLED != 0);
-    if bound && !classify::exempt(&configuration, ip.destination, 0) {
+    let owner = classify::leaving(ctx, &configuration, tag, ip.source);
+    if owner.is_bound(&configuration) && !classify::exempt(&configuration, ip.destination, 0) {
         return report::drop(ctx, Reason::Ipv6);
     }
     verdict::done(ctx)
@@ -82,8 +80,12 @@ fn ipv4(ctx: &TcContext, frame: &Frame, offset: usize, tag: Tag) -> i32 {
     let Ok(ip) = packet::ipv4(frame, offset, ctx.len()) else {
         return report::drop(ctx, Reason::Malformed);
     };
+    let Some(configuration) = Configuration::now() else {
+        return report::drop(ctx, Reason::Blocked);
+    };
     packet.ip = ip;
     packet.tag = tag;
+    packet.version = configuration.version;
     packet.key = FlowKey {
         inside: ip.source,
         origin: ip.destination,
@@ -92,7 +94,7 @@ fn ipv4(ctx: &TcContext, frame: &Frame, offset: usize, tag: Tag) -> i32 {
         protocol: ip.protocol,
         pad: 0,
         pad2: 0,
-        realm: realm_of(tag),
+        realm: realm_of(&configuration, tag),
     };
     let mut step = next::CLASSIFY;
     if packet.has_ports() {
@@ -126,7 +128,7 @@ fn known(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     match live(packet, &found) {
         Live::Translate => next::LEAVE,
         Live::Anew => {
-            if slots::supersede(found.slot, found.word, slots::now()) {
+            if slots::supersede(&found, slots::now()) {
                 next::CLASSIFY
             } else {
                 report::drop(ctx, Reason::Contended)
@@ -143,9 +145,9 @@ fn known(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
 
 /// The address space of the packet's source (ZONE-2).
 #[inline(always)]
-fn realm_of(tag: Tag) -> u32 {
+fn realm_of(configuration: &Configuration, tag: Tag) -> u32 {
     if let Tag::Zone(number) = tag
-        && let Some(zone) = Configuration::now().and_then(|now| now.zone(number as u32))
+        && let Some(zone) = configuration.zone(number as u32)
         && zone.flags & zone_flag::REALM != 0
     {
         return realm::of_zone(number);
@@ -220,11 +222,16 @@ fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     if <[u8; 4]>::egress(&packet.ip.source).is_some() {
         return report::drop(ctx, Reason::ClaimsEgressIp);
     }
-    let Some(configuration) = Configuration::now() else {
+    let Some(configuration) = Configuration::of(packet.version) else {
         return report::drop(ctx, Reason::Blocked);
     };
-    let Some(number) = classify::leaving(ctx, &configuration, packet.tag, packet.ip.source) else {
-        return verdict::done(ctx);
+    if packet.ip.protocol == ICMP && about_a_flow(ctx, packet) {
+        return report::drop(ctx, Reason::IcmpError);
+    }
+    let number = match classify::leaving(ctx, &configuration, packet.tag, packet.ip.source) {
+        Owner::Zone(number) => number,
+        owner if owner.is_bound(&configuration) => return report::drop(ctx, Reason::TagLost),
+        _ => return verdict::done(ctx),
     };
     let Some(zone) = configuration.zone(number) else {
         return report::drop(ctx, Reason::Blocked);
@@ -265,6 +272,38 @@ fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     next::ADMIT
 }
 
+/// Whether the packet is an ICMP error about a packet of one of our flows. The kernel makes such errors
+/// itself, on sockets of nobody: sent as they are they would tell the origin the default address and the
+/// inside's port.
+#[inline(always)]
+fn about_a_flow(ctx: &TcContext, packet: &Outgoing) -> bool {
+    let frame = Frame::now(ctx);
+    let transport = packet.ip.transport();
+    if !matches!(packet.ip.fragment, Fragment::Whole)
+        || !matches!(
+            frame.u8(transport).map(packet::icmp_kind),
+            Some(IcmpKind::Error)
+        )
+    {
+        return false;
+    }
+    let Some(quoted) = packet::quoted(&frame, transport) else {
+        return false;
+    };
+    // What is quoted came from the origin.
+    flow::outgoing(&FlowKey {
+        inside: quoted.destination,
+        origin: quoted.source,
+        inside_port: quoted.destination_port,
+        origin_port: quoted.source_port,
+        protocol: quoted.protocol,
+        pad: 0,
+        pad2: 0,
+        realm: packet.key.realm,
+    })
+    .is_some()
+}
+
 /// Whether an enabled zone's packet takes the default egress all the same (POLICY-6, POLICY-7).
 #[inline(always)]
 fn exempt(packet: &Outgoing, configuration: &Configuration, zone: &Zone) -> bool {
@@ -297,6 +336,9 @@ fn icmp(ctx: &TcContext, packet: &Outgoing, configuration: &Configuration) -> i3
 /// that comes in by the realm's interface, so that a realm in a VRF is looked up in its own table.
 #[inline(never)]
 fn redirected(ctx: &TcContext, packet: &Outgoing) -> bool {
+    if verdict::ingress_interface(ctx) == 0 {
+        return false;
+    }
     use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, bpf_fib_lookup};
     // SAFETY: all-zero is a valid parameter block.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };

@@ -124,7 +124,7 @@ impl Tables {
             answer_arp: u32::from(config.answer_arp),
             exempt: (tables.exempt4.len() + tables.exempt6.len()) as u32,
             interfaces: tables.interfaces.len() as u32,
-            ..Settings::default()
+            enabled: desired.zones.iter().filter(|zone| zone.enabled).count() as u32,
         };
         tables.check()?;
         Ok(tables)
