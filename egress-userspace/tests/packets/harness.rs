@@ -18,7 +18,7 @@ use egress_common::reason::{Counter, Reason};
 use egress_common::settings::{
     Candidate, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
     MAX_ZONES, MarkSelector, Pool, Prefixed as _, Selected, Settings, Switch, VERSION_BITS, Zone,
-    egress_flag, role,
+    egress_flag, role, zone_flag,
 };
 use egress_common::siphash::Secret;
 use egress_common::slot::{Slot, State, flag};
@@ -101,6 +101,11 @@ pub(crate) fn permitted() -> bool {
     let test = thread.name().unwrap_or("packets");
     println!("SKIPPED: {test}: loading programs into the kernel needs root");
     false
+}
+
+/// The mark of a packet that entered and belongs to no zone.
+pub(crate) fn unbound(mask: u32) -> u32 {
+    TagField::new(mask).unwrap().write(0, Tag::Unbound)
 }
 
 /// The tag of packets that the uplink's program has dealt with.
@@ -267,6 +272,11 @@ impl DataPlane {
                 marks: world.marks.len() as u32,
                 exempt: world.exempt.len() as u32,
                 interfaces: world.interfaces.len() as u32,
+                enabled: world
+                    .zones
+                    .iter()
+                    .filter(|(_, flags, _)| flags & zone_flag::ENABLED != 0)
+                    .count() as u32,
                 ..world.settings
             },
         );

@@ -1,7 +1,7 @@
 //! ZONE-4: the tag is written where a packet enters, by source or by interface, and cleared where
 //! there is none.
 
-use crate::harness::{DataPlane, Hook, done, tagged};
+use crate::harness::{DataPlane, Hook, done, tagged, unbound};
 use crate::packet::{Packet, SYN};
 use crate::run::{Meta, Verdict};
 use crate::world::{DISABLED, DISABLED_ZONE, INSIDE, ORIGIN, STRANGER, World, ZONE};
@@ -47,13 +47,13 @@ fn zone_4_the_source_decides() {
 }
 
 #[test]
-fn zone_4_a_forged_tag_is_cleared() {
+fn zone_4_a_forged_tag_is_replaced() {
     let Some(plane) = DataPlane::new() else {
         return;
     };
     let packet = Packet::tcp((STRANGER, 1), ORIGIN, SYN);
     for forged in [done(MASK), tagged(MASK, ZONE)] {
-        assert_eq!(mark(&plane, &packet, forged | 0x66), 0x66);
+        assert_eq!(mark(&plane, &packet, forged | 0x66), unbound(MASK) | 0x66);
     }
     let arp = [0xff; 60];
     let meta = Meta {
@@ -65,7 +65,7 @@ fn zone_4_a_forged_tag_is_cleared() {
             .try_bytes(Hook::InsideIngress, &arp, meta)
             .unwrap()
             .mark,
-        0
+        unbound(MASK)
     );
 }
 

@@ -4,7 +4,7 @@
 use egress_common::reason::Reason;
 use egress_common::settings::{MarkSelector, zone_flag};
 
-use crate::harness::{DataPlane, Hook, done, tagged};
+use crate::harness::{DataPlane, Hook, done, tagged, unbound};
 use crate::packet::{ACK, Packet, SYN};
 use crate::run::{Meta, Verdict};
 use crate::world::{
@@ -181,6 +181,7 @@ fn zone_4_the_zone_is_decided_where_a_packet_entered() {
     let packet = Packet::tcp(INSIDE, ORIGIN, SYN);
     let meta = Meta {
         ingress: INSIDE_INTERFACE,
+        mark: unbound(0xffff_0000),
         ..Meta::default()
     };
     let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
@@ -197,4 +198,52 @@ fn zone_4_the_zone_is_decided_where_a_packet_entered() {
     let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
     assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
     assert_eq!(outcome.mark, done(0xffff_0000));
+}
+
+#[test]
+fn safe_1_a_tag_that_somebody_erased_is_not_no_zone() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    // The whole mark was rewritten after the packet entered, and its source too.
+    let erased = Meta {
+        ingress: INSIDE_INTERFACE,
+        mark: 0x5,
+        ..Meta::default()
+    };
+    let packet = Packet::tcp((STRANGER, 40_000), ORIGIN, SYN);
+    let outcome = plane.run(Hook::UplinkEgress, &packet, erased);
+    assert_eq!(outcome.verdict, Verdict::Drop);
+    assert_eq!(plane.reason(Reason::TagLost), 1);
+    // Where the source still tells, it does.
+    let packet = Packet::tcp(INSIDE, ORIGIN, SYN);
+    let outcome = plane.run(Hook::UplinkEgress, &packet, erased);
+    assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
+}
+
+#[test]
+fn safe_1_an_icmp_error_about_a_flow_does_not_leave() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    let inside = ([10, 1, 0, 2], 40_781);
+    let opening = Packet::udp(inside, ORIGIN, b"query");
+    let outcome = plane.run(Hook::UplinkEgress, &opening, Meta::default());
+    assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
+    // The kernel's own error about the late answer quotes it as it was after translation.
+    let answer = Packet::udp(ORIGIN, inside, b"answer");
+    let quote = answer.bytes().split_off(14);
+    let mut payload = quote;
+    payload.truncate(28);
+    let error = Packet::icmp(STRANGER, ORIGIN.0, 3, 3, &payload);
+    let outcome = plane.run(Hook::UplinkEgress, &error, Meta::default());
+    assert_eq!(outcome.verdict, Verdict::Drop);
+    assert_eq!(plane.reason(Reason::IcmpError), 1);
+    // One about somebody else's packet does.
+    let other = Packet::udp(ORIGIN, (STRANGER, 9), b"answer");
+    let mut payload = other.bytes().split_off(14);
+    payload.truncate(28);
+    let error = Packet::icmp(STRANGER, ORIGIN.0, 3, 3, &payload);
+    let outcome = plane.run(Hook::UplinkEgress, &error, Meta::default());
+    assert_eq!(outcome.verdict, Verdict::Next);
 }
