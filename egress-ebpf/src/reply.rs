@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::bytes::Bytes;
 use egress_common::family::{ETHERTYPE_ARP, ETHERTYPE_IPV4};
 use egress_common::key::{ICMP, ReverseKey, TCP};
-use egress_common::packet::{self, Fragment, Ipv4, Segment};
+use egress_common::packet::{self, Fragment, IcmpKind, Ipv4, Segment};
 use egress_common::reason::Reason;
 use egress_common::slot::flag;
 use egress_common::tag::Tag;
@@ -45,7 +45,15 @@ fn ipv4(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> i32 {
         return report::drop(ctx, Reason::Fragment);
     }
     if ip.protocol == ICMP {
-        return report::drop(ctx, Reason::IcmpError);
+        let kind = frame.u8(ip.transport()).map(packet::icmp_kind);
+        return report::drop(
+            ctx,
+            match kind {
+                Some(IcmpKind::Error) => Reason::IcmpError,
+                // A ping, or an answer to one that did not leave from here.
+                _ => Reason::Unsolicited,
+            },
+        );
     }
     if !packet::translated(ip.protocol) {
         return report::drop(ctx, Reason::Unsolicited);

@@ -27,6 +27,7 @@ use crate::config::{Attach, Dataplane};
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, HookStatus,
     Names, OriginFilter, OriginRecord, PoolAddressLive, PoolLive, ReasonCount, TableStatus,
+    utilization,
 };
 
 /// A reader of the data plane. The command line opens one itself when no daemon answers.
@@ -168,7 +169,21 @@ impl DataPlaneView for View {
     }
 
     fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        flows::origins(&self.maps, filter)
+        let mut records = flows::origins(&self.maps, filter)?;
+        // A counter remembers the cap of its last use; what counts is the cap in force.
+        let caps: BTreeMap<IpAddr, u32> = self
+            .tables_in_force()?
+            .pools()
+            .flat_map(|(_, candidates)| candidates)
+            .map(|one| (IpAddr::from(one.address), one.capacity))
+            .collect();
+        for record in &mut records {
+            if let Some(cap) = caps.get(&record.egress_ip) {
+                record.capacity = u64::from(*cap);
+                record.utilization = utilization(record.active, record.capacity);
+            }
+        }
+        Ok(records)
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
