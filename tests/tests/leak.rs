@@ -18,8 +18,8 @@ use egress_tests::{
     seed::Random,
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
     standard::{
-        A, B, BOUND, BOUND_ADDRESS, DEFAULT_EGRESS, GATEWAY, INSIDE_BOUND, Masquerade, NET,
-        Options, POOL, ROUTER_ADDRESSES, SECOND_UPLINK, UPLINK,
+        A, B, BOUND, BOUND_ADDRESS, DEFAULT_EGRESS, GATEWAY, INSIDE_BOUND, INSIDE_UNBOUND,
+        Masquerade, NET, Options, POOL, ROUTER_ADDRESSES, SECOND_UPLINK, UNBOUND, UPLINK,
     },
     topology::End,
 };
@@ -130,6 +130,31 @@ fn reloads(masquerade: Masquerade) -> Result<()> {
     })?;
     ensure!(total(&outcomes) > 100, "{outcomes:?}");
     check.finish()?;
+    Ok(())
+}
+
+/// As with Docker: the zone is a source prefix, no inside interface is named, and netfilter rewrites the source
+/// before the uplink's program sees it.
+#[test]
+fn masquerade_without_inside() -> Result<()> {
+    let Some(_turn) = needs::turn("masquerade_without_inside", &["nft"]) else {
+        return Ok(());
+    };
+    for inside in [Vec::new(), vec![INSIDE_UNBOUND.to_owned()]] {
+        let mut plan = plan();
+        plan.network.masquerade = Masquerade::Everybody;
+        plan.server.inside = inside;
+        let mut site = Site::start(&plan)?;
+        let check = site.watch()?;
+        seen_from_pool(&site, site.at_a(HTTP_PORT))?;
+        seen_from_pool(&site, site.at_b(HTTP_PORT))?;
+        let outcomes = under_load(&mut site, |_| Ok(()))?;
+        ensure!(total(&outcomes) > 0, "{outcomes:?}");
+        check.finish()?;
+        // Who belongs to no zone takes the default egress as before.
+        let seen = site.curl(UNBOUND, site.at_a(HTTP_PORT))?;
+        ensure!(seen == DEFAULT_EGRESS.to_string(), "unbound seen as {seen}");
+    }
     Ok(())
 }
 

@@ -5,6 +5,9 @@
 //! tag it got where it entered, then the longest source prefix; the first that matches decides, also if it
 //! names a zone that is not enabled. There is one rule for each mask, depth or prefix length, whatever the
 //! number of zones.
+//!
+//! Address translation may rewrite a source after these rules and before the uplink's program. So a packet that
+//! is found by its source gets the zone's tag here, while the source is still true.
 
 mod destinations;
 
@@ -89,6 +92,7 @@ pub(super) fn script(
     writer.forwarding();
     writer.leaving();
     writer.sources();
+    writer.stamps();
     writer.sourced();
     for stage in [Stage::Bound, Stage::Unseen] {
         writer.destinations(stage);
@@ -104,7 +108,7 @@ struct Writer<'a> {
     text: String,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
     fn line(&mut self, line: impl Display) {
         // Writing to a String cannot fail.
         let _ = writeln!(self.text, "{line}");
@@ -151,6 +155,9 @@ impl Writer<'_> {
             ));
         }
         self.line(format_args!("add chain inet {table} sources"));
+        for zone in self.stamping() {
+            self.line(format_args!("add chain inet {table} {}", stamp(zone)));
+        }
         for stage in Stage::ALL {
             for suffix in SUFFIXES {
                 self.line(format_args!(
@@ -163,14 +170,17 @@ impl Writer<'_> {
 
     /// The host's own sockets cannot forge a tag.
     fn early(&mut self) {
-        let mask = self.field.mask;
-        self.rule(
-            "early",
-            format_args!(
-                "meta mark & {mask:#010x} != 0 meta mark set meta mark & {:#010x}",
-                !mask
-            ),
+        let rule = format!(
+            "meta mark & {:#010x} != 0 {}",
+            self.field.mask,
+            self.cleared()
         );
+        self.rule("early", rule);
+    }
+
+    /// The statement that takes the tag out of a mark.
+    fn cleared(&self) -> String {
+        format!("meta mark set meta mark & {:#010x}", !self.field.mask)
     }
 
     /// What the host's own sockets send.
@@ -218,8 +228,14 @@ impl Writer<'_> {
         self.tags("leaving");
     }
 
-    fn zones(&self) -> impl Iterator<Item = &DesiredZone> {
+    fn zones(&self) -> std::slice::Iter<'a, DesiredZone> {
         self.desired.zones.iter()
+    }
+
+    /// The zones that packets are found to belong to by their source, and are bound by it.
+    fn stamping(&self) -> impl Iterator<Item = &'a DesiredZone> + use<'a> {
+        self.zones()
+            .filter(|zone| zone.enabled && !zone.selectors.sources.is_empty())
     }
 
     fn marks(&mut self, chain: &str) {
@@ -295,7 +311,7 @@ impl Writer<'_> {
                 by_length
                     .entry((Reverse(net.prefix_len()), expression))
                     .or_default()
-                    .push((value, verdict(zone, Stage::Sourced)));
+                    .push((value, by_source(zone)));
             }
         }
         for ((_, expression), verdicts) in by_length {
@@ -303,13 +319,34 @@ impl Writer<'_> {
         }
     }
 
-    /// A packet that was forwarded without a tag. Where it entered by an interface that has no program of ours,
-    /// the uplink's finds its zone by the source.
+    /// Writes the zone's tag while the source is still true.
+    fn stamps(&mut self) {
+        for zone in self.stamping() {
+            let rule = format!(
+                "{} ^ {:#010x} {}",
+                self.cleared(),
+                self.field.write(0, Tag::Zone(zone.number)),
+                verdict(zone, Stage::Sourced)
+            );
+            self.rule(&stamp(zone), rule);
+        }
+    }
+
+    /// A packet that had no tag before its source was looked at. Where it entered by an interface that is to have
+    /// a program of ours, that program is missing. Only uplinks have one that reads the tag and takes it out
+    /// again: what goes elsewhere, to `lo` for instance, must not carry it there.
     fn sourced(&mut self) {
+        let uplinks = list(&self.surroundings.uplinks);
+        let elsewhere = if uplinks.is_empty() {
+            self.cleared()
+        } else {
+            format!("oif != {{ {uplinks} }} {}", self.cleared())
+        };
         let names = &self.surroundings.inside_names;
         let names = list(names.iter().map(|name| format!("{name:?}")));
         for suffix in SUFFIXES {
             let chain = format!("sourced{suffix}");
+            self.rule(&chain, &elsewhere);
             if !names.is_empty() {
                 self.rule(
                     &chain,
@@ -318,6 +355,20 @@ impl Writer<'_> {
             }
             self.rule(&chain, format_args!("goto bound{suffix}"));
         }
+    }
+}
+
+/// The chain that stamps a zone's packets.
+fn stamp(zone: &DesiredZone) -> String {
+    format!("zone_{}", zone.number)
+}
+
+/// Where a packet goes whose source is a zone's.
+fn by_source(zone: &DesiredZone) -> String {
+    if zone.enabled {
+        format!("goto {}", stamp(zone))
+    } else {
+        "accept".to_owned()
     }
 }
 

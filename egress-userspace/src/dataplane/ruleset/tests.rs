@@ -111,9 +111,9 @@ fn zone_3_selectors_are_asked_in_the_data_planes_order() {
     assert_eq!(
         rules(&text, "sources"),
         [
-            "ip6 saddr & ffff:ffff:: vmap { 2001:db8:: : goto sourced }",
+            "ip6 saddr & ffff:ffff:: vmap { 2001:db8:: : goto zone_1 }",
             "ip saddr & 255.255.0.0 vmap { 10.1.0.0 : accept }",
-            "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto sourced }",
+            "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto zone_1 }",
         ]
     );
 }
@@ -135,7 +135,11 @@ fn safe_6_forwarded_packets_go_by_their_tag_and_untagged_ones_do_not_leave() {
     );
     assert_eq!(
         rules(&text, "sourced"),
-        ["iifname { \"in0\", \"in1\" } goto unseen", "goto bound"]
+        [
+            "oif != { 7 } meta mark set meta mark & 0x0000ffff",
+            "iifname { \"in0\", \"in1\" } goto unseen",
+            "goto bound"
+        ]
     );
     assert_eq!(
         rules(&text, "unseen")[1..],
@@ -181,7 +185,7 @@ fn policy_6_a_protocol_that_is_switched_off_passes() {
     let mut desired = desired();
     desired.zones[0].egress_udp = false;
     let text = text(&desired);
-    assert!(text.contains("ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto sourced_tcp }"));
+    assert!(rules(&text, "zone_1")[0].ends_with(" goto sourced_tcp"));
     assert_eq!(
         rules(&text, "bound_tcp"),
         ["meta l4proto udp accept", "goto bound"]
@@ -197,6 +201,18 @@ fn zone_4_own_sockets_cannot_forge_a_tag() {
 }
 
 #[test]
+fn zone_4_who_is_found_by_source_gets_the_zones_tag_before_the_source_is_rewritten() {
+    let text = text(&desired());
+    assert_eq!(
+        rules(&text, "zone_1"),
+        ["meta mark set meta mark & 0x0000ffff ^ 0x00010000 goto sourced"]
+    );
+    assert!(text.contains("add chain inet g zone_1\n"));
+    // Not enabled, or not selected by a source.
+    assert!(!text.contains("zone_2") && !text.contains("zone_3"));
+}
+
+#[test]
 fn a_prefix_of_everything_needs_no_mask() {
     let mut desired = desired();
     desired.zones[0].selectors.sources = vec!["0.0.0.0/0".parse().unwrap()];
@@ -204,7 +220,7 @@ fn a_prefix_of_everything_needs_no_mask() {
         rules(&text(&desired), "sources"),
         [
             "ip saddr & 255.255.0.0 vmap { 10.1.0.0 : accept }",
-            "meta nfproto vmap { ipv4 : goto sourced }"
+            "meta nfproto vmap { ipv4 : goto zone_1 }"
         ]
     );
 }
