@@ -348,6 +348,69 @@ fn an_interface_that_does_not_exist_is_named() {
 }
 
 #[test]
+fn an_interface_without_an_ethernet_header_is_refused_by_name() {
+    run(
+        "an_interface_without_an_ethernet_header_is_refused_by_name",
+        |bench| {
+            let made = Command::new("ip")
+                .args(["tuntap", "add", "dev", "t0", "mode", "tun"])
+                .status()
+                .unwrap();
+            if !made.success() {
+                println!(
+                    "SKIPPED: an_interface_without_an_ethernet_header_is_refused_by_name: no tun device can be made"
+                );
+                return;
+            }
+            let config = Dataplane {
+                uplink: vec!["t0".into()],
+                ..bench.config()
+            };
+            let said = refusal(Plane::open_or_create(&config));
+            assert!(said.contains("t0") && said.contains("Ethernet"), "{said}");
+            assert!(!bench.pin.exists(), "nothing was begun");
+        },
+    );
+}
+
+#[test]
+fn an_address_of_this_host_is_refused_as_an_egress_ip() {
+    run(
+        "an_address_of_this_host_is_refused_as_an_egress_ip",
+        |bench| {
+            ip("addr add 203.0.113.2/24 dev up0");
+            ip("addr add 203.0.113.3 peer 203.0.113.4 dev mgmt0");
+            let mut plane = open(bench);
+            let right = desired(true, &["10.1.0.0/16"], &["192.0.2.10"]);
+            let version = plane.apply(&right).unwrap().version;
+            for (address, interface) in [("203.0.113.2", "up0"), ("203.0.113.3", "mgmt0")] {
+                let wrong = desired(true, &["10.1.0.0/16"], &["192.0.2.11", address]);
+                let error = plane.apply(&wrong).unwrap_err();
+                let said = format!("{error}; {}", error.remedy().unwrap());
+                assert!(
+                    said.contains(&format!("{address} is configured on interface {interface}"))
+                        && said.contains(&format!("remove {address} from {interface}")),
+                    "{said}"
+                );
+            }
+            let again = plane.apply(&right).unwrap();
+            assert_eq!((again.changed, again.version), (0, version));
+            assert_eq!(plane.tidy().unwrap(), Vec::<String>::new());
+            // The other end of a point-to-point interface is somebody else.
+            plane
+                .apply(&desired(true, &["10.1.0.0/16"], &["203.0.113.4"]))
+                .unwrap();
+            // An address that was given to an interface later keeps nothing from being repaired.
+            ip("addr add 203.0.113.4/32 dev lo");
+            ip("link del up0");
+            bench.link("up0");
+            plane.repair().unwrap();
+            bench.assert_in_place();
+        },
+    );
+}
+
+#[test]
 fn a_foreign_directory_is_left_alone() {
     run("a_foreign_directory_is_left_alone", |bench| {
         fs::create_dir_all(bench.pin.join("theirs")).unwrap();

@@ -12,9 +12,11 @@ use egress_common::family::V4;
 use egress_common::settings::{EgressAddress, egress_flag};
 use egress_common::slot::{Slot, SlotWord, State};
 
+use super::interfaces;
 use super::maps::Maps;
 use super::sys;
 use crate::dataplane::api::DataPlaneError;
+use crate::desired::Desired;
 
 const NAME: &str = "EGRESS4";
 /// Elements of the map; `egress-ebpf/src/maps.rs`.
@@ -34,6 +36,29 @@ fn read(maps: &Maps) -> Result<BTreeMap<Ipv4Addr, u32>, DataPlaneError> {
         .map(|entry| entry.map(|(address, value)| (Ipv4Addr::from(address), value.flags)))
         .collect::<Result<_, _>>()
         .map_err(|error| DataPlaneError::failed(format!("reading map {NAME}"), error))
+}
+
+/// Refuses addresses that are configured on this host: replies to the host's own connections would be taken for
+/// an egress IP's and dropped, and what it sends for a forgery.
+pub(super) fn check_not_own(desired: &Desired) -> Result<(), DataPlaneError> {
+    let own = interfaces::addresses()?;
+    let mut wanted = desired
+        .pools
+        .iter()
+        .flat_map(|pool| &pool.candidates)
+        .map(|candidate| candidate.address);
+    let Some((address, interface)) = wanted.find_map(|address| Some((address, own.get(&address)?)))
+    else {
+        return Ok(());
+    };
+    Err(DataPlaneError::Refused {
+        reason: format!(
+            "egress IP {address} is configured on interface {interface} of this host, which would be cut off"
+        ),
+        remedy: format!(
+            "egress IPs need no configuration on the host: remove {address} from {interface}, or from the pool; nothing was changed"
+        ),
+    })
 }
 
 fn flags(answer: bool) -> u32 {
@@ -59,25 +84,51 @@ pub(super) fn check(maps: &Maps, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), Data
     Ok(())
 }
 
-/// Makes the addresses egress IPs; returns how many were not, or not in the same way.
+/// What [`add`] changed: addresses and the flags they had, if they were there.
+pub(super) type Added = Vec<(Ipv4Addr, Option<u32>)>;
+
+/// Makes the addresses egress IPs; returns those that were not, or not in the same way. After a failure all is as
+/// it was, as far as possible.
 pub(super) fn add(
     maps: &Maps,
     wanted: &BTreeSet<Ipv4Addr>,
     answer: bool,
-) -> Result<u64, DataPlaneError> {
+) -> Result<Added, DataPlaneError> {
     let known = read(maps)?;
     let mut map = open(maps)?;
-    let mut changed = 0;
+    let mut added = Added::new();
+    let value = EgressAddress {
+        flags: flags(answer),
+    };
     for address in wanted {
-        if known.get(address) != Some(&flags(answer)) {
-            let value = EgressAddress {
-                flags: flags(answer),
-            };
-            map.insert(address.octets(), value, 0).map_err(failed)?;
-            changed += 1;
+        let before = known.get(address).copied();
+        if before == Some(value.flags) {
+            continue;
         }
+        if let Err(error) = map.insert(address.octets(), value, 0) {
+            take_out(maps, &added);
+            return Err(failed(error));
+        }
+        added.push((*address, before));
     }
-    Ok(changed)
+    Ok(added)
+}
+
+/// Undoes what [`add`] did, where the configuration that needed it does not come into force.
+pub(super) fn take_out(maps: &Maps, added: &Added) {
+    let undone = open(maps).and_then(|mut map| {
+        for (address, before) in added {
+            match before {
+                Some(flags) => map.insert(address.octets(), EgressAddress { flags: *flags }, 0),
+                None => map.remove(&address.octets()),
+            }
+            .map_err(failed)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = undone {
+        tracing::warn!(%error, "addresses that are in no pool remain egress IPs until the next change");
+    }
 }
 
 /// Retires all other addresses.

@@ -3,8 +3,10 @@
 //! Asked over netlink, never read from `/sys/class/net`: that shows the namespace in which sysfs was mounted,
 //! which need not be ours.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::mem::size_of;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
@@ -16,6 +18,8 @@ use crate::dataplane::api::DataPlaneError;
 
 /// Length of `struct ifinfomsg`.
 const INFO: usize = 16;
+/// Length of `struct ifaddrmsg`.
+const ADDRESS_INFO: usize = 8;
 /// How long a change can go unnoticed that the kernel does not announce, such as a program taken off.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -123,6 +127,44 @@ fn parse(body: &[u8]) -> Option<Interface> {
         }
     }
     Some(interface)
+}
+
+/// The IPv4 addresses of this namespace's interfaces, with their names.
+pub(super) fn addresses() -> Result<BTreeMap<Ipv4Addr, String>, DataPlaneError> {
+    let doing = "listing the addresses of the interfaces";
+    let mut header = [0; ADDRESS_INFO];
+    header[0] = libc::AF_INET as u8;
+    let answer = Request::new(libc::RTM_GETADDR, libc::NLM_F_DUMP as u16, &header)
+        .send(libc::NETLINK_ROUTE)
+        .map_err(|error| DataPlaneError::failed(doing, error))?;
+    let names: BTreeMap<u32, String> = Interface::all()?
+        .into_iter()
+        .map(|interface| (interface.index, interface.name))
+        .collect();
+    Ok(answer
+        .iter()
+        .filter_map(|message| address(&message.body))
+        .map(|(address, index)| {
+            let name = names.get(&index).cloned();
+            (address, name.unwrap_or_else(|| format!("#{index}")))
+        })
+        .collect())
+}
+
+/// `struct ifaddrmsg` and its attributes: the address and its interface's index.
+fn address(body: &[u8]) -> Option<(Ipv4Addr, u32)> {
+    let [_, _, _, _, i0, i1, i2, i3] = *body.first_chunk::<ADDRESS_INFO>()?;
+    let (mut own, mut prefix) = (None, None);
+    for (kind, content) in netlink::attributes(body.get(ADDRESS_INFO..)?) {
+        let found = <[u8; 4]>::try_from(content).ok().map(Ipv4Addr::from);
+        match kind {
+            libc::IFA_LOCAL => own = found,
+            // Of a point-to-point interface this is the other end's.
+            libc::IFA_ADDRESS => prefix = found,
+            _ => {}
+        }
+    }
+    Some((own.or(prefix)?, u32::from_ne_bytes([i0, i1, i2, i3])))
 }
 
 /// Says when to look whether everything is still in place.

@@ -246,14 +246,20 @@ impl Plane {
             }
             report.version = u64::from(next);
         } else {
-            report.changed += addresses::add(&self.maps, &egress_ips, self.config.answer_arp)?;
+            let added = addresses::add(&self.maps, &egress_ips, self.config.answer_arp)?;
+            report.changed += added.len() as u64;
         }
         self.tables = Some(tables);
         self.view.rename(desired.names());
         self.desired = Some(desired.clone());
-        report.changed += addresses::retire(&self.maps, &egress_ips, self.config.answer_arp)?;
         // From here on the new configuration holds, so trouble is no reason to say that it does not: what is left
-        // undone is on the careful side, and `repair` comes back to it.
+        // undone is on the careful side, and `repair` or the next change comes back to it.
+        match addresses::retire(&self.maps, &egress_ips, self.config.answer_arp) {
+            Ok(retired) => report.changed += retired,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "addresses that left the pools remain egress IPs for now");
+            }
+        }
         if !guarded && let Err(error) = self.guard.settle(desired, &surroundings) {
             tracing::warn!(error = %chain(&error), "the guard keeps the rules of both configurations for now");
         }
@@ -274,11 +280,13 @@ impl Plane {
         egress_ips: &BTreeSet<Ipv4Addr>,
         version: u32,
     ) -> Result<(), DataPlaneError> {
-        addresses::add(&self.maps, egress_ips, self.config.answer_arp)?;
+        let added = addresses::add(&self.maps, egress_ips, self.config.answer_arp)?;
         // Packets that began before the last switch may still be reading what we are about to overwrite.
         sys::wait_for_running_programs();
-        tables.write(&self.maps, version)?;
-        versions::switch(&self.maps, version)
+        tables
+            .write(&self.maps, version)
+            .and_then(|()| versions::switch(&self.maps, version))
+            .inspect_err(|_| addresses::take_out(&self.maps, &added))
     }
 
     fn remove_departed(&self) -> Result<(), DataPlaneError> {
@@ -333,6 +341,9 @@ fn chain(error: &DataPlaneError) -> String {
 
 impl DataPlane for Plane {
     fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
+        // Not asked when what is in force is put back: an address that was given to an interface later must not
+        // keep the guard from being repaired.
+        addresses::check_not_own(desired)?;
         self.put(desired)
     }
 
