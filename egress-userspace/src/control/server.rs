@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -22,6 +22,8 @@ pub const MAX_CLIENTS: usize = 16;
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// A client must take each part of the answer within this time: somebody may be reading it in a pager.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a lock may be held by what is left of an earlier daemon.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// A request holds at most a file, whose quotes and line ends double in JSON.
 #[expect(clippy::cast_possible_truncation, reason = "32 MiB fit any usize")]
 const MAX_REQUEST: usize = 2 * MAX_SOURCE_BYTES as usize + 4096;
@@ -194,7 +196,7 @@ fn lock(socket: &Path) -> Result<File, BindError> {
         .mode(0o600)
         .open(&path)
         .map_err(failed)?;
-    match file.try_lock() {
+    match patiently(&file) {
         Ok(()) => {
             file.set_len(0)
                 .and_then(|()| write!(file, "{}", std::process::id()))
@@ -213,6 +215,20 @@ fn lock(socket: &Path) -> Result<File, BindError> {
             })
         }
         Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Tries for a moment: a holder that was killed lets go only when the kernel is done with it, and a command it had
+/// just started shares its files until it runs.
+fn patiently(file: &File) -> Result<(), TryLockError> {
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use aya::maps::{MapData, RingBuf};
 use egress_common::reason::{Event, Reason};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::maps::Maps;
@@ -20,6 +21,9 @@ use crate::dataplane::api::{DataPlaneError, Names};
 
 /// How often repetitions are summed up.
 const SUMMARY: Duration = Duration::from_secs(1);
+
+/// Events read at a stretch: the kernel can fill the ring faster than it is read, and others share the thread.
+const BATCH: u32 = 4_096;
 
 /// The reader of the ring buffer; there must be only one, and the daemon that holds the pins has it.
 pub struct EventLog {
@@ -49,14 +53,24 @@ impl EventLog {
                         Err(error) => return error,
                     };
                     let ring = guard.get_inner_mut();
-                    while let Some(item) = ring.next() {
+                    let mut empty = false;
+                    for _ in 0..BATCH {
+                        let Some(item) = ring.next() else {
+                            empty = true;
+                            break;
+                        };
                         if let Some(event) = read(&item)
                             && summary.add(event, Instant::now())
                         {
                             log(&event, 1, &names.borrow());
                         }
                     }
-                    guard.clear_ready();
+                    if empty {
+                        guard.clear_ready();
+                    } else {
+                        drop(guard);
+                        yield_now().await;
+                    }
                 }
                 _ = ticks.tick() => {
                     for (event, count) in summary.due(Instant::now()) {

@@ -102,11 +102,12 @@ fn differences_are_counted_by_entry() {
     assert_eq!(old.differences(&old), 0);
     let mut desired = desired();
     desired.zones[0].enabled = false;
-    assert_eq!(tables(&desired).unwrap().differences(&old), 1);
-    desired.pools[0].candidates[0].draining = true;
+    // The zone, and the settings' number of enabled ones.
     assert_eq!(tables(&desired).unwrap().differences(&old), 2);
+    desired.pools[0].candidates[0].draining = true;
+    assert_eq!(tables(&desired).unwrap().differences(&old), 3);
     desired.zones[0].selectors.sources.pop();
-    assert_eq!(old.differences(&tables(&desired).unwrap()), 3);
+    assert_eq!(old.differences(&tables(&desired).unwrap()), 4);
 }
 
 #[test]
