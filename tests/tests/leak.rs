@@ -146,9 +146,11 @@ fn masquerade_without_inside() -> Result<()> {
         plan.server.inside = inside;
         let mut site = Site::start(&plan)?;
         let check = site.watch()?;
-        seen_from_pool(&site, site.at_a(HTTP_PORT))?;
-        seen_from_pool(&site, site.at_b(HTTP_PORT))?;
-        let outcomes = under_load(&mut site, |_| Ok(()))?;
+        let outcomes = under_load(&mut site, |site| {
+            thread::sleep(Duration::from_secs(1));
+            seen_from_pool(site, site.at_a(HTTP_PORT))?;
+            seen_from_pool(site, site.at_b(HTTP_PORT))
+        })?;
         ensure!(total(&outcomes) > 0, "{outcomes:?}");
         check.finish()?;
         // Who belongs to no zone takes the default egress as before.
