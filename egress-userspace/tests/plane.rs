@@ -12,6 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, loaded_programs};
 use bench::{Bench, desired, ip, map_id, output, run, until};
 use egress_userspace::config::{Attach, Dataplane};
 use egress_userspace::dataplane::api::{DataPlane as _, DataPlaneError, DataPlaneView as _, Names};
@@ -255,6 +257,46 @@ fn safe_6_a_removed_program_and_a_flushed_guard_come_back() {
             // Somebody else's rules are their own business.
             output("nft", "add table inet other");
             assert_eq!(plane.repair().unwrap(), Vec::<String>::new());
+        },
+    );
+}
+
+#[test]
+fn safe_6_the_translation_runs_before_somebody_elses_program() {
+    run(
+        "safe_6_the_translation_runs_before_somebody_elses_program",
+        |bench| {
+            let mut plane = open(bench);
+            if bench.status().hooks.iter().any(|hook| hook.kind != "tcx") {
+                println!(
+                    "SKIPPED: safe_6_the_translation_runs_before_somebody_elses_program: no tcx"
+                );
+                return;
+            }
+            // Any program of the right type will do.
+            let id = bench.program("inside_ingress").unwrap();
+            let info = loaded_programs()
+                .map(Result::unwrap)
+                .find(|program| program.id() == id)
+                .unwrap();
+            let mut theirs = SchedClassifier::from_program_info(info, "theirs".into()).unwrap();
+            let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+            theirs
+                .attach_with_options("up0", TcAttachType::Egress, first)
+                .unwrap();
+            let egress = |bench: &Bench| {
+                let hooks = bench.status().hooks;
+                let hook = hooks.iter().find(|hook| hook.hook == "uplink_egress");
+                hook.unwrap().in_place
+            };
+            assert!(!egress(bench), "it may not get to see every packet");
+            assert_eq!(
+                plane.repair().unwrap(),
+                ["uplink_egress on up0 was attached"]
+            );
+            assert!(egress(bench));
+            assert_eq!(plane.repair().unwrap(), Vec::<String>::new());
+            bench.assert_in_place();
         },
     );
 }

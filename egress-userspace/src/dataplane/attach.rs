@@ -151,7 +151,15 @@ fn ensure_link(
             );
             return Ok(Outcome::Replaced);
         }
-        // The interface it was on is gone, and this is another one of the same name.
+        if let Some(before @ 1..) = place(&info, interface, hook)? {
+            tracing::warn!(
+                interface = interface.name,
+                program = hook.program(),
+                before,
+                "somebody else's tcx programs ran before ours, which must be first: it is attached anew, before them"
+            );
+        }
+        // Or the interface it was on is gone, and this is another one of the same name.
         remove_link(&path)?;
     }
     let order = match hook.order() {
@@ -194,13 +202,26 @@ fn pinned(path: &Path) -> Result<Option<(OwnedFd, LinkInfo)>, DataPlaneError> {
     Ok(Some((link, info)))
 }
 
-/// Whether a link holds a program on this very interface, of this network namespace.
+/// Whether a link holds a program on this very interface, of this network namespace, where it sees every packet.
 fn is_on(info: &LinkInfo, interface: &Interface, hook: Hook) -> Result<bool, DataPlaneError> {
+    // What runs before the translation may end the chain (TCX_PASS), and then neither it nor the guard sees the
+    // packet. Elsewhere, a packet that was not seen is dropped by who comes next.
+    Ok(place(info, interface, hook)?.is_some_and(|place| place == 0 || hook != Hook::UplinkEgress))
+}
+
+/// How many programs run before a link's on this very interface; `None` if it is not there.
+fn place(
+    info: &LinkInfo,
+    interface: &Interface,
+    hook: Hook,
+) -> Result<Option<usize>, DataPlaneError> {
     // The index alone could be one of another namespace; the interface itself knows its links.
-    Ok(info.interface == interface.index
-        && attached(interface, hook)?
-            .iter()
-            .any(|attached| attached.link == info.id))
+    if info.interface != interface.index {
+        return Ok(None);
+    }
+    Ok(attached(interface, hook)?
+        .iter()
+        .position(|attached| attached.link == info.id))
 }
 
 fn attached(interface: &Interface, hook: Hook) -> Result<Vec<sys::Attached>, DataPlaneError> {
