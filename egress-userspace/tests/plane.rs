@@ -779,6 +779,93 @@ fn safe_6_what_entered_unseen_does_not_leave() {
     });
 }
 
+#[test]
+fn safe_1_an_own_packets_source_counts_although_it_is_rewritten_and_its_socket_has_none() {
+    run(
+        "safe_1_an_own_packets_source_counts_although_it_is_rewritten_and_its_socket_has_none",
+        |bench| {
+            ip("addr add 10.1.0.1/24 dev in0");
+            ip("addr add 203.0.113.1/24 dev up0");
+            ip("neigh add 203.0.113.9 lladdr 02:00:00:00:00:09 dev up0");
+            output("nft", "add table ip nat");
+            output(
+                "nft",
+                "add chain ip nat post { type nat hook postrouting priority 100 ; }",
+            );
+            output("nft", "add rule ip nat post oifname up0 masquerade");
+            let config = Dataplane {
+                inside: Vec::new(),
+                ..bench.config()
+            };
+            let mut plane = Plane::open_or_create(&config).unwrap();
+            plane
+                .apply(&desired(true, &["10.1.0.0/16"], &["192.0.2.10"]))
+                .unwrap();
+            let active = |plane: &Plane| plane.pools().unwrap()[0].addresses[0].active;
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            send_from(&socket, [203, 0, 113, 1], [203, 0, 113, 9]);
+            assert_eq!(active(&plane), 0, "this one is of no zone");
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            send_from(&socket, [10, 1, 0, 1], [203, 0, 113, 9]);
+            assert_eq!(active(&plane), 1);
+            // The tag goes no further than the uplink.
+            ip("rule add fwmark 0x10000/0xffff0000 blackhole");
+            let here = UdpSocket::bind("127.0.0.1:9").unwrap();
+            here.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            send_from(&socket, [10, 1, 0, 1], [127, 0, 0, 1]);
+            here.recv(&mut [0; 8]).unwrap();
+        },
+    );
+}
+
+/// Sends a byte to port 9 from a source that only the packet has, not the socket (`IP_PKTINFO`).
+fn send_from(socket: &UdpSocket, source: [u8; 4], destination: [u8; 4]) {
+    use std::os::fd::AsRawFd as _;
+
+    #[repr(C)]
+    struct Control {
+        header: libc::cmsghdr,
+        info: libc::in_pktinfo,
+    }
+    let mut control = Control {
+        header: libc::cmsghdr {
+            cmsg_len: size_of::<libc::cmsghdr>() + size_of::<libc::in_pktinfo>(),
+            cmsg_level: libc::IPPROTO_IP,
+            cmsg_type: libc::IP_PKTINFO,
+        },
+        info: libc::in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: libc::in_addr {
+                s_addr: u32::from_ne_bytes(source),
+            },
+            ipi_addr: libc::in_addr { s_addr: 0 },
+        },
+    };
+    let mut name = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 9_u16.to_be(),
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(destination),
+        },
+        sin_zero: [0; 8],
+    };
+    let mut data = libc::iovec {
+        iov_base: b"x".as_ptr().cast_mut().cast(),
+        iov_len: 1,
+    };
+    // SAFETY: all zeros is a message of nothing.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = (&raw mut name).cast();
+    message.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    message.msg_iov = &raw mut data;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>();
+    // SAFETY: an open socket, and all that the message points to is ours and as long as it says.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, 0) };
+    assert_eq!(sent, 1, "{}", std::io::Error::last_os_error());
+}
+
 fn shell(script: &str) -> bool {
     Command::new("sh")
         .args(["-c", script])
