@@ -284,6 +284,8 @@ fn recreated_uplink() -> Result<()> {
                 seen_from_pool(site, origin)?;
             }
         }
+        // What the load lost meanwhile it sends again after a second.
+        thread::sleep(Duration::from_millis(1500));
         Ok(())
     })?;
     ensure!(total(&outcomes) > 0, "{outcomes:?}");
