@@ -67,12 +67,92 @@ const fn acknowledges_syn(segment: &Segment, sender: &Direction, receiver: &Dire
             && !after(segment.acknowledgment, receiver.end))
 }
 
-/// Advances what is known of both sides by one segment; call before [`step`] for segments that are
-/// not RSTs. False if the segment is none of this connection's: then nothing has changed.
+/// How far from what a side has acknowledged a segment for it may lie: twice its window, because the
+/// latest window may be one that another CPU is about to write.
+#[inline(always)]
+const fn reach(side: &Direction) -> u32 {
+    /// A side's reach stays within what [`after`] can tell.
+    const WIDEST: u32 = 1 << 29;
+    let window = if side.window < FIRST_WINDOW {
+        FIRST_WINDOW
+    } else if side.window > WIDEST {
+        WIDEST
+    } else {
+        side.window
+    };
+    window << 1
+}
+
+/// Whether a number lies in what its receiver has yet to acknowledge: all that a RST has to know.
+#[inline(always)]
+const fn unacknowledged(number: u32, sender: &Direction, receiver: &Direction) -> bool {
+    let high = if after(sender.end, receiver.ack) {
+        sender.end
+    } else {
+        receiver.ack
+    };
+    between(receiver.ack, number, high)
+}
+
+/// Whether the origin's first SYN arrives, or a SYN that acknowledges ours after one that did not
+/// and may have been a stranger's: its numbers are where the origin's begin.
+#[inline(always)]
+const fn begins(
+    word: SlotWord,
+    way: Way,
+    segment: &Segment,
+    sender: &Direction,
+    receiver: &Direction,
+) -> bool {
+    matches!(way, Way::Back)
+        && matches!(word.state, State::TcpHalfOpen)
+        && segment.has(control::SYN)
+        && (!word.has(flag::SYN_IN)
+            || (segment.has(control::ACK)
+                && segment.sequence != receiver.ack
+                && acknowledges_syn(segment, sender, receiver)))
+}
+
+/// Whether both numbers of a segment are such as this connection would use now.
 ///
-/// A segment whose data lies beyond the window its receiver offered moves nothing: a stranger who
-/// guesses ports cannot stretch what a RST is measured against. What is known of the receiver
-/// changes only where one side's numbers begin: it has acknowledged nothing of them.
+/// Nobody acknowledges what was not sent. But of two segments on two CPUs we may have missed one:
+/// who knows as much as a RST must may acknowledge up to the window it has offered.
+#[inline(always)]
+const fn plausible(
+    word: SlotWord,
+    segment: &Segment,
+    sender: &Direction,
+    receiver: &Direction,
+) -> bool {
+    let reach_in = reach(receiver);
+    let low = receiver.ack.wrapping_sub(reach_in);
+    let span = reach_in << 1;
+    let start = segment.sequence.wrapping_sub(low);
+    if start > span || segment.length() > span - start {
+        return false;
+    }
+    if !segment.has(control::ACK) || !word.has(flag::SYN_IN) {
+        return true;
+    }
+    let reach_out = reach(sender);
+    let mut high = receiver.end;
+    if unacknowledged(segment.sequence, sender, receiver) {
+        let offered = sender.ack.wrapping_add(reach_out);
+        if after(offered, high) {
+            high = offered;
+        }
+    }
+    !after(sender.ack.wrapping_sub(reach_out), segment.acknowledgment)
+        && !after(segment.acknowledgment, high)
+}
+
+/// Advances what is known of both sides by one segment; call before [`step`] for segments that are
+/// not RSTs. False if the segment is none of this connection's: then nothing has changed, and it
+/// does not count as a sign of life.
+///
+/// A stranger who guesses ports can thus neither stretch what a RST is measured against nor put it
+/// out of reach. What is known of the receiver changes only where one side's numbers begin: it has
+/// acknowledged nothing of them.
 #[inline(always)]
 pub fn observe(
     word: SlotWord,
@@ -81,42 +161,41 @@ pub fn observe(
     sender: &mut Direction,
     receiver: &mut Direction,
 ) -> bool {
+    if !segment.has(control::ACK) && !segment.has(control::SYN) {
+        return false;
+    }
     let end = segment.sequence.wrapping_add(segment.length());
     let opening = word.state as u8 == State::TcpHalfOpen as u8 && !word.has(flag::SYN_IN);
-    if opening {
-        match way {
-            Way::Back
-                if segment.has(control::ACK) && !acknowledges_syn(segment, sender, receiver) =>
-            {
-                return false;
-            }
-            // The inside starts over, or repeats itself.
-            Way::Out if segment.opens() => {
-                sender.end = end;
-                receiver.ack = segment.sequence;
-                return true;
-            }
-            _ => {}
-        }
-    }
-    let limit = receiver
-        .ack
-        .wrapping_add(if receiver.window > FIRST_WINDOW {
-            receiver.window
-        } else {
-            FIRST_WINDOW
-        });
-    // The origin's first SYN says where its numbers begin.
-    if opening && segment.has(control::SYN) && matches!(way, Way::Back) {
+    // The inside starts over, or repeats itself.
+    if opening && matches!(way, Way::Out) && segment.opens() {
         sender.end = end;
         receiver.ack = segment.sequence;
-    } else if after(end, sender.end) && !after(end, limit) {
-        sender.end = end;
+        return true;
     }
-    if segment.has(control::ACK) {
-        if after(segment.acknowledgment, sender.ack) || !word.has(flag::SYN_IN) {
-            sender.ack = segment.acknowledgment;
+    let mut latest = segment.has(control::ACK);
+    if begins(word, way, segment, sender, receiver) {
+        if latest && !acknowledges_syn(segment, sender, receiver) {
+            return false;
         }
+        sender.end = end;
+        receiver.ack = segment.sequence;
+    } else if opening && matches!(way, Way::Back) {
+        // Where the origin's numbers begin is not known yet.
+        if !acknowledges_syn(segment, sender, receiver) {
+            return false;
+        }
+    } else {
+        if !plausible(word, segment, sender, receiver) {
+            return false;
+        }
+        // A FIN is the end even if a stranger's data seemed to lie behind it, unless it is an old one.
+        if after(end, sender.end) || segment.has(control::FIN) && !after(receiver.ack, end) {
+            sender.end = end;
+        }
+        latest = latest && word.has(flag::SYN_IN) && !after(sender.ack, segment.acknowledgment);
+    }
+    if latest {
+        sender.ack = segment.acknowledgment;
         let scaled = word.has(flag::SCALE_OUT | flag::SCALE_IN) && !segment.has(control::SYN);
         let shift = match way {
             Way::Out => word.scale & 0x0f,
@@ -141,20 +220,14 @@ pub fn reset_fits(
         Way::Back if !word.has(flag::SYN_IN) => {
             segment.has(control::ACK) && acknowledges_syn(segment, sender, receiver)
         }
-        _ => {
-            let high = if after(sender.end, receiver.ack) {
-                sender.end
-            } else {
-                receiver.ack
-            };
-            between(receiver.ack, segment.sequence, high)
-        }
+        _ => unacknowledged(segment.sequence, sender, receiver),
     }
 }
 
-/// The state after a segment. `options` are read only for a SYN.
+/// The state after a RST, or after a segment that [`observe`] believed. `options` are read only for
+/// the origin's SYN.
 ///
-/// `sender` and `receiver` as [`observe`] left them, if it believed the segment. The caller swaps the word if it changed; who
+/// `sender` and `receiver` as [`observe`] left them. The caller swaps the word if it changed; who
 /// swaps it to [`State::Closed`] gives the flow's place back.
 #[inline(always)]
 pub fn step(
@@ -176,7 +249,12 @@ pub fn step(
         };
     }
     let mut next = word;
-    if segment.has(control::SYN) && matches!(way, Way::Back) && !word.has(flag::SYN_IN) {
+    if segment.has(control::SYN)
+        && matches!(way, Way::Back)
+        && matches!(word.state, State::TcpHalfOpen)
+        && (!word.has(flag::SYN_IN) || segment.has(control::ACK))
+    {
+        next.flags &= !flag::SCALE_IN;
         next = next.with_flags(flag::SYN_IN);
         if let Some(shift) = options.scale {
             next = next.with_flags(flag::SCALE_IN);
@@ -192,7 +270,7 @@ pub fn step(
     }
     if segment.has(control::FIN) && word.has(flag::SYN_IN) {
         let fin = segment.sequence.wrapping_add(segment.length());
-        if fin == sender.end {
+        if !after(receiver.ack, fin) {
             next = next.with_flags(match way {
                 Way::Out => flag::FIN_OUT,
                 Way::Back => flag::FIN_IN,
@@ -441,6 +519,139 @@ mod tests {
                 State::Closed
             );
         }
+    }
+
+    #[test]
+    fn nat_7_acknowledgments_with_guessed_numbers_do_not_put_a_rst_out_of_reach() {
+        for sequence in [0, 0x2222_2222, 0x7777_7777, 0xcccc_cccc, ORIGIN + 1] {
+            let mut wire = Wire::established();
+            let known = (wire.out, wire.back);
+            for guess in [0x1111_1111, 0x9111_1111] {
+                let guess = segment(control::ACK, sequence, guess, 0);
+                assert!(!observe(
+                    wire.word,
+                    Way::Back,
+                    &guess,
+                    &mut wire.back,
+                    &mut wire.out
+                ));
+            }
+            assert_eq!((wire.out, wire.back), known);
+            assert_eq!(
+                wire.send(
+                    Way::Out,
+                    segment(control::RST, INSIDE.wrapping_add(1), 0, 0)
+                ),
+                State::Closed
+            );
+        }
+    }
+
+    #[test]
+    fn nat_7_an_implausible_sequence_number_changes_no_window() {
+        let mut wire = Wire::established();
+        let one = INSIDE.wrapping_add(1);
+        for sequence in [ORIGIN + 10_000_000, ORIGIN.wrapping_sub(10_000_000)] {
+            let known = wire.back;
+            let mut guess = segment(control::ACK, sequence, one, 0);
+            guess.window = 65_535;
+            assert!(!observe(
+                wire.word,
+                Way::Back,
+                &guess,
+                &mut wire.back,
+                &mut wire.out
+            ));
+            assert_eq!(wire.back, known);
+        }
+    }
+
+    #[test]
+    fn an_old_acknowledgment_does_not_bring_back_its_window() {
+        let mut wire = Wire::established();
+        let one = INSIDE.wrapping_add(1);
+        wire.send(Way::Out, segment(control::ACK, one, ORIGIN + 1, 100));
+        wire.send(
+            Way::Back,
+            segment(control::ACK, ORIGIN + 1, one.wrapping_add(100), 0),
+        );
+        let known = wire.back;
+        let mut old = segment(control::ACK, ORIGIN + 1, one, 0);
+        old.window = 7;
+        wire.send(Way::Back, old);
+        assert_eq!(wire.back, known);
+    }
+
+    #[test]
+    fn a_missed_segment_does_not_leave_its_acknowledgment_disbelieved() {
+        let mut wire = Wire::established();
+        let later = INSIDE.wrapping_add(1).wrapping_add(1_400);
+        wire.send(Way::Back, segment(control::ACK, ORIGIN + 1, later, 0));
+        assert_eq!(wire.back.ack, later);
+        assert_eq!(
+            wire.send(Way::Out, segment(control::RST, later, 0, 0)),
+            State::Closed
+        );
+    }
+
+    #[test]
+    fn nat_7_a_fin_is_the_end_whatever_seemed_to_lie_behind_it() {
+        let mut wire = Wire::established();
+        let one = INSIDE.wrapping_add(1);
+        let fin = control::FIN | control::ACK;
+        // A stranger's data within the window.
+        wire.send(Way::Back, segment(control::ACK, ORIGIN + 1_001, one, 9));
+        wire.send(Way::Back, segment(fin, ORIGIN + 1, one, 0));
+        assert!(wire.word.has(flag::FIN_IN));
+        wire.send(Way::Out, segment(fin, one, ORIGIN + 2, 0));
+        let last = segment(control::ACK, ORIGIN + 2, one.wrapping_add(1), 0);
+        assert_eq!(wire.send(Way::Back, last), State::Closed);
+    }
+
+    #[test]
+    fn nat_7_a_fin_of_what_was_acknowledged_long_ago_is_none() {
+        let mut wire = Wire::established();
+        let one = INSIDE.wrapping_add(1);
+        wire.send(Way::Back, segment(control::ACK, ORIGIN + 1, one, 100));
+        wire.send(Way::Out, segment(control::ACK, one, ORIGIN + 101, 0));
+        wire.send(
+            Way::Back,
+            segment(control::FIN | control::ACK, ORIGIN + 1, one, 0),
+        );
+        assert!(!wire.word.has(flag::FIN_IN));
+        assert_eq!(wire.back.end, ORIGIN + 101);
+    }
+
+    #[test]
+    fn nat_7_a_strangers_syn_does_not_say_where_the_origins_numbers_begin() {
+        let mut wire = Wire::syn();
+        let one = INSIDE.wrapping_add(1);
+        wire.send(Way::Back, segment(control::SYN, 0x7777_7777, 0, 0));
+        wire.send(
+            Way::Back,
+            segment(control::SYN | control::ACK, ORIGIN, one, 0),
+        );
+        assert_eq!((wire.back.end, wire.out.ack), (ORIGIN + 1, ORIGIN));
+        assert_eq!(
+            wire.send(Way::Out, segment(control::ACK, one, ORIGIN + 1, 0)),
+            State::TcpEstablished
+        );
+        assert_eq!(
+            wire.send(Way::Back, segment(control::RST, ORIGIN + 1, 0, 0)),
+            State::Closed
+        );
+    }
+
+    #[test]
+    fn nat_7_a_repeated_syn_takes_nothing_back() {
+        let mut wire = Wire::syn();
+        let one = INSIDE.wrapping_add(1);
+        let syn = segment(control::SYN | control::ACK, ORIGIN, one, 0);
+        wire.send(Way::Back, syn);
+        wire.send(Way::Back, segment(control::ACK, ORIGIN + 1, one, 500));
+        wire.send(Way::Back, syn);
+        assert_eq!(wire.back.end, ORIGIN + 501);
+        assert_eq!(wire.word.state, State::TcpHalfOpen);
     }
 
     #[test]

@@ -99,20 +99,20 @@ pub fn advance_by<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arriva
     let now = slots::now();
     let slot = found.slot;
     let word = found.word;
-    let next = match (arrival.protocol, word.state, arrival.way) {
+    let (next, alive) = match (arrival.protocol, word.state, arrival.way) {
         (TCP, ..) => follow(ctx, found, arrival, now),
         (_, State::UdpUnanswered, Way::Back) => {
             let answered = word.with_state(State::UdpAnswered);
             // A lost race is another answer's.
             change(slot, word, answered, now);
-            answered
+            (answered, true)
         }
-        _ => word,
+        _ => (word, true),
     };
     // SAFETY: a live map value. Counters and times are this flow's own; packets of one direction
     // of a flow are rarely on two CPUs at once, and a lost increment there is tolerated.
     unsafe {
-        if next.state.is_counted() && (*slot).last_seen != now {
+        if alive && next.state.is_counted() && (*slot).last_seen != now {
             (*slot).last_seen = now;
         }
         let segments = verdict::segments(ctx);
@@ -139,18 +139,19 @@ fn change<A: Family>(slot: *mut Slot<A>, from: SlotWord, to: SlotWord, now: u64)
     }
 }
 
-/// Advances a flow by a TCP segment; returns the word it has then.
+/// Advances a flow by a TCP segment; returns the word it has then, and whether the segment is
+/// believed: another one is no sign of life (NAT-7).
 #[inline(always)]
 fn follow<A: Family>(
     ctx: &TcContext,
     found: &Found<A>,
     arrival: &Arrival<'_>,
     now: u64,
-) -> SlotWord {
+) -> (SlotWord, bool) {
     let mut word = found.word;
     let segment = arrival.segment;
     if !word.state.is_counted() {
-        return word;
+        return (word, false);
     }
     let slot = found.slot;
     // SAFETY: a live map value; see `advance_by` for concurrent writers.
@@ -162,13 +163,13 @@ fn follow<A: Family>(
     };
     // SAFETY: as above.
     let (mut sender, mut receiver) = unsafe { (*sender_at, *receiver_at) };
-    if !segment.has(control::RST)
-        && !tcp::observe(word, arrival.way, segment, &mut sender, &mut receiver)
-    {
-        return word;
+    let (end, acknowledged) = (sender.end, receiver.ack);
+    let reset = segment.has(control::RST);
+    if !reset && !tcp::observe(word, arrival.way, segment, &mut sender, &mut receiver) {
+        return (word, false);
     }
     let handshake = segment.has(control::SYN) && matches!(arrival.way, Way::Back);
-    let options = if handshake && !word.has(flag::SYN_IN) {
+    let options = if handshake && matches!(word.state, State::TcpHalfOpen) {
         options::read(ctx, arrival.transport as u32, segment.header as u32)
     } else {
         Options::default()
@@ -183,18 +184,22 @@ fn follow<A: Family>(
     }
     // SAFETY: as above.
     unsafe {
-        if closing && word.has(flag::SYN_IN) {
-            // A FIN and the acknowledgment of the other side's may be on two CPUs at once: neither
-            // takes back what the other has said.
-            word::forward(&raw mut (*sender_at).end, sender.end);
+        if acknowledged != receiver.ack || !word.has(flag::SYN_IN) {
+            core::ptr::write_volatile(sender_at, sender);
+            core::ptr::write_volatile(receiver_at, receiver);
+        } else if !reset {
+            // Two segments of one side may be on two CPUs at once: neither takes back what the other
+            // has said. Only a FIN knows better where the end is.
+            if segment.has(control::FIN) && end != sender.end {
+                core::ptr::write_volatile(&raw mut (*sender_at).end, sender.end);
+            } else if end != sender.end {
+                word::forward(&raw mut (*sender_at).end, sender.end);
+            }
             word::forward(&raw mut (*sender_at).ack, sender.ack);
             core::ptr::write_volatile(&raw mut (*sender_at).window, sender.window);
-            core::ptr::write_volatile(&raw mut (*sender_at).timestamp, sender.timestamp);
-            sender = core::ptr::read_volatile(sender_at);
-        } else {
-            core::ptr::write_volatile(sender_at, sender);
-            if !word.has(flag::SYN_IN) {
-                core::ptr::write_volatile(receiver_at, receiver);
+            if closing {
+                core::ptr::write_volatile(&raw mut (*sender_at).timestamp, sender.timestamp);
+                sender = core::ptr::read_volatile(sender_at);
             }
         }
     }
@@ -210,12 +215,12 @@ fn follow<A: Family>(
         let receiver = unsafe { core::ptr::read_volatile(receiver_at) };
         let next = tcp::step(word, arrival.way, segment, &options, &sender, &receiver);
         if next == word || change(slot, word, next, now) {
-            return next;
+            return (next, !reset);
         }
         word = SlotWord::from_bits(slots::word_of(slot).load());
         if word.generation != found.word.generation || !word.state.is_counted() {
             break;
         }
     }
-    word
+    (word, !reset)
 }

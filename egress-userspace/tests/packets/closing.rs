@@ -2,7 +2,7 @@
 
 use egress_common::key::TCP;
 use egress_common::reason::Reason;
-use egress_common::slot::State;
+use egress_common::slot::{Slot, State};
 
 use crate::harness::{DataPlane, Hook};
 use crate::packet::{ACK, Endpoint, FIN, PSH, Packet, RST, SYN};
@@ -59,6 +59,15 @@ impl<'a> Connection<'a> {
         let active = u32::from(state.is_counted());
         assert_eq!(self.plane.active(EGRESS, ORIGIN, TCP), active);
         self.plane.consistent();
+    }
+
+    /// Nothing that came since was believed.
+    #[track_caller]
+    fn unchanged(&self, before: &Slot<[u8; 4]>) {
+        let slot = self.plane.slot(INSIDE, ORIGIN, TCP).unwrap();
+        assert_eq!((slot.out, slot.back), (before.out, before.back));
+        assert_eq!(slot.last_seen, before.last_seen);
+        assert_eq!(slot.word(), before.word());
     }
 }
 
@@ -126,11 +135,68 @@ fn nat_7_a_rst_of_the_inside_that_fits_ends_the_connection() {
 fn nat_7_any_other_rst_changes_nothing() {
     each(|tcp| {
         for sequence in [1, u32::MAX, 40_000, 0x8000_0000, 0x4000_0000, 0xc000_0000] {
+            let before = tcp.plane.slot(INSIDE, ORIGIN, TCP).unwrap();
             tcp.back(RST, sequence, 0);
             tcp.out(RST | ACK, sequence, 0);
             tcp.is(State::TcpEstablished);
+            tcp.unchanged(&before);
         }
     });
+}
+
+#[test]
+fn nat_7_guessed_acknowledgments_change_nothing() {
+    each(|tcp| {
+        let before = tcp.plane.slot(INSIDE, ORIGIN, TCP).unwrap();
+        for sequence in [0x2222_2222, 0x7777_7777, 0xcccc_cccc] {
+            for acknowledgment in [0x1111_1111, 0x9111_1111] {
+                tcp.back(ACK, sequence, acknowledgment);
+                tcp.out(ACK, sequence, acknowledgment);
+            }
+        }
+        tcp.back(ACK, 0, 0x1111_1111);
+        tcp.back(ACK, 0x1111_1111, 0);
+        tcp.unchanged(&before);
+        tcp.out(RST, 0, 0);
+        tcp.is(State::Closed);
+    });
+}
+
+#[test]
+fn nat_7_a_fin_before_a_strangers_data_ends_the_connection() {
+    each(|tcp| {
+        let stray = Packet::tcp(ORIGIN, tcp.egress, ACK)
+            .numbers(tcp.theirs.wrapping_add(5_000), tcp.ours)
+            .payload(b"stray");
+        tcp.plane.arrives(&stray, INSIDE);
+        tcp.back(FIN | ACK, 0, 0);
+        tcp.out(FIN | ACK, 0, 1);
+        tcp.is(State::TcpEstablished);
+        tcp.back(ACK, 1, 1);
+        tcp.is(State::Closed);
+    });
+}
+
+#[test]
+fn nat_7_a_strangers_syn_does_not_shut_out_the_origins() {
+    for (ours, theirs) in NUMBERS {
+        let Some(plane) = DataPlane::new() else {
+            return;
+        };
+        println!("{ours:#x} {theirs:#x}");
+        let egress = plane.leaves(&Packet::tcp(INSIDE, ORIGIN, SYN).numbers(ours, 0));
+        let stray = Packet::tcp(ORIGIN, egress, SYN).numbers(theirs.wrapping_add(0x7777_7777), 0);
+        plane.arrives(&stray, INSIDE);
+        let (next, first) = (ours.wrapping_add(1), theirs.wrapping_add(1));
+        let answer = Packet::tcp(ORIGIN, egress, SYN | ACK).numbers(theirs, next);
+        plane.arrives(&answer, INSIDE);
+        plane.leaves(&Packet::tcp(INSIDE, ORIGIN, ACK).numbers(next, first));
+        let state = plane.state(INSIDE, ORIGIN, TCP);
+        assert_eq!(state, Some(State::TcpEstablished));
+        plane.arrives(&Packet::tcp(ORIGIN, egress, RST).numbers(first, 0), INSIDE);
+        assert_eq!(plane.state(INSIDE, ORIGIN, TCP), Some(State::Closed));
+        assert_eq!(plane.all_active(), 0);
+    }
 }
 
 #[test]

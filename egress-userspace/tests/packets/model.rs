@@ -282,6 +282,10 @@ impl Flow {
             self.origin.acknowledged = 0;
             return;
         }
+        if !has(ACK) && !has(SYN) {
+            return;
+        }
+        let half_open = self.life == Life::HalfOpen;
         let (sender, receiver) = if out {
             (&mut self.inside, &mut self.origin)
         } else {
@@ -291,33 +295,56 @@ impl Flow {
             side.first
                 .map(|first| i64::from(number.wrapping_sub(first) as i32))
         };
-        if !out && !answered {
-            if has(ACK) {
-                let acknowledged = position(receiver, tcp.acknowledgment).unwrap();
-                let fits = acknowledged == receiver.sent
-                    || acknowledged > sender.acknowledged && acknowledged <= receiver.sent;
-                if !fits {
+        let acknowledged = position(receiver, tcp.acknowledgment).filter(|_| has(ACK));
+        let answers = acknowledged.is_some_and(|acknowledged| {
+            acknowledged == receiver.sent
+                || acknowledged > sender.acknowledged && acknowledged <= receiver.sent
+        });
+        let mut latest = acknowledged.is_some();
+        // The origin's first SYN, or one that proves more than the first did.
+        let other = sender.first != Some(tcp.sequence) && answers;
+        if !out && half_open && has(SYN) && (!answered || other) {
+            if has(ACK) && !answers {
+                return;
+            }
+            sender.first = Some(tcp.sequence);
+            sender.sent = length;
+            receiver.acknowledged = 0;
+        } else if !out && !answered {
+            if !answers {
+                return;
+            }
+        } else {
+            let start = position(sender, tcp.sequence).unwrap();
+            let reach = 2 * receiver.window.max(65_535);
+            let low = receiver.acknowledged - reach;
+            if start < low || start + length > receiver.acknowledged + reach {
+                return;
+            }
+            if let Some(acknowledged) = acknowledged {
+                // Nobody acknowledges what was not sent; who knows the exact sequence number may know
+                // more than we have seen.
+                let exact = start >= receiver.acknowledged
+                    && start <= sender.sent.max(receiver.acknowledged);
+                let reach = 2 * sender.window.max(65_535);
+                let offered = sender.acknowledged + reach;
+                let high = if exact {
+                    receiver.sent.max(offered)
+                } else {
+                    receiver.sent
+                };
+                if acknowledged < sender.acknowledged - reach || acknowledged > high {
                     return;
                 }
+                latest = acknowledged >= sender.acknowledged;
             }
-            if has(SYN) {
-                sender.first = Some(tcp.sequence);
-                sender.sent = length;
-                receiver.acknowledged = 0;
-            }
-        } else if sender.first.is_some() {
-            let end = position(sender, tcp.sequence).unwrap() + length;
-            let limit = receiver.acknowledged + receiver.window.max(65_535);
-            if end > sender.sent && end <= limit {
+            let end = start + length;
+            if end > sender.sent || has(FIN) && end >= receiver.acknowledged {
                 sender.sent = end;
             }
         }
-        if has(ACK) {
-            if let Some(acknowledged) = position(receiver, tcp.acknowledgment)
-                && (acknowledged > sender.acknowledged || !out && !answered)
-            {
-                sender.acknowledged = acknowledged;
-            }
+        if latest {
+            sender.acknowledged = acknowledged.unwrap();
             // No window scaling: the model's packets do not offer it.
             sender.window = i64::from(tcp.window);
         }
@@ -329,7 +356,10 @@ impl Flow {
         } else {
             (&mut self.origin, &mut self.inside)
         };
-        if has(FIN) && answered && position(sender, tcp.sequence).unwrap() + length == sender.sent {
+        if has(FIN)
+            && answered
+            && position(sender, tcp.sequence).unwrap() + length >= receiver.acknowledged
+        {
             sender.finished = true;
         }
         if sender.finished
