@@ -7,8 +7,8 @@ use crate::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use crate::layout::Layout;
 use crate::reason::Counter;
 use crate::settings::{
-    Candidate, CgroupKey, Device, EgressAddress, InterfaceKey, MarkSelector, Pool, Selected,
-    Settings, Switch, Zone,
+    Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MarkSelector, Pool,
+    Selected, Settings, Switch, Zone,
 };
 use crate::siphash::Secret;
 use crate::slot::Slot;
@@ -25,6 +25,7 @@ macro_rules! pod {
 pod!(
     Candidate<V4>,
     CgroupKey,
+    CgroupPath,
     Count<V4>,
     Counter,
     Device,

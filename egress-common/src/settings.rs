@@ -18,6 +18,9 @@ pub const MAX_MARKS: u32 = 256;
 /// Candidates of one pool that are tried for one flow.
 pub const MAX_TRIED: u32 = 256;
 
+/// Bytes for the path of a selected cgroup, with the slash it begins with and a zero at its end.
+pub const CGROUP_PATH: usize = 248;
+
 /// Which version of the configuration counts.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -202,6 +205,38 @@ pub struct CgroupKey {
     pub cgroup: u64,
 }
 
+/// Key of the selected cgroups' paths: whoever is created under one of them is known before it is entered.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CgroupPath {
+    /// Configuration version.
+    pub version: u32,
+    /// Always zero.
+    pub pad: u32,
+    /// From the root of cgroup2, filled up with zeros.
+    pub path: [u8; CGROUP_PATH],
+}
+
+impl CgroupPath {
+    /// The key of `path`, given below the root and without a leading slash; `None` where it does not fit.
+    pub fn new(version: u32, path: &str) -> Option<Self> {
+        let mut bytes = [0; CGROUP_PATH];
+        let (slash, rest) = bytes.split_first_mut()?;
+        *slash = b'/';
+        // The zero at the end is part of it: who reads a longer path sees that it was cut.
+        let (place, end) = rest.split_at_mut_checked(path.len())?;
+        if end.is_empty() {
+            return None;
+        }
+        place.copy_from_slice(path.as_bytes());
+        Some(Self {
+            version,
+            pad: 0,
+            path: bytes,
+        })
+    }
+}
+
 /// What an egress IP is to this server; not versioned: an address that left its pool is kept until
 /// its last flow ended, so that replies still find it.
 #[repr(C)]
@@ -237,4 +272,18 @@ pub mod role {
     pub const INSIDE: u32 = 1;
     /// Traffic leaves here.
     pub const UPLINK: u32 = 2;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroups_path_fits_or_is_none() {
+        let longest = "a".repeat(CGROUP_PATH - 2);
+        let key = CgroupPath::new(1, &longest).unwrap();
+        assert_eq!((key.path[0], key.path[CGROUP_PATH - 1]), (b'/', 0));
+        assert_eq!(CgroupPath::new(1, &format!("{longest}b")), None);
+        assert_ne!(CgroupPath::new(0, "a/b"), CgroupPath::new(0, "a/b/c"));
+    }
 }

@@ -14,6 +14,15 @@ static MAX_ORIGINS: u32 = 65_536;
 static LISTS: u32 = 1;
 #[unsafe(no_mangle)]
 static LOAD_ID: u64 = 0;
+/// Where the running kernel keeps what [`crate::cgroup`] reads: bytes into a structure.
+#[unsafe(no_mangle)]
+static CGROUP_ROOT: u32 = 0;
+#[unsafe(no_mangle)]
+static CGROUP_NODE: u32 = 0;
+#[unsafe(no_mangle)]
+static ROOT_HIERARCHY: u32 = 0;
+#[unsafe(no_mangle)]
+static NODE_ID: u32 = 0;
 
 /// Which build variant this is (`EGRESS_EBPF_VARIANT`).
 const VARIANT: u32 = match option_env!("EGRESS_EBPF_VARIANT") {
@@ -56,6 +65,34 @@ global!(
     load_id: u64 = LOAD_ID
 );
 global!(mark_mask: u32 = MARK_MASK);
+
+global!(cgroup_root: u32 = CGROUP_ROOT);
+global!(cgroup_node: u32 = CGROUP_NODE);
+global!(root_hierarchy: u32 = ROOT_HIERARCHY);
+global!(node_id: u32 = NODE_ID);
+
+/// Fields of the kernel's structures, as bytes from their beginnings.
+pub struct CgroupPlaces {
+    /// `cgroup.root`.
+    pub root: usize,
+    /// `cgroup.kn`.
+    pub node: usize,
+    /// `cgroup_root.hierarchy_id`.
+    pub hierarchy: usize,
+    /// `kernfs_node.id`.
+    pub id: usize,
+}
+
+/// Where the running kernel keeps a cgroup's hierarchy and id.
+#[inline(always)]
+pub fn cgroup_places() -> CgroupPlaces {
+    CgroupPlaces {
+        root: cgroup_root() as usize,
+        node: cgroup_node() as usize,
+        hierarchy: root_hierarchy() as usize,
+        id: node_id() as usize,
+    }
+}
 
 /// The reserved bits of the packet mark.
 #[inline(always)]

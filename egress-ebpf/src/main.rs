@@ -8,6 +8,7 @@
 //! | tc egress of the uplink | [`uplink`]: find the flow ([`flow`]); else [`classify`], [`allocate`] (with [`count`]), [`translate`] or [`refuse`] |
 //! | tc egress of the uplink, last | [`guard`]: nothing of a bound zone passes that [`uplink`] has not seen |
 //! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, or drop; [`arp`] |
+//! | tracepoints | [`cgroup`]: selected cgroups that are created anew, and those that are gone |
 //! | a timer | [`sweep`]: end idle flows, free what ended |
 //!
 //! The daemon fills the maps ([`maps`]) and may die at any time.
@@ -28,6 +29,7 @@
 
 mod allocate;
 mod arp;
+mod cgroup;
 mod classify;
 mod count;
 mod family;
@@ -49,8 +51,8 @@ mod uplink;
 mod verdict;
 mod word;
 
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{classifier, raw_tracepoint};
+use aya_ebpf::programs::{RawTracePointContext, TcContext};
 
 /// Traffic to be forwarded enters.
 #[classifier]
@@ -78,6 +80,22 @@ pub fn uplink_guard(ctx: TcContext) -> i32 {
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
     globals::mark_variant();
     reply::run(&ctx)
+}
+
+/// A cgroup was created.
+#[raw_tracepoint(tracepoint = "cgroup_mkdir")]
+pub fn cgroup_born(ctx: RawTracePointContext) -> i32 {
+    globals::mark_variant();
+    cgroup::born(&ctx);
+    0
+}
+
+/// A cgroup and its last socket are gone.
+#[raw_tracepoint(tracepoint = "cgroup_release")]
+pub fn cgroup_gone(ctx: RawTracePointContext) -> i32 {
+    globals::mark_variant();
+    cgroup::gone(&ctx);
+    0
 }
 
 /// Never attached: the daemon runs it once after each load, so that the timer calls this load's

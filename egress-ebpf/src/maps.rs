@@ -15,8 +15,9 @@ use egress_common::layout::Layout;
 use egress_common::reason::{Counter, Event, Reason};
 use egress_common::reply::Bucket;
 use egress_common::settings::{
-    Candidate, CgroupKey, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS,
-    MAX_POOLS, MAX_ZONES, MarkSelector, Pool, PrefixV4, PrefixV6, Selected, Settings, Switch, Zone,
+    Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES,
+    MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, Pool, PrefixV4, PrefixV6, Selected, Settings,
+    Switch, Zone,
 };
 use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
@@ -46,8 +47,14 @@ pub static POOLS: Array<Pool, { 2 * MAX_POOLS as usize }> = Array::new();
 pub static CANDIDATES4: Array<Candidate<V4>, { 2 * MAX_CANDIDATES as usize }> = Array::new();
 #[btf_map]
 pub static MARKS: Array<MarkSelector, { 2 * MAX_MARKS as usize }> = Array::new();
+/// By id. Preallocated: what a tracepoint inserts must not fail for want of memory.
 #[btf_map]
-pub static CGROUPS: HashMap<CgroupKey, Selected, 8_192, NO_PREALLOC> = HashMap::new();
+pub static CGROUPS: HashMap<CgroupKey, Selected, 8_192> = HashMap::new();
+#[btf_map]
+pub static CGROUP_PATHS: HashMap<CgroupPath, Selected, 8_192, NO_PREALLOC> = HashMap::new();
+/// How often a selected cgroup was created: the daemon looks when it has changed.
+#[btf_map]
+pub static CGROUP_BIRTHS: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static INTERFACES: HashMap<InterfaceKey, Selected, 8_192, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -111,6 +118,9 @@ pub static SCRATCH_SWEEP: PerCpuArray<crate::sweep::Scratch, 1> = PerCpuArray::n
 /// One packet between the steps of the uplink's program; not pinned.
 #[btf_map]
 pub static SCRATCH_OUTGOING: PerCpuArray<crate::outgoing::Outgoing, 1> = PerCpuArray::new();
+/// The path of a cgroup; not pinned.
+#[btf_map]
+pub static SCRATCH_PATH: PerCpuArray<CgroupPath, 1> = PerCpuArray::new();
 /// A list of TCP options; not pinned.
 #[btf_map]
 pub static SCRATCH_OPTIONS: PerCpuArray<crate::options::List, 1> = PerCpuArray::new();

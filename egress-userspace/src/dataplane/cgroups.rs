@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use egress_common::settings::{CGROUP_PATH, CgroupPath};
+
 use crate::dataplane::api::DataPlaneError;
 
 /// The deepest level at which a cgroup may be selected: the data plane looks no deeper.
@@ -67,16 +69,41 @@ fn mount_point(mounts: &str) -> Option<PathBuf> {
     })
 }
 
+/// How many levels a path is below the root.
+pub(super) fn level(path: &str) -> u32 {
+    u32::try_from(path.split('/').count()).unwrap_or(u32::MAX)
+}
+
 fn look_up(mount: &Path, path: &str) -> Result<Option<Cgroup>, DataPlaneError> {
     let refused = |reason: String, remedy: &str| DataPlaneError::Refused {
         reason,
         remedy: remedy.to_owned(),
     };
-    let level = u32::try_from(path.split('/').count()).unwrap_or(u32::MAX);
+    let level = level(path);
     if level > MAX_LEVEL {
         return Err(refused(
             format!("cgroup {path} is {level} levels deep; at most {MAX_LEVEL} are looked at"),
             "select one of the cgroups around it",
+        ));
+    }
+    if CgroupPath::new(0, path).is_none() {
+        return Err(refused(
+            format!(
+                "cgroup {path} is {} bytes long; at most {} are looked at",
+                path.len(),
+                CGROUP_PATH - 2
+            ),
+            "select one of the cgroups around it",
+        ));
+    }
+    // The root has no type; where there is one, somebody's cgroup namespace only calls it the root.
+    if mount.join("cgroup.type").exists() {
+        return Err(refused(
+            format!(
+                "the cgroup2 file system at {} is that of a cgroup namespace, and its paths are not this host's",
+                mount.display()
+            ),
+            "run the daemon outside of cgroup namespaces (in a container: with the host's)",
         ));
     }
     let directory = mount.join(path);

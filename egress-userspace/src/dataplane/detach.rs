@@ -8,6 +8,7 @@ use std::path::Path;
 use aya::programs::loaded_programs;
 
 use super::attach;
+use super::births;
 use super::clsact;
 use super::guard;
 use super::hook::Hook;
@@ -40,6 +41,7 @@ pub(super) fn everything(pins: &Pins) -> Result<Vec<String>, DataPlaneError> {
         return Err(foreign(pins));
     }
     let mut removed = departed(pins, |_, _| false)?;
+    removed.extend(births::remove(pins)?);
     removed.extend(guard::remove(pins)?);
     if state == State::Present {
         let maps = pins.count_maps()?;

@@ -13,16 +13,17 @@
 //! | `hook`, `attach`, `clsact` | where programs belong; put there by tcx link or clsact filter |
 //! | `interfaces`, `devices` | names, indices and addresses; what each is to the programs |
 //! | `tables`, `versions`, `addresses` | a configuration as map entries; two versions and a switch; egress IPs |
-//! | `cgroups` | from a cgroup's path to its id |
+//! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
 //! | `view`, `flows` | hooks, tables, flows and counts, read from pins and mapped memory |
 //! | `events` | the log of refusals |
 //! | `detach` | everything off again |
-//! | `maps`, `sys`, `netlink` | typed maps; the system calls and messages that libraries lack |
+//! | `maps`, `sys`, `netlink`, `types` | typed maps; the system calls and messages that libraries lack; the kernel's structures |
 
 mod addresses;
 pub mod api;
 mod attach;
+mod births;
 mod cgroups;
 mod check;
 mod clsact;
@@ -45,6 +46,7 @@ mod ruleset;
 mod start;
 mod sys;
 mod tables;
+mod types;
 mod versions;
 mod view;
 

@@ -1,14 +1,16 @@
 //! The kernel programs that are part of this binary: loaded, sized, and told their constants.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::EbpfSectionKind;
 use egress_common::expiry::Progress;
 use egress_common::layout::{LAYOUT, Layout};
 
+use super::births::{self, Tracepoint};
 use super::first;
 use super::hook::Hook;
 use super::maps::Maps;
@@ -109,6 +111,14 @@ pub(super) fn shapes(layout: &Layout) -> Result<BTreeMap<String, Shape>, DataPla
 pub(super) struct Object {
     ebpf: Ebpf,
     load: u64,
+    /// Whether this kernel takes the programs of the tracepoints, and why not.
+    tracepoints: Result<(), String>,
+}
+
+/// A program in the kernel.
+pub(super) struct Loaded<'a> {
+    pub(super) fd: BorrowedFd<'a>,
+    pub(super) id: u32,
 }
 
 impl Object {
@@ -131,20 +141,88 @@ impl Object {
             .override_global("MAX_ORIGINS", &layout.max_origins, true)
             .override_global("LISTS", &layout.lists, true)
             .override_global("LOAD_ID", &load, true);
+        let places = births::places();
+        if let Ok(places) = &places {
+            for (name, offset) in places {
+                loader.override_global(name, offset, true);
+            }
+        }
         let ebpf = loader.load(OBJECT).map_err(|error| {
             DataPlaneError::failed(format!("making the maps in {}", directory.display()), error)
         })?;
-        let mut object = Self { ebpf, load };
+        let mut object = Self {
+            ebpf,
+            load,
+            tracepoints: Ok(()),
+        };
         for name in Hook::ALL.map(Hook::program).into_iter().chain([ARM]) {
             load_program(object.classifier(name)?)
                 .map_err(|error| refused_by_kernel(name, error))?;
         }
+        // A kernel that cannot have these serves zones that select no cgroup.
+        object.tracepoints = match places {
+            Ok(_) => object.load_tracepoints().map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
         Ok(object)
     }
 
     /// The program of a hook.
     pub(super) fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier, DataPlaneError> {
         self.classifier(hook.program())
+    }
+
+    fn load_tracepoints(&mut self) -> Result<(), DataPlaneError> {
+        for tracepoint in Tracepoint::ALL {
+            let name = tracepoint.program();
+            let program = self.raw_tracepoint(tracepoint)?;
+            load_patiently(|| program.load()).map_err(|error| refused_by_kernel(name, error))?;
+        }
+        Ok(())
+    }
+
+    /// The program of a tracepoint.
+    ///
+    /// # Errors
+    /// This kernel cannot have it; why.
+    pub(super) fn tracepoint(
+        &mut self,
+        tracepoint: Tracepoint,
+    ) -> Result<Loaded<'_>, DataPlaneError> {
+        let doing = || format!("watching cgroups with {}", tracepoint.program());
+        if let Err(reason) = &self.tracepoints {
+            return Err(DataPlaneError::failed(doing(), reason.clone()));
+        }
+        let program = self.raw_tracepoint(tracepoint)?;
+        let id = program
+            .info()
+            .map_err(|error| DataPlaneError::failed(doing(), error))?
+            .id();
+        let fd = program
+            .fd()
+            .map_err(|error| DataPlaneError::failed(doing(), error))?
+            .as_fd();
+        Ok(Loaded { fd, id })
+    }
+
+    fn raw_tracepoint(
+        &mut self,
+        tracepoint: Tracepoint,
+    ) -> Result<&mut RawTracePoint, DataPlaneError> {
+        let missing = || {
+            DataPlaneError::failed(
+                format!(
+                    "looking for program {} in this binary",
+                    tracepoint.program()
+                ),
+                "it is not there, or is for no tracepoint",
+            )
+        };
+        let program = self
+            .ebpf
+            .program_mut(tracepoint.program())
+            .ok_or_else(missing)?;
+        <&mut RawTracePoint>::try_from(program).map_err(|_| missing())
     }
 
     fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, DataPlaneError> {
@@ -203,16 +281,20 @@ pub(super) fn progress(maps: &Maps) -> Result<Progress, DataPlaneError> {
 /// How often loading is tried again when a signal interrupted the verifier (libbpf: 5).
 const LOAD_ATTEMPTS: usize = 10;
 
-/// Loads a program; the verifier gives up with `EAGAIN` when a signal is waiting for this thread.
 fn load_program(program: &mut SchedClassifier) -> Result<(), ProgramError> {
-    let mut result = program.load();
+    load_patiently(|| program.load())
+}
+
+/// Loads a program; the verifier gives up with `EAGAIN` when a signal is waiting for this thread.
+fn load_patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    let mut result = load();
     for _ in 1..LOAD_ATTEMPTS {
         match &result {
             Err(ProgramError::LoadError { io_error, .. })
                 if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
             _ => break,
         }
-        result = program.load();
+        result = load();
     }
     result
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! <pin>/maps/NAME               every map
 //! <pin>/links/IFNAME:PROGRAM    every tcx link
+//! <pin>/links/PROGRAM           the links of the tracepoints
 //! <pin>-new                     a first start that has not come to its end
 //! <pin>-gone                    a detach that has not come to its end
 //! ```
@@ -17,6 +18,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use super::births::Tracepoint;
 use super::hook::Hook;
 use crate::dataplane::api::DataPlaneError;
 
@@ -101,7 +103,12 @@ impl Pins {
             .join(format!("{}:{}", escape(interface), hook.program()))
     }
 
-    /// Every pinned link.
+    /// The link of a tracepoint.
+    pub(super) fn tracepoint(&self, tracepoint: Tracepoint) -> PathBuf {
+        self.links().join(tracepoint.program())
+    }
+
+    /// Every link that is pinned for an interface.
     pub(super) fn all_links(&self) -> Result<Vec<LinkPin>, DataPlaneError> {
         let directory = self.links();
         let entries = match fs::read_dir(&directory) {

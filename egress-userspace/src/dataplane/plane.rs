@@ -10,6 +10,7 @@ use egress_common::tag::TagField;
 
 use super::addresses;
 use super::attach::{self, Kind, Outcome};
+use super::births;
 use super::cgroups::{self, Cgroups};
 use super::detach;
 use super::devices;
@@ -50,8 +51,12 @@ pub struct Plane {
     seen: BTreeMap<String, Option<Interface>>,
     /// Uplinks on which every program is in place.
     ready: BTreeSet<u32>,
+    /// The selected cgroups as they were seen last.
+    found_cgroups: Cgroups,
     /// Selected cgroups that did not exist when we looked last.
     absent_cgroups: BTreeSet<String>,
+    /// How many selected cgroups had been created when we looked last.
+    births: u64,
     /// Hooks of interfaces that left the configuration are yet to be taken off.
     departed: bool,
     lock: Lock,
@@ -106,7 +111,9 @@ impl Plane {
             tables: None,
             seen: BTreeMap::new(),
             ready: BTreeSet::new(),
+            found_cgroups: Cgroups::new(),
             absent_cgroups: BTreeSet::new(),
+            births: 0,
             departed: true,
             lock,
         };
@@ -188,6 +195,14 @@ impl Plane {
             };
             wanted.insert(interface.index, device);
         }
+        match births::ensure(&mut self.object, &self.pins) {
+            Ok(said) => done.extend(said),
+            // Only who selects cgroups needs them.
+            Err(error) if self.desired.as_ref().is_some_and(selects_cgroups) => {
+                failure.get_or_insert(error);
+            }
+            Err(error) => tracing::debug!(error = %chain(&error), "cgroups are not watched"),
+        }
         self.ready = ready;
         devices::set(&self.maps, &wanted)?;
         failure.map_or(Ok(done), Err)
@@ -213,7 +228,14 @@ impl Plane {
 
     /// Puts `desired` in force in the present surroundings; does nothing where nothing differs.
     fn put(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
+        if selects_cgroups(desired) {
+            // Without them, one that is created anew would be nobody's until we see it.
+            births::ensure(&mut self.object, &self.pins)?;
+        }
+        self.births = self.maps.only("CGROUP_BIRTHS")?;
         let cgroups = self.cgroups(desired)?;
+        let moved = u64::from(cgroups != self.found_cgroups);
+        self.found_cgroups = cgroups.clone();
         let interfaces = self
             .seen
             .iter()
@@ -248,6 +270,7 @@ impl Plane {
         } else {
             let added = addresses::add(&self.maps, &egress_ips, self.config.answer_arp)?;
             report.changed += added.len() as u64;
+            report.changed += moved.max(tables.take_up_cgroups(&self.maps, version)?);
         }
         self.tables = Some(tables);
         self.view.rename(desired.names());
@@ -327,6 +350,13 @@ impl Plane {
     }
 }
 
+fn selects_cgroups(desired: &Desired) -> bool {
+    desired
+        .zones
+        .iter()
+        .any(|zone| !zone.selectors.cgroups.is_empty())
+}
+
 /// An error with its causes.
 fn chain(error: &DataPlaneError) -> String {
     let mut text = error.to_string();
@@ -351,7 +381,10 @@ impl DataPlane for Plane {
         let seen = self.seen.clone();
         let ready = self.ready.clone();
         let attached = self.attach();
-        let stale = seen != self.seen || ready != self.ready || !self.guard.is_settled();
+        let stale = seen != self.seen
+            || ready != self.ready
+            || !self.guard.is_settled()
+            || self.births != self.maps.only::<u64>("CGROUP_BIRTHS")?;
         if stale && let Some(desired) = self.desired.clone() {
             self.put(&desired)?;
         }
@@ -369,10 +402,7 @@ impl DataPlane for Plane {
             .map(|address| format!("{address} is no egress IP any more: its last flow has ended"))
             .collect();
         if let Some(desired) = self.desired.clone()
-            && desired
-                .zones
-                .iter()
-                .any(|zone| !zone.selectors.cgroups.is_empty())
+            && selects_cgroups(&desired)
         {
             let report = self.put(&desired)?;
             if report.changed > 0 {

@@ -11,9 +11,11 @@ use std::path::Path;
 use aya::Pod;
 
 // Commands of `bpf(2)`: `enum bpf_cmd` in linux/bpf.h.
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_DETACH: libc::c_long = 34;
@@ -50,7 +52,7 @@ pub(super) struct LinkInfo {
     pub(super) id: u32,
     /// The program it runs.
     pub(super) program: u32,
-    /// The interface it is on; 0 once that interface is gone.
+    /// The interface a tcx link is on; 0 once that interface is gone.
     pub(super) interface: u32,
 }
 
@@ -97,6 +99,42 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
         ..ObjectAttr::default()
     };
     let fd = bpf(BPF_OBJ_GET, &mut attr)?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just opened this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins an object; the directory must be there.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let text = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjectAttr {
+        path: text.as_ptr() as u64,
+        fd: raw_fd(object),
+        ..ObjectAttr::default()
+    };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TracepointAttr {
+    name: u64,
+    program: u32,
+    pad: u32,
+}
+
+/// Attaches a program to a tracepoint for as long as the link is held or pinned.
+///
+/// # Errors
+/// `ENOENT` where the kernel has no such tracepoint.
+pub(super) fn open_raw_tracepoint(program: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let name = CString::new(name)?;
+    let mut attr = TracepointAttr {
+        name: name.as_ptr() as u64,
+        program: raw_fd(program),
+        ..TracepointAttr::default()
+    };
+    let fd = bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attr)?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just opened this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

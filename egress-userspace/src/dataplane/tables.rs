@@ -12,7 +12,7 @@ use egress_common::settings::{
 use egress_common::tag::TagField;
 use ipnet::IpNet;
 
-use super::cgroups::Cgroups;
+use super::cgroups::{self, Cgroups};
 use crate::config::{DNS_PORT, Dataplane, IcmpQueries, Refuse};
 use crate::dataplane::api::DataPlaneError;
 use crate::desired::{Desired, DesiredZone};
@@ -35,7 +35,10 @@ pub(super) struct Tables {
     pub(super) pools: BTreeMap<u32, Pool>,
     pub(super) candidates: Vec<Candidate<V4>>,
     pub(super) marks: Vec<MarkSelector>,
-    /// By cgroup id.
+    /// By path: the cgroups that are selected, existing or not.
+    pub(super) paths: BTreeMap<String, u32>,
+    /// By id: those that exist. The data plane adds to them by itself, so they do not make one configuration differ
+    /// from another.
     pub(super) cgroups: BTreeMap<u64, u32>,
     /// By interface index.
     pub(super) interfaces: BTreeMap<u32, u32>,
@@ -46,7 +49,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// What the maps must hold for `desired`. Interfaces and cgroups that do not exist now have no entries.
+    /// What the maps must hold for `desired`. Interfaces that do not exist now have no entries.
     ///
     /// # Errors
     /// Something does not fit; the error names it and how many there may be.
@@ -115,12 +118,10 @@ impl Tables {
             refuse_reset: u32::from(desired.refuse == Refuse::Reset),
             icmp_queries: u32::from(desired.exempt.icmp_queries == IcmpQueries::Default),
             marks: tables.marks.len() as u32,
-            cgroup_levels: desired
-                .zones
-                .iter()
-                .flat_map(|zone| &zone.selectors.cgroups)
-                .filter_map(|path| cgroups.get(path))
-                .fold(0, |levels, cgroup| levels | 1 << cgroup.level),
+            cgroup_levels: tables
+                .paths
+                .keys()
+                .fold(0, |levels, path| levels | 1 << cgroups::level(path)),
             answer_arp: u32::from(config.answer_arp),
             exempt: (tables.exempt4.len() + tables.exempt6.len()) as u32,
             interfaces: tables.interfaces.len() as u32,
@@ -144,12 +145,11 @@ impl Tables {
                 value: mark.value,
                 zone: number,
             }));
-        for cgroup in selectors
-            .cgroups
-            .iter()
-            .filter_map(|path| cgroups.get(path))
-        {
-            self.cgroups.insert(cgroup.id, number);
+        for path in &selectors.cgroups {
+            self.paths.insert(path.clone(), number);
+            if let Some(cgroup) = cgroups.get(path) {
+                self.cgroups.insert(cgroup.id, number);
+            }
         }
         for index in selectors
             .interfaces
@@ -208,8 +208,9 @@ impl Tables {
             // Two versions share the maps below.
             (
                 "cgroup selectors",
-                self.cgroups.len(),
-                capacity::SELECTORS / 2,
+                self.paths.len(),
+                // Half of the room is for those that were removed while sockets of theirs are open.
+                capacity::SELECTORS / 4,
             ),
             (
                 "interface selectors",
@@ -281,7 +282,7 @@ impl Tables {
             + differing(&self.pools, &other.pools)
             + candidates
             + marks.symmetric_difference(&others).count()
-            + differing(&self.cgroups, &other.cgroups)
+            + differing(&self.paths, &other.paths)
             + differing(&self.interfaces, &other.interfaces)
             + differing(&self.sources4, &other.sources4)
             + differing(&self.sources6, &other.sources6)

@@ -3,15 +3,18 @@
 //! Version `v`'s element `i` of an array is at `v * capacity + i`; keys of hashes and tries begin with the
 //! version. Only the version that is not in force is ever written.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use aya::Pod;
 use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
 use egress_common::family::{V4, V6};
 use egress_common::settings::{
-    Candidate, CgroupKey, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS, MAX_ZONES,
-    MarkSelector, Pool, Prefixed, Selected, Settings, Switch, VERSION_BITS, Zone,
+    Candidate, CgroupKey, CgroupPath, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
+    MAX_ZONES, MarkSelector, Pool, Prefixed, Selected, Settings, Switch, VERSION_BITS, Zone,
 };
 
+use super::cgroups;
 use super::maps::Maps;
 use super::tables::{Prefixes, Tables};
 use crate::dataplane::api::DataPlaneError;
@@ -64,10 +67,8 @@ impl Tables {
                 .collect(),
             candidates,
             marks,
-            cgroups: cgroup_keys(maps, version)?
-                .into_iter()
-                .map(|(key, zone)| (key.cgroup, zone))
-                .collect(),
+            paths: read_paths(maps, version)?,
+            cgroups: read_cgroups(maps, version)?,
             interfaces: interface_keys(maps, version)?
                 .into_iter()
                 .map(|(key, zone)| (key.interface, zone))
@@ -109,22 +110,7 @@ impl Tables {
             MAX_MARKS,
             (0..).zip(self.marks.iter().copied()),
         )?;
-        let failed = |name: &'static str| {
-            move |error: MapError| DataPlaneError::failed(format!("writing map {name}"), error)
-        };
-        let mut cgroups = maps.hash::<CgroupKey, Selected>("CGROUPS")?;
-        for (key, _) in cgroup_keys(maps, version)? {
-            cgroups.remove(&key).map_err(failed("CGROUPS"))?;
-        }
-        for (&cgroup, &zone) in &self.cgroups {
-            let key = CgroupKey {
-                version: u64::from(version),
-                cgroup,
-            };
-            cgroups
-                .insert(key, Selected { zone }, 0)
-                .map_err(failed("CGROUPS"))?;
-        }
+        self.write_cgroups(maps, version)?;
         let mut interfaces = maps.hash::<InterfaceKey, Selected>("INTERFACES")?;
         for (key, _) in interface_keys(maps, version)? {
             interfaces.remove(&key).map_err(failed("INTERFACES"))?;
@@ -141,6 +127,115 @@ impl Tables {
         write_trie(maps, "EXEMPT6", version, &self.exempt6)?;
         maps.set("SETTINGS", version, self.settings)
     }
+
+    /// First the paths: from then on the data plane enters whatever is created under one of them. What exists
+    /// already is entered after that, so nothing is created unseen in between.
+    fn write_cgroups(&self, maps: &Maps, version: u32) -> Result<(), DataPlaneError> {
+        let mut paths = maps.hash::<CgroupPath, Selected>("CGROUP_PATHS")?;
+        let key = |path: &str| {
+            CgroupPath::new(version, path).ok_or_else(|| {
+                DataPlaneError::failed("writing map CGROUP_PATHS", format!("{path} is too long"))
+            })
+        };
+        for path in read_paths(maps, version)?.keys() {
+            paths.remove(&key(path)?).map_err(failed("CGROUP_PATHS"))?;
+        }
+        for (path, &zone) in &self.paths {
+            paths
+                .insert(key(path)?, Selected { zone }, 0)
+                .map_err(failed("CGROUP_PATHS"))?;
+        }
+        let mut ids = maps.hash::<CgroupKey, Selected>("CGROUPS")?;
+        for cgroup in read_cgroups(maps, version)?.into_keys() {
+            match ids.remove(&cgroup_key(version, cgroup)) {
+                // The data plane was faster: the cgroup is gone.
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(failed("CGROUPS")(error)),
+            }
+        }
+        // One that was removed but has open sockets still is in force, and can be looked up nowhere else.
+        let mut known = read_cgroups(maps, 1 - version)?;
+        let zones: BTreeSet<u32> = self.paths.values().copied().collect();
+        known.retain(|_, zone| zones.contains(zone));
+        known.extend(&self.cgroups);
+        known.extend(self.existing_cgroups()?);
+        for (cgroup, zone) in known {
+            ids.insert(cgroup_key(version, cgroup), Selected { zone }, 0)
+                .map_err(failed("CGROUPS"))?;
+        }
+        Ok(())
+    }
+
+    fn existing_cgroups(&self) -> Result<BTreeMap<u64, u32>, DataPlaneError> {
+        let found = cgroups::find(self.paths.keys())?;
+        Ok(found
+            .into_iter()
+            .filter_map(|(path, cgroup)| Some((cgroup.id, *self.paths.get(&path)?)))
+            .collect())
+    }
+
+    /// Enters existing cgroups that the version in force does not know; returns how many.
+    pub(super) fn take_up_cgroups(&self, maps: &Maps, version: u32) -> Result<u64, DataPlaneError> {
+        let known = read_cgroups(maps, version)?;
+        let mut ids = maps.hash::<CgroupKey, Selected>("CGROUPS")?;
+        let mut taken_up = 0;
+        for (&cgroup, &zone) in &self.cgroups {
+            if known.get(&cgroup) != Some(&zone) {
+                ids.insert(cgroup_key(version, cgroup), Selected { zone }, 0)
+                    .map_err(failed("CGROUPS"))?;
+                taken_up += 1;
+            }
+        }
+        Ok(taken_up)
+    }
+}
+
+fn failed(name: &'static str) -> impl Fn(MapError) -> DataPlaneError {
+    move |error| DataPlaneError::failed(format!("writing map {name}"), error)
+}
+
+fn cgroup_key(version: u32, cgroup: u64) -> CgroupKey {
+    CgroupKey {
+        version: u64::from(version),
+        cgroup,
+    }
+}
+
+/// The ids that a version knows, with their zones.
+fn read_cgroups(maps: &Maps, version: u32) -> Result<BTreeMap<u64, u32>, DataPlaneError> {
+    let all = maps.hash::<CgroupKey, Selected>("CGROUPS")?;
+    let mut found = BTreeMap::new();
+    for key in all.keys() {
+        let key = key.map_err(|error| DataPlaneError::failed("reading map CGROUPS", error))?;
+        if key.version != u64::from(version) {
+            continue;
+        }
+        match all.get(&key, 0) {
+            Ok(selected) => {
+                found.insert(key.cgroup, selected.zone);
+            }
+            // It has just gone.
+            Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(DataPlaneError::failed("reading map CGROUPS", error)),
+        }
+    }
+    Ok(found)
+}
+
+/// The paths that a version selects, with their zones.
+fn read_paths(maps: &Maps, version: u32) -> Result<BTreeMap<String, u32>, DataPlaneError> {
+    let all = maps.hash::<CgroupPath, Selected>("CGROUP_PATHS")?;
+    let mut found = BTreeMap::new();
+    for entry in &all {
+        let (key, selected) =
+            entry.map_err(|error| DataPlaneError::failed("reading map CGROUP_PATHS", error))?;
+        if key.version == version {
+            let path = key.path.split(|byte| *byte == 0).next().unwrap_or_default();
+            let path = String::from_utf8_lossy(path.strip_prefix(b"/").unwrap_or(path));
+            found.insert(path.into_owned(), selected.zone);
+        }
+    }
+    Ok(found)
 }
 
 fn write_array<T: Pod + Default>(
@@ -157,16 +252,6 @@ fn write_array<T: Pod + Default>(
         }
     }
     maps.set_range(name, version * capacity, &whole)
-}
-
-fn cgroup_keys(maps: &Maps, version: u32) -> Result<Vec<(CgroupKey, u32)>, DataPlaneError> {
-    let all = maps.hash::<CgroupKey, Selected>("CGROUPS")?;
-    let found = all
-        .iter()
-        .filter(|entry| !matches!(entry, Ok((key, _)) if key.version != u64::from(version)))
-        .map(|entry| entry.map(|(key, selected)| (key, selected.zone)))
-        .collect::<Result<_, _>>();
-    found.map_err(|error| DataPlaneError::failed("reading map CGROUPS", error))
 }
 
 fn interface_keys(maps: &Maps, version: u32) -> Result<Vec<(InterfaceKey, u32)>, DataPlaneError> {

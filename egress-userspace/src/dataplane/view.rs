@@ -10,10 +10,11 @@ use egress_common::key::realm;
 use egress_common::layout::Layout;
 use egress_common::port::preferred;
 use egress_common::reason::{Counter, Reason};
-use egress_common::settings::candidate_flag;
+use egress_common::settings::{Settings, candidate_flag};
 use egress_common::siphash::Secret;
 
 use super::attach::{self, Kind};
+use super::births;
 use super::flows;
 use super::guard;
 use super::hook::Hook;
@@ -71,7 +72,14 @@ impl View {
             .inside
             .iter()
             .map(|name| (name, &Hook::INSIDE[..]));
-        let mut found = Vec::new();
+        let settings: Vec<Settings> =
+            self.maps
+                .range("SETTINGS", versions::in_force(&self.maps)?, 1)?;
+        let mut found = if settings.iter().any(|settings| settings.cgroup_levels != 0) {
+            births::status(self.maps.pins())?
+        } else {
+            Vec::new()
+        };
         for (name, hooks) in uplinks.chain(insides) {
             let interface = Interface::find(name)?;
             for hook in hooks {

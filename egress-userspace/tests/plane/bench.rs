@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::maps::{HashMap, Map, MapData};
 use egress_userspace::config::Dataplane;
 use egress_userspace::dataplane::api::{DataPlaneStatus, DataPlaneView as _, Names};
 use egress_userspace::dataplane::{View, detach};
@@ -155,12 +156,22 @@ impl Bench {
         }
     }
 
-    /// The status as a command line sees it that finds no daemon.
+    /// What a command line sees that finds no daemon.
+    pub(crate) fn view(&self) -> View {
+        View::open(&self.config(), Names::default()).unwrap()
+    }
+
+    /// The status, likewise.
     pub(crate) fn status(&self) -> DataPlaneStatus {
-        View::open(&self.config(), Names::default())
-            .unwrap()
-            .status()
-            .unwrap()
+        self.view().status().unwrap()
+    }
+
+    /// How many entries a pinned map of ids has.
+    pub(crate) fn entries(&self, name: &str) -> usize {
+        let map = MapData::from_pin(self.pin.join("maps").join(name)).unwrap();
+        let map: HashMap<MapData, [u64; 2], u32> =
+            Map::from_map_data(map).unwrap().try_into().unwrap();
+        map.keys().count()
     }
 
     /// The program on a hook.

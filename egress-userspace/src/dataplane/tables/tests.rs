@@ -78,7 +78,15 @@ fn a_zone_becomes_entries() {
     );
     assert_eq!(tables.interfaces, BTreeMap::from([(5, 3)]));
     assert_eq!(tables.cgroups, BTreeMap::from([(77, 3)]));
-    assert_eq!(tables.settings.cgroup_levels, 1 << 2);
+    assert_eq!(
+        tables.paths,
+        BTreeMap::from([("a/b".to_owned(), 3), ("gone".to_owned(), 3)])
+    );
+    assert_eq!(
+        tables.settings.cgroup_levels,
+        1 << 1 | 1 << 2,
+        "what does not exist yet is looked for too"
+    );
     assert_eq!(tables.sources4, BTreeMap::from([((16, [10, 1, 0, 0]), 3)]));
     assert_eq!(tables.marks[0].mask, 0xffff, "the most bits first (ZONE-3)");
     assert_eq!(tables.settings.marks, 2);
