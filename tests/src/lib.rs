@@ -21,6 +21,8 @@
 //! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
 //! | [`site`] | the standard network with origins and daemon |
 //! | [`cgroup`] | running a command in a cgroup of its own |
+//! | [`programs`] | where other people's programs are |
+//! | [`service`] | real servers and clients, other people's programs |
 //! | [`seed`] | random numbers that can be repeated |
 //! | [`needs`] | what a machine must have, or the test says `SKIPPED` |
 //!
@@ -42,8 +44,10 @@ pub mod origin;
 pub mod packet;
 pub mod pattern;
 pub mod pcap;
+pub mod programs;
 pub mod registry;
 pub mod seed;
+pub mod service;
 pub mod site;
 pub mod standard;
 pub mod topology;

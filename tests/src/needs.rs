@@ -1,14 +1,13 @@
 //! What a machine must have for a test; without it the test says so and passes.
 
 use std::{
-    path::Path,
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use nix::unistd::geteuid;
 
-use crate::gateway;
+use crate::{gateway, programs};
 
 /// Says why a test does not run, in the form that `cargo xtask test` counts.
 pub fn skip(test: &str, reason: &str) {
@@ -31,13 +30,10 @@ pub fn met(test: &str, commands: &[&str]) -> bool {
     true
 }
 
-/// Whether a command is found on the path, or where administrators' commands are.
+/// Whether a command is found: on the path, where administrators' commands are, or unpacked for the tests.
 #[must_use]
 pub fn has_command(name: &str) -> bool {
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':')
-        .chain(["/usr/sbin", "/sbin"])
-        .any(|directory| Path::new(directory).join(name).exists())
+    programs::find(name).is_some()
 }
 
 /// Whether `bpftool` is there and works.

@@ -10,6 +10,7 @@ mod bench;
 mod build;
 mod lab;
 mod packages;
+mod programs;
 mod report;
 mod run;
 mod setup;

@@ -4,19 +4,20 @@
 //! installed and what for; and where this may not install (not root, no apt), the error says what to do.
 
 use std::{
+    path::Path,
     process::{Command, Output},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::workspace::{is_root, which};
 
 /// A program, the Debian package that brings it, and what it is for.
-struct Tool {
-    command: &'static str,
-    package: &'static str,
-    purpose: &'static str,
+pub(crate) struct Tool {
+    pub(crate) command: &'static str,
+    pub(crate) package: &'static str,
+    pub(crate) purpose: &'static str,
 }
 
 /// What labs and tests call.
@@ -106,6 +107,32 @@ pub(crate) fn install(packages: &[&str], purpose: &str) -> Result<()> {
             tail(&output)
         );
     }
+    Ok(())
+}
+
+/// Downloads a package, and those it depends on that are not installed, into `archives`; installs nothing.
+pub(crate) fn download(package: &str, archives: &Path) -> Result<()> {
+    ensure!(has_apt(), "there is no apt-get here");
+    ensure!(is_root(), "only root may use apt-get");
+    update();
+    let lock = format!("DPkg::Lock::Timeout={LOCK_TIMEOUT}");
+    let folder = format!("Dir::Cache::archives={}", archives.display());
+    let mut arguments = vec![
+        "-o",
+        &lock,
+        "-o",
+        &folder,
+        "install",
+        "-y",
+        "--download-only",
+    ];
+    arguments.extend(["--no-install-recommends", package]);
+    let output = apt_get(&arguments)?;
+    ensure!(
+        output.status.success(),
+        "apt-get could not download {package}:\n{}",
+        tail(&output)
+    );
     Ok(())
 }
 

@@ -2,8 +2,8 @@
 //! the release binary in network namespaces.
 //!
 //! Each test binary runs by itself, so that one that crashes or hangs hides no other. Tests find in their
-//! environment `EGRESS_BIN`, the release binary, and `EGRESS_BIN_NEXT`, the same with kernel programs of other
-//! tags, to upgrade to.
+//! environment `EGRESS_BIN`, the release binary, `EGRESS_BIN_NEXT`, the same with kernel programs of other tags, to
+//! upgrade to, and `EGRESS_PROGRAMS`, the folder where other people's programs are unpacked.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    build,
+    build, programs,
     report::{Report, Tally},
     setup,
     toolchain::Toolchain,
@@ -55,6 +55,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     });
     lint(&mut report, &workspace, toolchain.as_ref());
 
+    let programs = programs::unpack(&workspace);
     let next = report.step("release binary for the upgrade test", || next(&workspace));
     let current = report.step("release binary", || build::release(&workspace));
     let binaries = report.step("test binaries", || test_binaries(&workspace));
@@ -67,6 +68,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
             continue;
         }
         let mut command = test.command();
+        command.env("EGRESS_PROGRAMS", &programs);
         for (variable, binary) in [("EGRESS_BIN", &current), ("EGRESS_BIN_NEXT", &next)] {
             if let Some(binary) = binary {
                 command.env(variable, binary);
