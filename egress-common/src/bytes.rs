@@ -26,6 +26,20 @@ pub trait Bytes {
     }
 }
 
+/// A packet's bytes, to be changed in place.
+pub trait BytesMut: Bytes {
+    /// Writes `N` bytes at `offset`, or nothing if the packet is shorter.
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+}
+
+impl BytesMut for [u8] {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        *self.get_mut(offset..)?.first_chunk_mut::<N>()? = bytes;
+        Some(())
+    }
+}
+
 impl Bytes for [u8] {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {

@@ -11,6 +11,7 @@
 //! | [`count`] | connections of one egress IP to one origin, and their exact cap |
 //! | [`port`], [`siphash`] | slices, quotas, and the choice of a source port |
 //! | [`slot`], [`tcp`] | the record of a flow and its TCP state |
+//! | [`icmp`] | ICMP errors: what they quote, and what a NAT rewrites in them |
 //! | [`expiry`] | when a flow ends |
 //! | [`free`] | the list of free records |
 //! | [`checksum`], [`reply`] | packets we make ourselves |
@@ -27,6 +28,7 @@ pub mod count;
 pub mod expiry;
 pub mod family;
 pub mod free;
+pub mod icmp;
 pub mod key;
 pub mod layout;
 pub mod packet;

@@ -443,63 +443,6 @@ pub const fn answerable(ip: &Ipv4) -> bool {
         && ip.protocol != ICMP
 }
 
-/// The packet that an ICMP error quotes, as far as it can be told (RFC 792, RFC 5508 REQ-3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quoted {
-    /// Its source.
-    pub source: V4,
-    /// Its destination.
-    pub destination: V4,
-    /// Its protocol.
-    pub protocol: u8,
-    /// Its source port.
-    pub source_port: u16,
-    /// Its destination port.
-    pub destination_port: u16,
-}
-
-/// Reads the packet quoted by an ICMP error whose header is at `offset`; its length fields are not
-/// believed, since a quote is cut short.
-#[inline(always)]
-pub fn quoted(packet: &(impl Bytes + ?Sized), offset: usize) -> Option<Quoted> {
-    let at = offset + 8;
-    let header = packet.read::<IPV4_MIN>(at)?;
-    let [
-        first,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        protocol,
-        _,
-        _,
-        s0,
-        s1,
-        s2,
-        s3,
-        d0,
-        d1,
-        d2,
-        d3,
-    ] = header;
-    let length = ((first & 0x0f) as usize) * 4;
-    if first >> 4 != 4 || length < IPV4_MIN || !translated(protocol) {
-        return None;
-    }
-    let (source_port, destination_port) = ports(packet, at + length).ok()?;
-    Some(Quoted {
-        source: [s0, s1, s2, s3],
-        destination: [d0, d1, d2, d3],
-        protocol,
-        source_port,
-        destination_port,
-    })
-}
-
 /// Whether an address is multicast or the limited broadcast (RFC 5771, RFC 919).
 #[inline(always)]
 pub const fn multicast(address: V4) -> bool {

@@ -44,7 +44,7 @@ reasons! {
     Contended = 6, "contended", "other CPUs changed the same record too often; the sender will retry (CAP-2)";
     Fragment = 7, "fragment", "fragments of a bound zone are not translated yet (SAFE-1)";
     Ipv6 = 8, "ipv6", "IPv6 of a bound zone is not translated yet (SAFE-1)";
-    IcmpError = 9, "icmp_error", "ICMP errors of a bound zone are not translated yet (SAFE-1)";
+    IcmpError = 9, "icmp_error", "an ICMP error about a packet of no flow, or of a kind that is not translated (NAT-4)";
     Protocol = 10, "protocol", "this protocol cannot be translated (SAFE-1)";
     Malformed = 11, "malformed", "headers are cut short or contradict each other (SAFE-1)";
     Unsolicited = 12, "unsolicited", "nobody asked for this packet to an egress IP (SAFE-3)";
@@ -58,6 +58,8 @@ reasons! {
     Multicast = 20, "multicast", "multicast and broadcast of a bound zone are not translated (SAFE-1)";
     EventLost = 21, "event_lost", "an event did not fit the ring buffer (OBS-4)";
     TagLost = 22, "tag_lost", "somebody rewrote the whole packet mark, reserved bits included, so its zone is not known: set marks with a mask (SAFE-1)";
+    IcmpChecksum = 23, "icmp_checksum", "an ICMP error whose checksum is wrong, or that of the header it quotes (NAT-4, RFC 5508 REQ-3)";
+    IcmpImplausible = 24, "icmp_implausible", "an ICMP error quotes a TCP segment that its flow cannot have under way: likely forged (NAT-4, RFC 5927)";
 }
 
 impl Reason {

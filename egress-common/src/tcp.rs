@@ -224,6 +224,29 @@ pub fn reset_fits(
     }
 }
 
+/// Whether a segment that an ICMP error quotes may still be under way (RFC 5927, section 4.1).
+///
+/// Nobody complains about what was never sent. That the NAT has seen an acknowledgment does not say
+/// that the sender has, and it may send again what it asks about: so up to a window back is believed.
+#[inline(always)]
+pub const fn quotable(number: u32, sender: &Direction, receiver: &Direction) -> bool {
+    /// At most this much, or a guess would hit too often.
+    const FARTHEST: u32 = 1 << 20;
+    let back = if receiver.window < FIRST_WINDOW {
+        FIRST_WINDOW
+    } else if receiver.window > FARTHEST {
+        FARTHEST
+    } else {
+        receiver.window
+    };
+    let high = if after(sender.end, receiver.ack) {
+        sender.end
+    } else {
+        receiver.ack
+    };
+    between(receiver.ack.wrapping_sub(back), number, high)
+}
+
 /// The state after a RST, or after a segment that [`observe`] believed. `options` are read only for
 /// the origin's SYN.
 ///
@@ -652,6 +675,38 @@ mod tests {
         wire.send(Way::Back, syn);
         assert_eq!(wire.back.end, ORIGIN + 501);
         assert_eq!(wire.word.state, State::TcpHalfOpen);
+    }
+
+    #[test]
+    fn rfc_5927_an_error_quotes_what_may_be_under_way() {
+        // Both sides of the wrap of numbers.
+        for start in [1_000_000u32, 40_000] {
+            let sender = Direction {
+                end: start.wrapping_add(5_000),
+                ..Direction::default()
+            };
+            let window = |window| Direction {
+                ack: start,
+                window,
+                ..Direction::default()
+            };
+            let cases = [(0, 65_535), (100_000, 100_000), (1 << 29, 1 << 20)];
+            for (offered, back) in cases {
+                let receiver = window(offered);
+                let fits = |number: u32| quotable(number, &sender, &receiver);
+                assert!(fits(start) && fits(sender.end));
+                assert!(!fits(sender.end.wrapping_add(1)));
+                assert!(fits(start.wrapping_sub(back)));
+                assert!(!fits(start.wrapping_sub(back + 1)));
+            }
+            // The other side may have acknowledged more than was seen.
+            let behind = Direction {
+                end: start.wrapping_sub(9),
+                ..sender
+            };
+            assert!(quotable(start, &behind, &window(0)));
+            assert!(!quotable(start + 1, &behind, &window(0)));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use egress_common::checksum;
 use egress_common::count::Count;
 use egress_common::family::V4;
 use egress_common::free::FreeList;
+use egress_common::icmp::Quote;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::settings::{Candidate, EgressAddress, Prefixed};
 use egress_common::slot::Slot;
@@ -26,7 +27,7 @@ pub enum End {
 const PSEUDO: u64 = aya_ebpf::bindings::BPF_F_PSEUDO_HDR as u64;
 
 /// An address family as the data plane handles it.
-pub trait Family: Prefixed {
+pub trait Family: Prefixed + Quote {
     fn flow(key: &FlowKey<Self>) -> Option<Reference>;
     fn insert_flow(key: &FlowKey<Self>, reference: &Reference, flags: u64) -> Result<(), i32>;
     fn remove_flow(key: &FlowKey<Self>);

@@ -1,10 +1,14 @@
 //! A packet in the kernel: direct pointers within bounds the verifier can see.
 
 use aya_ebpf::programs::TcContext;
-use egress_common::bytes::Bytes;
+use egress_common::bytes::{Bytes, BytesMut};
 
 /// Bytes that must be readable: Ethernet, two tags, the longest IPv4 and TCP headers.
 const HEADERS: u32 = 14 + 8 + 60 + 60;
+
+/// The same for an ICMP error and what it quotes: Ethernet, two tags, twice IPv6 with extension headers,
+/// ICMP, TCP.
+const QUOTES: u32 = 14 + 8 + 2 * (40 + 64) + 8 + 20;
 
 /// No header field lies farther from the start of a packet than this.
 const FARTHEST: usize = 512;
@@ -20,12 +24,20 @@ impl Frame {
     /// The packet's headers, made linear if they are not.
     #[inline(always)]
     pub fn headers(ctx: &TcContext) -> Self {
+        Self::first(ctx, HEADERS)
+    }
+
+    /// The packet's headers and those that an ICMP error quotes, likewise.
+    #[inline(always)]
+    pub fn quotes(ctx: &TcContext) -> Self {
+        Self::first(ctx, QUOTES)
+    }
+
+    /// The packet's first bytes, made linear if they are not.
+    #[inline(always)]
+    fn first(ctx: &TcContext, bytes: u32) -> Self {
         let frame = Self::now(ctx);
-        let wanted = if ctx.len() < HEADERS {
-            ctx.len()
-        } else {
-            HEADERS
-        };
+        let wanted = if ctx.len() < bytes { ctx.len() } else { bytes };
         if frame.end.wrapping_sub(frame.data) < wanted as usize {
             // On failure the reads below find the packet too short: it is treated as malformed.
             let _ = ctx.skb.pull_data(wanted);
@@ -74,5 +86,15 @@ impl Bytes for Frame {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         // SAFETY: `at` has checked the bounds.
         self.at::<N>(offset).map(|place| unsafe { *place })
+    }
+}
+
+impl BytesMut for Frame {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        let place = self.at::<N>(offset)?;
+        // SAFETY: `at` has checked the bounds.
+        unsafe { *place = bytes };
+        Some(())
     }
 }

@@ -5,9 +5,9 @@
 //! | hook (below) | steps |
 //! |---|---|
 //! | tc ingress of an inside interface | [`inside`]: decide the zone, write it into the mark |
-//! | tc egress of the uplink | [`uplink`]: find the flow ([`flow`]); else [`classify`], [`allocate`] (with [`count`]), [`translate`] or [`refuse`] |
+//! | tc egress of the uplink | [`uplink`]: find the flow ([`flow`]); else [`classify`], [`allocate`] (with [`count`]), [`translate`] or [`refuse`]; [`icmp`] errors |
 //! | tc egress of the uplink, last | [`guard`]: nothing of a bound zone passes that [`uplink`] has not seen |
-//! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, or drop; [`arp`] |
+//! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, or drop; [`icmp`]; [`arp`] |
 //! | tracepoints | [`cgroup`]: selected cgroups that are created anew, and those that are gone |
 //! | a timer | [`sweep`]: end idle flows, free what ended |
 //!
@@ -37,6 +37,7 @@ mod flow;
 mod frame;
 mod globals;
 mod guard;
+mod icmp;
 mod inside;
 mod maps;
 mod options;

@@ -112,6 +112,9 @@ pub static SCRATCH_OPEN4: PerCpuArray<Open<V4>, 1> = PerCpuArray::new();
 /// A quoted packet for an ICMP error; not pinned.
 #[btf_map]
 pub static SCRATCH_QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();
+/// A piece of an ICMP message whose checksum is verified; not pinned.
+#[btf_map]
+pub static SCRATCH_PIECE: PerCpuArray<crate::icmp::Piece, 1> = PerCpuArray::new();
 /// One tick of the sweep; not pinned.
 #[btf_map]
 pub static SCRATCH_SWEEP: PerCpuArray<crate::sweep::Scratch, 1> = PerCpuArray::new();

@@ -10,6 +10,7 @@ use egress_common::reason::Reason;
 use egress_common::tag::Tag;
 
 use crate::frame::Frame;
+use crate::icmp::Outer;
 use crate::maps::SCRATCH_OUTGOING;
 use crate::translate::Place;
 
@@ -22,6 +23,8 @@ pub struct Outgoing {
     pub segment: Segment,
     /// Of a SYN that opens a flow.
     pub options: Options,
+    /// Its protocol, or that of the packet which it quotes as an ICMP error.
+    pub about: u8,
     pub tag: Tag,
     /// Version of the configuration that all steps go by (SAFE-5).
     pub version: u32,
@@ -66,6 +69,18 @@ impl Outgoing {
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
         packet::translated(self.ip.protocol) && matches!(self.ip.fragment, Fragment::Whole)
+    }
+
+    /// The packet as that of an ICMP message.
+    #[inline(always)]
+    pub fn outer(&self) -> Outer<V4> {
+        Outer {
+            network: self.ip.network_at,
+            message: self.ip.transport_at,
+            length: self.ip.payload(),
+            source: self.ip.source,
+            destination: self.ip.destination,
+        }
     }
 
     /// Where its headers are.

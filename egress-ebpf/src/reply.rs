@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::bytes::Bytes;
 use egress_common::family::{ETHERTYPE_ARP, ETHERTYPE_IPV4};
 use egress_common::key::{ICMP, ReverseKey, TCP};
-use egress_common::packet::{self, Fragment, IcmpKind, Ipv4, Segment};
+use egress_common::packet::{self, Fragment, Ipv4, Segment};
 use egress_common::reason::Reason;
 use egress_common::slot::flag;
 use egress_common::tag::Tag;
@@ -14,9 +14,10 @@ use egress_common::tcp::Way;
 use crate::family::{End, Family};
 use crate::flow::{self, Arrival};
 use crate::frame::Frame;
+use crate::icmp::Outer;
 use crate::translate::{self, Endpoint, Place};
 use crate::verdict::{self, NEXT};
-use crate::{arp, report};
+use crate::{arp, icmp, report};
 
 pub fn run(ctx: &TcContext) -> i32 {
     // A wire does not speak for our marks.
@@ -27,7 +28,7 @@ pub fn run(ctx: &TcContext) -> i32 {
     };
     match network.ethertype {
         ETHERTYPE_IPV4 => match packet::ipv4(&frame, network.offset, ctx.len()) {
-            Ok(ip) => ipv4(ctx, &frame, &ip),
+            Ok(ip) => ipv4(ctx, &ip),
             // The kernel drops what is not an IPv4 packet.
             Err(_) => NEXT,
         },
@@ -37,7 +38,7 @@ pub fn run(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn ipv4(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> i32 {
+fn ipv4(ctx: &TcContext, ip: &Ipv4) -> i32 {
     if <[u8; 4]>::egress(&ip.destination).is_none() {
         return NEXT;
     }
@@ -45,23 +46,41 @@ fn ipv4(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> i32 {
         return report::drop(ctx, Reason::Fragment);
     }
     if ip.protocol == ICMP {
-        let kind = frame.u8(ip.transport()).map(packet::icmp_kind);
-        return report::drop(
-            ctx,
-            match kind {
-                Some(IcmpKind::Error) => Reason::IcmpError,
-                // A ping, or an answer to one that did not leave from here.
-                _ => Reason::Unsolicited,
-            },
-        );
+        return message(ctx, ip);
     }
     if !packet::translated(ip.protocol) {
         return report::drop(ctx, Reason::Unsolicited);
     }
-    match translated(ctx, frame, ip) {
-        Ok(verdict) => verdict,
-        Err(reason) => report::drop(ctx, reason),
-    }
+    segment(ctx, ip)
+}
+
+/// A packet with ports. Like [`message`] a function of its own: together they would not fit the stack.
+#[inline(never)]
+fn segment(ctx: &TcContext, ip: &Ipv4) -> i32 {
+    translated(ctx, &Frame::now(ctx), ip).unwrap_or_else(|reason| report::drop(ctx, reason))
+}
+
+/// An ICMP message: an error about a flow goes to its inside (NAT-4). Anything else was not asked for: a
+/// ping, or an answer to one that did not leave from here.
+#[inline(never)]
+fn message(ctx: &TcContext, ip: &Ipv4) -> i32 {
+    let outer = Outer {
+        network: ip.network_at,
+        message: ip.transport_at,
+        length: ip.payload(),
+        source: ip.source,
+        destination: ip.destination,
+    };
+    let verdict = icmp::arriving(ctx, &outer).and_then(|delivery| {
+        if !delivery.redirect {
+            Ok(NEXT)
+        } else if last_hop(&Frame::now(ctx), ip.network()) {
+            Err(Reason::Malformed)
+        } else {
+            deliver(ctx, ip.network(), delivery.interface)
+        }
+    });
+    verdict.unwrap_or_else(|reason| report::drop(ctx, reason))
 }
 
 #[inline(always)]
@@ -97,7 +116,7 @@ fn translated(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> Result<i32, Reason> 
         )
     };
     let redirect = found.word.has(flag::REDIRECT);
-    if redirect && frame.u8(ip.network() + 8).ok_or(Reason::Malformed)? <= 1 {
+    if redirect && last_hop(frame, ip.network()) {
         return Err(Reason::Malformed);
     }
     flow::advance_by(
@@ -134,6 +153,12 @@ fn translated(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> Result<i32, Reason> 
         return deliver(ctx, ip.network(), interface);
     }
     Ok(NEXT)
+}
+
+/// Whether a packet must not go a hop further.
+#[inline(always)]
+fn last_hop(frame: &Frame, network: usize) -> bool {
+    frame.u8(network + 8).is_none_or(|hops| hops <= 1)
 }
 
 /// Hands a packet to the realm it belongs to, by its interface (ZONE-2).

@@ -16,11 +16,12 @@ use crate::classify::{self, Configuration, Owner};
 use crate::family::{End, Family};
 use crate::flow::{self, Arrival, Found};
 use crate::frame::Frame;
+use crate::icmp::Leaving;
 use crate::options;
 use crate::outgoing::{Outgoing, next};
 use crate::translate::{self, Endpoint};
 use crate::verdict;
-use crate::{allocate, globals, refuse, report, slots};
+use crate::{allocate, globals, icmp, refuse, report, slots};
 
 pub fn run(ctx: &TcContext) -> i32 {
     let tag = globals::tag_field().read(verdict::mark(ctx));
@@ -84,6 +85,7 @@ fn ipv4(ctx: &TcContext, frame: &Frame, offset: usize, tag: Tag) -> i32 {
         return report::drop(ctx, Reason::Blocked);
     };
     packet.ip = ip;
+    packet.about = ip.protocol;
     packet.tag = tag;
     packet.version = configuration.version;
     packet.key = FlowKey {
@@ -102,6 +104,8 @@ fn ipv4(ctx: &TcContext, frame: &Frame, offset: usize, tag: Tag) -> i32 {
             return report::drop(ctx, Reason::Malformed);
         }
         step = known(ctx, packet);
+    } else if packet.ip.protocol == ICMP && matches!(packet.ip.fragment, Fragment::Whole) {
+        step = message(ctx, packet);
     }
     // Each step is a function of its own, called from here alone: together they would not fit the
     // stack, and the verifier looks at each once.
@@ -140,6 +144,22 @@ fn known(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
             packet.reason = Reason::NoFlow;
             next::REFUSE
         }
+    }
+}
+
+/// An ICMP message: an error about a flow leaves from the flow's egress IP (NAT-4). The kernel makes such
+/// errors too, on sockets of nobody.
+#[inline(never)]
+fn message(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+    match icmp::leaving(ctx, &packet.outer(), packet.key.realm) {
+        Ok(Leaving::Translated) => verdict::done(ctx),
+        Ok(Leaving::About(protocol, port)) => {
+            packet.about = protocol;
+            packet.key.origin_port = port;
+            next::CLASSIFY
+        }
+        Ok(Leaving::Other) => next::CLASSIFY,
+        Err(reason) => report::drop(ctx, reason),
     }
 }
 
@@ -225,9 +245,6 @@ fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     let Some(configuration) = Configuration::of(packet.version) else {
         return report::drop(ctx, Reason::Blocked);
     };
-    if packet.ip.protocol == ICMP && about_a_flow(ctx, packet) {
-        return report::drop(ctx, Reason::IcmpError);
-    }
     let number = match classify::leaving(ctx, &configuration, packet.tag, packet.ip.source) {
         Owner::Zone(number) => number,
         owner if owner.is_bound(&configuration) => return report::drop(ctx, Reason::TagLost),
@@ -249,7 +266,7 @@ fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
         return report::drop(ctx, Reason::Fragment);
     }
     if packet.ip.protocol == ICMP {
-        return icmp(ctx, packet, &configuration);
+        return query(ctx, packet, &configuration);
     }
     packet.redirect = packet.key.realm != realm::COMMON && redirected(ctx, packet);
     if !packet::translated(packet.ip.protocol) {
@@ -272,54 +289,22 @@ fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     next::ADMIT
 }
 
-/// Whether the packet is an ICMP error about a packet of one of our flows. The kernel makes such errors
-/// itself, on sockets of nobody: sent as they are they would tell the origin the default address and the
-/// inside's port.
-#[inline(always)]
-fn about_a_flow(ctx: &TcContext, packet: &Outgoing) -> bool {
-    let frame = Frame::now(ctx);
-    let transport = packet.ip.transport();
-    if !matches!(packet.ip.fragment, Fragment::Whole)
-        || !matches!(
-            frame.u8(transport).map(packet::icmp_kind),
-            Some(IcmpKind::Error)
-        )
-    {
-        return false;
-    }
-    let Some(quoted) = packet::quoted(&frame, transport) else {
-        return false;
-    };
-    // What is quoted came from the origin.
-    flow::outgoing(&FlowKey {
-        inside: quoted.destination,
-        origin: quoted.source,
-        inside_port: quoted.destination_port,
-        origin_port: quoted.source_port,
-        protocol: quoted.protocol,
-        pad: 0,
-        pad2: 0,
-        realm: packet.key.realm,
-    })
-    .is_some()
-}
-
-/// Whether an enabled zone's packet takes the default egress all the same (POLICY-6, POLICY-7).
+/// Whether an enabled zone's packet takes the default egress all the same (POLICY-6, POLICY-7). An error does
+/// if what it is about did.
 #[inline(always)]
 fn exempt(packet: &Outgoing, configuration: &Configuration, zone: &Zone) -> bool {
-    if packet.ip.protocol == TCP && zone.flags & zone_flag::TCP == 0 {
+    if packet.about == TCP && zone.flags & zone_flag::TCP == 0 {
         return true;
     }
-    if packet.ip.protocol == UDP && zone.flags & zone_flag::UDP == 0 {
+    if packet.about == UDP && zone.flags & zone_flag::UDP == 0 {
         return true;
     }
     classify::exempt(configuration, packet.ip.destination, packet.key.origin_port)
 }
 
-/// Queries take the default egress unless configured otherwise (POLICY-7); errors are not
-/// translated yet.
+/// Queries take the default egress unless configured otherwise (POLICY-7); errors about no flow stay.
 #[inline(always)]
-fn icmp(ctx: &TcContext, packet: &Outgoing, configuration: &Configuration) -> i32 {
+fn query(ctx: &TcContext, packet: &Outgoing, configuration: &Configuration) -> i32 {
     let kind = Frame::now(ctx)
         .u8(packet.ip.transport())
         .map(packet::icmp_kind);

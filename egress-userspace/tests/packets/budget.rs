@@ -7,7 +7,7 @@ const BUDGETS: [(&str, u32); 5] = [
     ("inside_ingress", 1_500),
     ("uplink_egress", 80_000),
     ("uplink_guard", 50_000),
-    ("uplink_ingress", 20_000),
+    ("uplink_ingress", 45_000),
     ("arm", 8_000),
 ];
 

@@ -25,6 +25,7 @@ mod closing;
 mod concurrency;
 mod full;
 mod guard;
+mod icmp;
 mod inside;
 mod malformed;
 mod model;

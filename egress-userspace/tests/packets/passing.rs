@@ -220,30 +220,3 @@ fn safe_1_a_tag_that_somebody_erased_is_not_no_zone() {
     let outcome = plane.run(Hook::UplinkEgress, &packet, erased);
     assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
 }
-
-#[test]
-fn safe_1_an_icmp_error_about_a_flow_does_not_leave() {
-    let Some(plane) = DataPlane::new() else {
-        return;
-    };
-    let inside = ([10, 1, 0, 2], 40_781);
-    let opening = Packet::udp(inside, ORIGIN, b"query");
-    let outcome = plane.run(Hook::UplinkEgress, &opening, Meta::default());
-    assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
-    // The kernel's own error about the late answer quotes it as it was after translation.
-    let answer = Packet::udp(ORIGIN, inside, b"answer");
-    let quote = answer.bytes().split_off(14);
-    let mut payload = quote;
-    payload.truncate(28);
-    let error = Packet::icmp(STRANGER, ORIGIN.0, 3, 3, &payload);
-    let outcome = plane.run(Hook::UplinkEgress, &error, Meta::default());
-    assert_eq!(outcome.verdict, Verdict::Drop);
-    assert_eq!(plane.reason(Reason::IcmpError), 1);
-    // One about somebody else's packet does.
-    let other = Packet::udp(ORIGIN, (STRANGER, 9), b"answer");
-    let mut payload = other.bytes().split_off(14);
-    payload.truncate(28);
-    let error = Packet::icmp(STRANGER, ORIGIN.0, 3, 3, &payload);
-    let outcome = plane.run(Hook::UplinkEgress, &error, Meta::default());
-    assert_eq!(outcome.verdict, Verdict::Next);
-}
