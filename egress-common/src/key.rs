@@ -84,6 +84,18 @@ pub struct OriginKey<A> {
     pub pad: u8,
 }
 
+impl<A: Address> OriginKey<A> {
+    /// What a counter is of that is free but on no list of free ones: nothing has it, since 0 is no protocol that is
+    /// counted. Whoever looks after idle counters finds it, unlike one on a list, which has no key at all.
+    #[inline(always)]
+    pub fn astray() -> Self {
+        Self {
+            origin_port: u16::MAX,
+            ..Self::default()
+        }
+    }
+}
+
 impl<A: Address> FlowKey<A> {
     /// The key under which replies to this flow arrive when it leaves as `egress:egress_port`.
     #[inline(always)]

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_loop;
-use egress_common::count::{self, Reservation, Tally};
+use egress_common::count::{self, Count, Reservation, Tally};
 use egress_common::free::Links;
 use egress_common::key::{OriginKey, Reference};
 use egress_common::reason::Reason;
@@ -52,7 +52,6 @@ fn obtain<A: Family>(key: &OriginKey<A>, now: u64) -> Result<Reference, Reason> 
     if let Some(reference) = find(key) {
         return Ok(reference);
     }
-    let links = CountLinks::<A>(core::marker::PhantomData);
     let index = slots::take(search_counts::<A>).ok_or(Reason::OriginTableFull)?;
     let counter = A::counter(index).ok_or(Reason::OriginTableFull)?;
     // SAFETY: the record is ours: no index refers to this generation of it.
@@ -71,9 +70,7 @@ fn obtain<A: Family>(key: &OriginKey<A>, now: u64) -> Result<Reference, Reason> 
     match A::insert_origin(key, &reference, BPF_NOEXIST as u64) {
         Ok(()) => Ok(reference),
         Err(error) => {
-            // SAFETY: still ours. A free record has no key: the sweep must not retire it.
-            unsafe { (*counter).key = OriginKey::default() };
-            slots::give(A::free_counts, &links, index);
+            put_back(counter, index);
             if error == EEXIST {
                 find(key).ok_or(Reason::Contended)
             } else {
@@ -242,11 +239,21 @@ pub fn retire<A: Family>(index: u32, before: u64) {
     }
     // Ours now: the generation no longer matches what the index holds.
     A::remove_origin(&key);
-    // SAFETY: a live map value.
-    unsafe { (*counter).key = OriginKey::default() };
-    slots::give(
-        A::free_counts,
-        &CountLinks::<A>(core::marker::PhantomData),
-        index,
-    );
+    put_back(counter, index);
+}
+
+/// Puts a record that is the caller's on its list. If other CPUs are in the way too often, the sweep finds it as a
+/// counter that nobody has held for long, and tries again.
+#[inline(always)]
+fn put_back<A: Family>(counter: *mut Count<A>, index: u32) {
+    let links = CountLinks::<A>(core::marker::PhantomData);
+    // SAFETY: a live map value that no index refers to. One on a list has no key: the sweep must not retire it.
+    unsafe { core::ptr::write_volatile(&raw mut (*counter).key, OriginKey::default()) };
+    if !slots::give(A::free_counts, &links, index) {
+        // SAFETY: on no list, so still the caller's.
+        unsafe {
+            (*counter).idle_since = 0;
+            core::ptr::write_volatile(&raw mut (*counter).key, OriginKey::astray());
+        }
+    }
 }

@@ -147,7 +147,7 @@ impl DataPlane {
             .map_max_entries("FREE_SLOTS4", world.lists)
             .map_max_entries("ORIGINS4", world.max_origins)
             .map_max_entries("COUNTS4", world.max_origins)
-            .map_max_entries("FREE_COUNTS4", world.lists)
+            .map_max_entries("FREE_COUNTS4", world.counter_lists())
             .load(OBJECT)
             .expect("the object fits this kernel");
         let mut programs = Vec::new();
@@ -237,7 +237,9 @@ impl DataPlane {
                     )
                     .unwrap();
             }
-            self.free_counts.set(list, head, 0).unwrap();
+            if list < self.world.counter_lists() {
+                self.free_counts.set(list, head, 0).unwrap();
+            }
         }
         self.array(
             "SECRET",

@@ -1,7 +1,7 @@
 //! NAT-7, CAP-7: the timer ends idle flows, takes them out of the count and frees what ended, with
 //! nobody's help.
 
-use egress_common::key::{TCP, UDP};
+use egress_common::key::{OriginKey, TCP, UDP};
 use egress_common::slot::State;
 
 use crate::harness::{DataPlane, LOAD_ID, eventually};
@@ -117,6 +117,61 @@ fn cap_6_counters_nobody_needs_make_room() {
         plane.leaves(&Packet::udp(INSIDE, ([192, 0, 2, last], 443), b""));
     }
     plane.consistent();
+}
+
+#[test]
+fn cap_6_a_counter_that_could_not_be_put_back_is_not_lost() {
+    let astray = OriginKey::astray();
+    let idle = |plane: &mut DataPlane, index| {
+        let mut count = plane.counts.get(&index, 0).unwrap();
+        count.key = OriginKey {
+            egress: EGRESS,
+            origin: ORIGIN.0,
+            origin_port: ORIGIN.1,
+            protocol: TCP,
+            pad: 0,
+        };
+        count.idle_since = 1;
+        plane.counts.set(index, count, 0).unwrap();
+    };
+    // Nothing can be put on the second list: an odd one goes astray, and is tried again and again.
+    let Some(mut plane) = DataPlane::of(World {
+        max_origins: 8,
+        missing_lists: 1,
+        ..World::default()
+    }) else {
+        return;
+    };
+    idle(&mut plane, 3);
+    plane.arm();
+    eventually("it goes astray", || {
+        plane.counts.get(&3, 0).unwrap().key == astray
+    });
+    let generation = plane.counts.get(&3, 0).unwrap().generation;
+    eventually("another attempt", || {
+        plane.counts.get(&3, 0).unwrap().generation > generation + 1
+    });
+
+    // One that went astray returns to its list: 1, 5, 7 are on it.
+    let Some(mut plane) = DataPlane::of(World {
+        max_origins: 8,
+        ..World::default()
+    }) else {
+        return;
+    };
+    let mut before = plane.counts.get(&1, 0).unwrap();
+    assert_eq!(before.next, 3);
+    before.next = 5;
+    plane.counts.set(1, before, 0).unwrap();
+    let mut stray = plane.counts.get(&3, 0).unwrap();
+    stray.key = astray;
+    plane.counts.set(3, stray, 0).unwrap();
+    plane.arm();
+    eventually("it is on its list", || {
+        plane.free_counts.get(&1, 0).unwrap().first == 3
+    });
+    let found = plane.counts.get(&3, 0).unwrap();
+    assert_eq!((found.key, found.next), (OriginKey::default(), 1));
 }
 
 #[test]

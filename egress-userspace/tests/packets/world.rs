@@ -42,6 +42,8 @@ pub(crate) struct World {
     pub(crate) max_flows: u32,
     pub(crate) max_origins: u32,
     pub(crate) lists: u32,
+    /// How many of the counters' lists are missing, so that nothing can be put on them.
+    pub(crate) missing_lists: u32,
     pub(crate) mark_mask: u32,
     pub(crate) settings: Settings,
     /// Number, flags, pool.
@@ -71,6 +73,7 @@ impl Default for World {
             max_flows: 1_024,
             max_origins: 64,
             lists: 2,
+            missing_lists: 0,
             mark_mask: 0xffff_0000,
             settings: Settings {
                 timers: Timers {
@@ -102,6 +105,11 @@ impl Default for World {
 }
 
 impl World {
+    /// The counters' free lists that are there.
+    pub(crate) fn counter_lists(&self) -> u32 {
+        self.lists - self.missing_lists
+    }
+
     /// The pool's addresses.
     pub(crate) fn with_addresses(mut self, addresses: &[[u8; 4]]) -> Self {
         self.pools = vec![(POOL, addresses.iter().copied().map(candidate).collect())];
