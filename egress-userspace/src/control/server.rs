@@ -243,12 +243,15 @@ fn accept(listener: &UnixListener, stopping: &AtomicBool, handler: &Arc<dyn Hand
         if stopping.load(Ordering::Relaxed) {
             return;
         }
-        let place = Place::take(&clients);
+        let Some(place) = Place::take(&clients) else {
+            turn_away(&stream);
+            continue;
+        };
         let handler = Arc::clone(handler);
         let spawned = thread::Builder::new()
             .name("control-client".into())
             .spawn(move || {
-                if let Err(error) = converse(&stream, place.is_some(), handler.as_ref()) {
+                if let Err(error) = converse(&stream, handler.as_ref()) {
                     tracing::debug!(%error, "a control client went away");
                 }
                 drop(place);
@@ -279,34 +282,45 @@ impl Drop for Place {
     }
 }
 
-fn converse(stream: &UnixStream, place: bool, handler: &dyn Handler) -> Result<(), LineError> {
+/// Tells a client that there is no place for it: without a thread of its own, and without waiting for it. A new
+/// socket has room for the sentence.
+fn turn_away(stream: &UnixStream) {
+    let response = Response::Failed(Failure::failed(
+        format!("the daemon is serving {MAX_CLIENTS} clients already"),
+        "try again when some have ended",
+    ));
+    let mut sentence = Vec::new();
+    let told = stream
+        .set_nonblocking(true)
+        .map_err(LineError::from)
+        .and_then(|()| line::write(&mut sentence, &response))
+        .and_then(|()| Ok((&mut &*stream).write_all(&sentence)?));
+    if let Err(error) = told {
+        tracing::debug!(%error, "a control client went away");
+    }
+}
+
+fn converse(stream: &UnixStream, handler: &dyn Handler) -> Result<(), LineError> {
     stream.set_read_timeout(Some(READ_PATIENCE))?;
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     let mut writer = BufWriter::new(stream);
-    let response = if place {
-        let mut reader = BufReader::new(stream);
-        match line::read::<Request>(&mut reader, MAX_REQUEST) {
-            Ok(None) => return Ok(()),
-            Ok(Some(request)) => {
-                let mut item = |value| line::write(&mut writer, &Response::Item(value));
-                match handler.handle(request, &mut item) {
-                    Ok(value) => Response::Done(value),
-                    Err(failure) => Response::Failed(failure),
-                }
+    let mut reader = BufReader::new(stream);
+    let response = match line::read::<Request>(&mut reader, MAX_REQUEST) {
+        Ok(None) => return Ok(()),
+        Ok(Some(request)) => {
+            let mut item = |value| line::write(&mut writer, &Response::Item(value));
+            match handler.handle(request, &mut item) {
+                Ok(value) => Response::Done(value),
+                Err(failure) => Response::Failed(failure),
             }
-            Err(error @ (LineError::Json(_) | LineError::TooLong(_))) => {
-                Response::Failed(Failure::usage(
-                    format!("the daemon does not understand the request: {error}"),
-                    "use the `egress` of the daemon's version; restart the daemon after an upgrade",
-                ))
-            }
-            Err(error) => return Err(error),
         }
-    } else {
-        Response::Failed(Failure::failed(
-            format!("the daemon is serving {MAX_CLIENTS} clients already"),
-            "try again when some have ended",
-        ))
+        Err(error @ (LineError::Json(_) | LineError::TooLong(_))) => {
+            Response::Failed(Failure::usage(
+                format!("the daemon does not understand the request: {error}"),
+                "use the `egress` of the daemon's version; restart the daemon after an upgrade",
+            ))
+        }
+        Err(error) => return Err(error),
     };
     line::write(&mut writer, &response)?;
     writer.flush()?;

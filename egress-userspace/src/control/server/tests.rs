@@ -131,9 +131,10 @@ fn a_stale_socket_is_replaced_and_anything_else_left_alone() {
 }
 
 #[test]
-fn too_many_clients_are_told_so() {
+fn too_many_clients_are_told_so_and_places_return() {
+    const WAITING: usize = 200;
     let (_directory, server) = served();
-    // Clients that connect and say nothing hold a place each.
+    // Clients that connect and say nothing hold a place each; the answer shows that all have theirs.
     let silent: Vec<_> = (0..MAX_CLIENTS)
         .map(|_| UnixStream::connect(server.path()).unwrap())
         .collect();
@@ -142,5 +143,23 @@ fn too_many_clients_are_told_so() {
         .call(&Request::Status)
         .unwrap_err();
     assert!(error.to_string().contains("16 clients already"), "{error}");
-    drop(silent);
+    // So are those that connect and do not ask: nobody waits for them.
+    let deaf: Vec<_> = (0..WAITING)
+        .map(|_| UnixStream::connect(server.path()).unwrap())
+        .collect();
+    let mut last = String::new();
+    let mut stream = deaf.last().unwrap();
+    stream.read_to_string(&mut last).unwrap();
+    assert!(last.contains("16 clients already"), "{last}");
+    drop((silent, deaf));
+    // Places are free again as soon as the server has noticed.
+    let end = Instant::now() + Duration::from_secs(5);
+    while Client::connect(server.path())
+        .unwrap()
+        .call(&Request::Status)
+        .is_err()
+    {
+        assert!(Instant::now() < end, "no place becomes free");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
