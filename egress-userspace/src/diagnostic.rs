@@ -4,6 +4,7 @@
 //! (SAFE-5: errors point at line and column).
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -292,6 +293,9 @@ pub struct Report<'s> {
     source: &'s Source,
     found: RefCell<Vec<(usize, Diagnostic)>>,
     incomplete: Cell<bool>,
+    /// Lines that are not valid TOML, and the first from which on nothing is.
+    broken: RefCell<BTreeSet<usize>>,
+    broken_from: Cell<Option<usize>>,
 }
 
 impl<'s> Report<'s> {
@@ -301,12 +305,28 @@ impl<'s> Report<'s> {
             source,
             found: RefCell::new(Vec::new()),
             incomplete: Cell::new(false),
+            broken: RefCell::default(),
+            broken_from: Cell::new(None),
         }
     }
 
     /// Parts of the file could not be read: from now on, what seems missing is not reported.
     pub fn mark_incomplete(&self) {
         self.incomplete.set(true);
+    }
+
+    /// The line of `span` is not valid: what is found on it from now on only follows from that, and is not reported.
+    pub fn mark_broken(&self, span: &Span) {
+        self.mark_incomplete();
+        let (line, _) = self.source.position(span.start);
+        self.broken.borrow_mut().insert(line);
+    }
+
+    /// The same for everything from the line of `span` on.
+    pub fn mark_broken_from(&self, span: &Span) {
+        self.mark_incomplete();
+        let (line, _) = self.source.position(span.start);
+        self.broken_from.set(Some(line));
     }
 
     /// Whether parts of the file could not be read.
@@ -330,6 +350,12 @@ impl<'s> Report<'s> {
     }
 
     fn add(&self, severity: Severity, span: &Span, reason: String, remedy: String) {
+        let (line, _) = self.source.position(span.start);
+        if self.broken.borrow().contains(&line)
+            || self.broken_from.get().is_some_and(|from| line >= from)
+        {
+            return;
+        }
         let diagnostic = Diagnostic::new(severity, self.source, span, reason, remedy);
         self.found.borrow_mut().push((span.start, diagnostic));
     }

@@ -13,17 +13,23 @@ pub use value::Value;
 
 use crate::diagnostic::{Report, Span};
 
-/// Parses the text of the report's source and reports every syntax error.
+/// Parses the text of the report's source and reports every syntax error: once a line, and nothing after a mistake
+/// that leaves an array open, since everything then looks like a wrong element.
 pub fn parse<'s>(report: &Report<'s>) -> Spanned<DeTable<'s>> {
-    let (table, errors) = DeTable::parse_recoverable(report.source().text());
+    let (table, mut errors) = DeTable::parse_recoverable(report.source().text());
+    errors.sort_by_key(|error| error.span().map_or(0, |span| span.start));
     for error in errors {
-        report.mark_incomplete();
         let span = error.span().unwrap_or(0..0);
+        if report.is_incomplete() && error.message().contains("array") {
+            report.mark_broken_from(&span);
+            break;
+        }
         report.error(
             &span,
             format!("not valid TOML: {}", error.message().replace('\n', "; ")),
             SYNTAX,
         );
+        report.mark_broken(&span);
     }
     table
 }
@@ -53,7 +59,17 @@ pub struct Table<'a, 's> {
     span: Span,
     name: String,
     known: Vec<&'static str>,
+    /// What is missing: said at the end, unless it is there under a misspelt name.
+    missing: Vec<Missing>,
     report: &'a Report<'s>,
+}
+
+/// A key that has to be there, or one of several, and what to say if none is.
+#[derive(Debug)]
+struct Missing {
+    keys: Vec<&'static str>,
+    reason: String,
+    remedy: String,
 }
 
 impl<'a, 's> Table<'a, 's> {
@@ -64,6 +80,7 @@ impl<'a, 's> Table<'a, 's> {
             span: 0..0,
             name: String::new(),
             known: Vec::new(),
+            missing: Vec::new(),
             report,
         }
     }
@@ -93,16 +110,30 @@ impl<'a, 's> Table<'a, 's> {
     /// The value of `key`; reports that it is missing.
     pub fn require(&mut self, key: &'static str, example: &'static str) -> Option<Value<'a, 's>> {
         let value = self.get(key, example);
-        if value.is_none() && !self.report.is_incomplete() {
+        if value.is_none() {
             let reason = if self.name.is_empty() {
                 format!("`{key}` is missing")
             } else {
                 format!("{} has no `{key}`", self.name)
             };
-            self.report
-                .error(&self.span, reason, format!("add, for instance, {example}"));
+            self.lacks([key], reason, format!("add, for instance, {example}"));
         }
         value
+    }
+
+    /// Notes that none of `keys` is there, though one has to be. It is said by [`Self::finish`], unless one is there
+    /// under a misspelt name, which is said then.
+    pub fn lacks(
+        &mut self,
+        keys: impl Into<Vec<&'static str>>,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.missing.push(Missing {
+            keys: keys.into(),
+            reason: reason.into(),
+            remedy: remedy.into(),
+        });
     }
 
     /// The elements of the array `key`; none when it is absent.
@@ -145,8 +176,10 @@ impl<'a, 's> Table<'a, 's> {
             .collect()
     }
 
-    /// Reports every key that nobody asked for.
+    /// Reports every key that nobody asked for, and what is missing.
     pub fn finish(self) {
+        let mut meant = Vec::new();
+        let top = self.name.is_empty();
         for key in self.entries.keys() {
             let given = key.get_ref().as_ref();
             if self.known.contains(&given) {
@@ -157,7 +190,9 @@ impl<'a, 's> Table<'a, 's> {
             } else {
                 self.name.clone()
             };
-            let remedy = nearest(given, self.known.iter().copied()).map_or_else(
+            let like = nearest(given, self.known.iter().copied());
+            meant.extend(like);
+            let remedy = like.map_or_else(
                 || {
                     let mut known = self.known.clone();
                     known.sort_unstable();
@@ -171,6 +206,21 @@ impl<'a, 's> Table<'a, 's> {
                 format!("unknown key `{given}` in {place}"),
                 remedy,
             );
+        }
+        for Missing {
+            keys,
+            reason,
+            remedy,
+        } in self.missing
+        {
+            let misspelt = keys.iter().any(|key| meant.contains(key));
+            if !misspelt && !self.report.is_incomplete() {
+                self.report.error(&self.span, reason, remedy);
+            }
+        }
+        if top && !meant.is_empty() {
+            // Perhaps a whole section: what refers to it is not wrong.
+            self.report.mark_incomplete();
         }
     }
 }
@@ -259,6 +309,44 @@ mod tests {
         });
         assert!(found.iter().any(|m| m.starts_with("1:")), "{found:?}");
         assert!(found.iter().any(|m| m.starts_with("4:")), "{found:?}");
+    }
+
+    #[test]
+    fn one_mistake_is_said_once() {
+        // What is missing because its name is misspelt.
+        let found = messages("adress = 1\n", |table| {
+            table.require("address", "address = 1");
+            table.require("port", "port = 2");
+        });
+        assert_eq!(
+            found,
+            [
+                "1:1: unknown key `adress` in this file / did you mean `address`?",
+                "1:1: `port` is missing / add, for instance, port = 2",
+            ]
+        );
+        // A value that is neither valid nor of the right type.
+        let found = messages("a = 12x\nb = 3\n", |table| {
+            for key in ["a", "b"] {
+                if let Some(value) = table.get(key, "a = 1") {
+                    value.string();
+                }
+            }
+        });
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("1:5: not valid TOML"), "{found:?}");
+        assert!(
+            found[1].starts_with("2:5: `b` must be a string"),
+            "{found:?}"
+        );
+        // A quotation mark that is missing in an array: the rest of the file is taken for its elements.
+        let found = messages("a = [\"x]\nb = 1\nc = true\n[d]\ne = 2\n", |table| {
+            for value in table.list("a", "") {
+                value.integer(1..=2, "");
+            }
+        });
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("1:"), "{found:?}");
     }
 
     #[test]

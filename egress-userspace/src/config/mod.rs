@@ -83,26 +83,27 @@ impl Config {
 
     fn read(mut root: Table<'_, '_>, directory: &Path) -> Self {
         let report = root.report();
+        let dataplane = root.section("dataplane");
+        if dataplane.is_none() {
+            root.lacks(
+                ["dataplane"],
+                "there is no [dataplane] section",
+                "add [dataplane] with uplink = [\"eth0\"], the interfaces that lead to the origins",
+            );
+        }
         let config = Self {
             server: root.section("server").map(Server::read).unwrap_or_default(),
-            dataplane: root.section("dataplane").map_or_else(
-                || {
-                    if report.is_incomplete() {
-                        return Dataplane::default();
-                    }
-                    report.error(
-                        &(0..0),
-                        "there is no [dataplane] section",
-                        "add [dataplane] with uplink = [\"eth0\"], the interfaces that lead to the origins",
-                    );
-                    Dataplane::default()
-                },
-                Dataplane::read,
-            ),
+            dataplane: dataplane.map(Dataplane::read).unwrap_or_default(),
             exempt: root.section("exempt").map(Exempt::read).unwrap_or_default(),
             timers: root.section("timers").map(Timers::read).unwrap_or_default(),
-            store: root.section("store").map(|table| Store::read(table, directory)).unwrap_or_default(),
-            control: root.section("control").map(|table| Control::read(table, directory)).unwrap_or_default(),
+            store: root
+                .section("store")
+                .map(|table| Store::read(table, directory))
+                .unwrap_or_default(),
+            control: root
+                .section("control")
+                .map(|table| Control::read(table, directory))
+                .unwrap_or_default(),
             api: root.section("api").map(Api::read).unwrap_or_default(),
             resources: root
                 .section("resources")

@@ -157,6 +157,7 @@ impl<'a, 's> Value<'a, 's> {
             span: self.span(),
             name: name.to_owned(),
             known: Vec::new(),
+            missing: Vec::new(),
             report: self.report,
         })
     }

@@ -61,9 +61,9 @@ impl Zone {
         let marks = list("marks", "marks = [161, \"0x50/0xf0\"]");
         let cgroups = list("cgroups", "cgroups = [\"system.slice/proxy.service\"]");
         let interfaces = list("interfaces", "interfaces = [\"in0\"]");
-        if selectors == 0 && !table.report().is_incomplete() {
-            table.report().error(
-                table.span(),
+        if selectors == 0 {
+            table.lacks(
+                ["sources", "marks", "cgroups", "interfaces"],
                 format!("zone {name} has no selector: nothing says which traffic is its own"),
                 "add any of sources, marks, cgroups, interfaces; for instance sources = [\"10.1.0.0/16\"]",
             );
