@@ -1,7 +1,7 @@
 //! A data plane in a box: the real programs with maps of their own, pinned nowhere and attached to
 //! nothing.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -369,6 +369,11 @@ impl DataPlane {
 
     fn program(&self, hook: Hook) -> &ProgramFd {
         &self.programs.iter().find(|(of, _)| *of == hook).unwrap().1
+    }
+
+    /// A program, to attach it.
+    pub(crate) fn descriptor(&self, hook: Hook) -> i32 {
+        self.program(hook).as_fd().as_raw_fd()
     }
 
     /// Runs a program on raw bytes; `None` if the kernel does not take such a packet.

@@ -24,6 +24,7 @@ mod choice;
 mod closing;
 mod concurrency;
 mod full;
+mod fuzz;
 mod guard;
 mod icmp;
 mod inside;

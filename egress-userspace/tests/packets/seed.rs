@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
-fn variable(name: &str) -> Option<u64> {
+pub(crate) fn variable(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()
 }
 
@@ -17,14 +17,24 @@ pub(crate) fn cases(default: u64) -> u64 {
     variable("EGRESS_CASES").unwrap_or(default)
 }
 
+/// The seed: `EGRESS_SEED`, else the clock; prints which.
+pub(crate) fn announced(what: &str) -> u64 {
+    let seed = variable("EGRESS_SEED").unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.map_or(1, |now| u64::from(now.subsec_nanos()) ^ now.as_secs())
+    });
+    println!("{what}: EGRESS_SEED={seed}");
+    seed
+}
+
 impl Random {
     /// From `EGRESS_SEED`, else from the clock; prints which.
     pub(crate) fn announced(what: &str) -> Self {
-        let seed = variable("EGRESS_SEED").unwrap_or_else(|| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            now.map_or(1, |now| u64::from(now.subsec_nanos()) ^ now.as_secs())
-        });
-        println!("{what}: EGRESS_SEED={seed}");
+        Self(announced(what))
+    }
+
+    /// From a seed.
+    pub(crate) fn seeded(seed: u64) -> Self {
         Self(seed)
     }
 

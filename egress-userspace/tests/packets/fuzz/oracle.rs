@@ -1,0 +1,337 @@
+//! What must hold for every packet, whatever it looks like.
+//!
+//! The rules, not the programs, stand here: SAFE-1 (nothing of a bound zone leaves with another
+//! address), SAFE-3 (nothing unasked is let in), NAT-1 (only the flow's own fields are rewritten,
+//! and a wrong checksum stays as wrong as it was), ZONE-2 (realms are apart), NAT-11 (our own
+//! packets are right). Flows are known from what was seen to leave.
+
+use std::time::{Duration, Instant};
+
+use super::driver::{Entry, Output, Seen};
+use super::map::Map;
+use super::read::{self, End, Layers, Part};
+use super::rewrite::{self, Side};
+use super::world::{self, Zone};
+
+/// A flow is remembered at least this long after its last packet: the timers of [`world`], less what
+/// a clock of four milliseconds and a busy machine may be late.
+const REMEMBERED: Duration = Duration::from_millis(1_500);
+
+/// Who talks to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Flow {
+    pub(crate) realm: bool,
+    pub(crate) protocol: u8,
+    pub(crate) inside: End,
+    pub(crate) origin: End,
+}
+
+/// A flow from the origin's side.
+type Reverse = (u8, End, End);
+
+#[derive(Clone, Copy)]
+struct Mapping {
+    egress: End,
+    seen: Instant,
+}
+
+/// What became of the packets so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) translated: u64,
+    pub(crate) returned: u64,
+    pub(crate) errors: u64,
+    pub(crate) fragments: u64,
+    pub(crate) six: u64,
+    pub(crate) passed: u64,
+    pub(crate) answered: u64,
+    pub(crate) stopped: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.translated += other.translated;
+        self.returned += other.returned;
+        self.errors += other.errors;
+        self.fragments += other.fragments;
+        self.six += other.six;
+        self.passed += other.passed;
+        self.answered += other.answered;
+        self.stopped += other.stopped;
+    }
+}
+
+/// What is known from the packets so far.
+#[derive(Default)]
+pub(crate) struct Oracle {
+    flows: Map<Flow, Mapping>,
+    reverse: Map<Reverse, Flow>,
+    /// Flows and their egress endpoints as they are learnt; whoever uses them empties it.
+    pub(crate) learnt: Vec<(Flow, End)>,
+    pub(crate) tally: Tally,
+}
+
+type Judgement = Result<(), String>;
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Judgement {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+impl Oracle {
+    /// Judges what became of a packet.
+    pub(crate) fn judge(
+        &mut self,
+        entry: Entry,
+        input: &[u8],
+        output: Option<&Output<'_>>,
+    ) -> Judgement {
+        let Some(output) = output else {
+            self.tally.stopped += 1;
+            return Ok(());
+        };
+        ensure(output.times == 1, || {
+            format!("came out {} times", output.times)
+        })?;
+        ensure(output.mark == 0, || {
+            format!("came out with mark {:#x}", output.mark)
+        })?;
+        let input = &read::untagged(input);
+        match (entry, output.seen) {
+            (Entry::Wire, Seen::Left) => self.sent_back(input, output.bytes),
+            (Entry::Wire, seen) => self.arrived(input, output.bytes, seen),
+            (_, Seen::Delivered) => self.answered(entry, input, output.bytes),
+            (_, Seen::Left) => self.left(entry, input, output.bytes),
+            (_, Seen::Arrived) => Err("a packet from inside arrived on the uplink".into()),
+        }
+    }
+
+    /// Judges an answer to a packet that did not leave.
+    pub(crate) fn answered(&mut self, entry: Entry, input: &[u8], answer: &[u8]) -> Judgement {
+        self.tally.answered += 1;
+        ensure(entry != Entry::Wire, || {
+            "an answer to the wire came inside".into()
+        })?;
+        rewrite::answer(&read::untagged(input), answer)
+    }
+
+    /// A packet from inside left.
+    fn left(&mut self, entry: Entry, input: &[u8], output: &[u8]) -> Judgement {
+        let ip = match read::frame(input) {
+            Layers::Ip(ip) => ip,
+            Layers::Broken(source) => {
+                let bound = entry == Entry::Realm
+                    || source.is_some_and(|source| world::zone(source) != Zone::None);
+                ensure(!bound, || {
+                    "LEAK: a broken packet of a bound zone left".into()
+                })?;
+                return self.unchanged(input, output);
+            }
+            Layers::Other(_) => return self.unchanged(input, output),
+        };
+        let zone = match entry {
+            Entry::Realm => Zone::Bound,
+            _ => world::zone(ip.source),
+        };
+        if zone == Zone::None || world::exempt(zone, &ip, input) {
+            ensure(!world::egress(ip.source), || {
+                "LEAK: a packet from inside left that claims an egress IP".into()
+            })?;
+            return self.unchanged(input, output);
+        }
+        let Layers::Ip(after) = read::frame(output) else {
+            return Err("LEAK: what left is no IP packet any more".into());
+        };
+        ensure(world::egress(after.source), || {
+            format!("LEAK: left from {:?}", after.source)
+        })?;
+        rewrite::check(input, output, &ip, &after, Side::Source, false)?;
+        self.tally.translated += 1;
+        self.tally.six += u64::from(ip.six);
+        let realm = entry == Entry::Realm;
+        if let (Some(from), Some(to)) = (ip.ports(input), after.ports(output)) {
+            let flow = Flow {
+                realm,
+                protocol: ip.protocol,
+                inside: (ip.source, from.0),
+                origin: (ip.destination, from.1),
+            };
+            let opens = ip.protocol == 17
+                || input
+                    .get(ip.transport + 13)
+                    .is_some_and(|control| control & 0x16 == 2);
+            return self.flow_left(flow, (after.source, to.0), opens);
+        }
+        if let (Some(_), Some(before), Some(now)) = (
+            ip.icmp(input),
+            rewrite::quoted(input, &ip),
+            rewrite::quoted(output, &after),
+        ) {
+            self.tally.errors += 1;
+            // What it is about came from the origin to the inside.
+            let (Some(old), Some(new)) = (before.ports(input), now.ports(output)) else {
+                return Err("an error about a packet without ports left".into());
+            };
+            let flow = Flow {
+                realm,
+                protocol: before.protocol,
+                inside: (before.destination, old.1),
+                origin: (before.source, old.0),
+            };
+            let known = self.flows.get(&flow).map(|mapping| mapping.egress);
+            return ensure(known == Some((now.destination, new.1)), || {
+                format!("an error about {flow:?} left as if about {now:?}, not {known:?}")
+            });
+        }
+        self.tally.fragments += 1;
+        ensure(ip.part != Part::Whole, || {
+            "LEAK: a packet of no flow left with an egress IP".into()
+        })
+    }
+
+    /// A packet of a flow left from `egress`.
+    fn flow_left(&mut self, flow: Flow, egress: End, opens: bool) -> Judgement {
+        let now = Instant::now();
+        match self.flows.get_mut(&flow) {
+            Some(mapping) if mapping.egress == egress => {
+                mapping.seen = now;
+                // Another flow may have had the port meanwhile, and this one got it back.
+                if !opens || self.reverse.get(&(flow.protocol, egress, flow.origin)) == Some(&flow)
+                {
+                    return Ok(());
+                }
+            }
+            Some(mapping) if flow.protocol == 17 && mapping.seen + REMEMBERED > now => {
+                return Err(format!(
+                    "{flow:?} left from {egress:?}, a moment ago from {:?}",
+                    mapping.egress
+                ));
+            }
+            _ if !opens => {
+                return Err(format!(
+                    "{flow:?} was never opened and left from {egress:?}"
+                ));
+            }
+            _ => {}
+        }
+        if let Some(other) = self
+            .reverse
+            .insert((flow.protocol, egress, flow.origin), flow)
+            && other != flow
+            && let Some(mapping) = self.flows.get(&other)
+            && mapping.egress == egress
+        {
+            ensure(
+                flow.protocol != 17 || mapping.seen + REMEMBERED <= now,
+                || format!("{flow:?} and {other:?} share {egress:?}"),
+            )?;
+            self.flows.remove(&other);
+        }
+        self.flows.insert(flow, Mapping { egress, seen: now });
+        self.learnt.push((flow, egress));
+        Ok(())
+    }
+
+    /// A packet from the wire went in.
+    fn arrived(&mut self, input: &[u8], output: &[u8], seen: Seen) -> Judgement {
+        let Layers::Ip(ip) = read::frame(input) else {
+            return self.unchanged(input, output);
+        };
+        if !world::egress(ip.destination) {
+            return self.unchanged(input, output);
+        }
+        let Layers::Ip(after) = read::frame(output) else {
+            return Err("what went in is no IP packet any more".into());
+        };
+        let handed = seen == Seen::Delivered;
+        rewrite::check(input, output, &ip, &after, Side::Destination, handed)?;
+        self.tally.returned += 1;
+        self.tally.six += u64::from(ip.six);
+        let flow = if let (Some(from), Some(to)) = (ip.ports(input), after.ports(output)) {
+            let key = (ip.protocol, (ip.destination, from.1), (ip.source, from.0));
+            let Some(flow) = self.reverse.get(&key) else {
+                return Err(format!("{key:?} is nobody's and went in"));
+            };
+            ensure(flow.inside == (after.destination, to.1), || {
+                format!("a reply to {flow:?} went to {:?}", after.destination)
+            })?;
+            if flow.protocol == 17
+                && let Some(mapping) = self.flows.get_mut(flow)
+            {
+                mapping.seen = Instant::now();
+            }
+            *flow
+        } else if let (Some(before), Some(now)) =
+            (rewrite::quoted(input, &ip), rewrite::quoted(output, &after))
+        {
+            self.tally.errors += 1;
+            // What it is about came from the inside.
+            let (Some(old), Some(new)) = (before.ports(input), now.ports(output)) else {
+                return Err("an error about a packet without ports went in".into());
+            };
+            let key = (
+                before.protocol,
+                (before.source, old.0),
+                (before.destination, old.1),
+            );
+            let Some(flow) = self.reverse.get(&key) else {
+                return Err(format!(
+                    "an error about {key:?}, which is nobody's, went in"
+                ));
+            };
+            ensure(
+                flow.inside == (now.source, new.0) && flow.inside.0 == after.destination,
+                || {
+                    format!(
+                        "an error about {flow:?} went to {:?} about {now:?}",
+                        after.destination
+                    )
+                },
+            )?;
+            *flow
+        } else {
+            self.tally.fragments += 1;
+            return ensure(ip.part == Part::Later, || {
+                "a packet of no flow went in from an egress IP".into()
+            });
+        };
+        ensure(flow.realm == handed, || {
+            format!(
+                "{flow:?} was {}handed to its realm",
+                if handed { "" } else { "not " }
+            )
+        })
+    }
+
+    /// The data plane sent something to the wire.
+    fn sent_back(&mut self, input: &[u8], output: &[u8]) -> Judgement {
+        self.tally.answered += 1;
+        match (read::frame(input), read::frame(output)) {
+            (Layers::Other(0x0806), Layers::Other(0x0806)) => rewrite::arp(input, output),
+            (Layers::Ip(_), Layers::Ip(after)) => ensure(world::egress(after.source), || {
+                format!("LEAK: answered the wire from {:?}", after.source)
+            }),
+            other => Err(format!("answered the wire: {other:?}")),
+        }
+    }
+
+    fn unchanged(&mut self, input: &[u8], output: &[u8]) -> Judgement {
+        self.tally.passed += 1;
+        ensure(input == output, || {
+            "a packet that is none of ours was changed".into()
+        })
+    }
+
+    /// Forgets flows of long ago, if there are many.
+    pub(crate) fn forget(&mut self) {
+        const MANY: usize = 1 << 18;
+        if self.flows.len() < MANY {
+            return;
+        }
+        let now = Instant::now();
+        // An established connection may live on; its next packet would be a stranger's to us.
+        self.flows
+            .retain(|_, mapping| now - mapping.seen < world::LONGEST_LIFE);
+        let flows = &self.flows;
+        self.reverse.retain(|_, flow| flows.contains_key(flow));
+    }
+}

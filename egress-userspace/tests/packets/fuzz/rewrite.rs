@@ -1,0 +1,173 @@
+//! What a rewriting may change, byte by byte, and what our own packets must look like.
+
+use super::read::{self, Ip, Layers, Part};
+
+/// The end of a packet that is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Destination,
+}
+
+type Judgement = Result<(), String>;
+
+/// The header that an ICMP error quotes.
+pub(crate) fn quoted(bytes: &[u8], ip: &Ip) -> Option<Ip> {
+    let kind = ip.icmp(bytes)?;
+    let error = if ip.six {
+        kind < 128
+    } else {
+        matches!(kind, 3 | 4 | 5 | 11 | 12)
+    };
+    if !error {
+        return None;
+    }
+    let (bytes, at) = (&bytes[..ip.end], ip.transport + 8);
+    if ip.six {
+        read::quoted6(bytes, at)
+    } else {
+        read::quoted4(bytes, at)
+    }
+}
+
+/// Whether only what a NAT rewrites was rewritten, and every checksum is as right or wrong as before.
+/// `handed`: the packet was sent on, so its link-layer header is new and it has one hop less.
+pub(crate) fn check(
+    input: &[u8],
+    output: &[u8],
+    ip: &Ip,
+    after: &Ip,
+    side: Side,
+    handed: bool,
+) -> Judgement {
+    if input.len() != output.len() {
+        return Err(format!("{} bytes became {}", input.len(), output.len()));
+    }
+    let mut free = vec![false; input.len()];
+    let mut allow = |from: usize, length: usize| {
+        for at in free.iter_mut().skip(from).take(length) {
+            *at = true;
+        }
+    };
+    let mut allow_end = |ip: &Ip, bytes: &[u8], side: Side| {
+        let (source, destination, length) = ip.addresses();
+        let first = side == Side::Source;
+        allow(if first { source } else { destination }, length);
+        if !ip.six {
+            allow(ip.at + 10, 2);
+        }
+        if ip.ports(bytes).is_some() {
+            allow(ip.transport + if first { 0 } else { 2 }, 2);
+        }
+        if let Some(at) = ip.checksum() {
+            allow(at, 2);
+        }
+    };
+    allow_end(ip, input, side);
+    let inner = quoted(input, ip);
+    if let Some(inner) = &inner {
+        let other = match side {
+            Side::Source => Side::Destination,
+            Side::Destination => Side::Source,
+        };
+        allow_end(inner, input, other);
+    }
+    if handed {
+        allow(0, 12);
+        allow(ip.at + if ip.six { 7 } else { 8 }, 1);
+    }
+    if let Some(at) = (0..input.len()).find(|at| input[*at] != output[*at] && !free[*at]) {
+        return Err(format!(
+            "byte {at} was changed, {} behind the IP header",
+            at - ip.at.min(at)
+        ));
+    }
+    if ip.header_sum(input) != after.header_sum(output) {
+        return Err("the IP checksum was made right or wrong".into());
+    }
+    if let Some(at) = ip.checksum().filter(|at| at + 2 <= ip.end) {
+        let field = |bytes: &[u8]| [bytes[at], bytes[at + 1]];
+        let none = ip.protocol == 17 && field(input) == [0, 0];
+        if none && field(output) != [0, 0] {
+            return Err("a UDP checksum appeared".into());
+        }
+        if !none && ip.protocol == 17 && field(output) == [0, 0] {
+            return Err("a UDP checksum vanished".into());
+        }
+        if !none && ip.sum(input) != after.sum(output) {
+            return Err("the transport checksum was made right or wrong".into());
+        }
+    }
+    if let (Some(before), Some(inner)) = (inner, quoted(output, after))
+        && before.header_sum(input) != inner.header_sum(output)
+    {
+        return Err("the quoted IP checksum was made right or wrong".into());
+    }
+    Ok(())
+}
+
+/// Whether an answer of ours may be made, and is right (NAT-11).
+pub(crate) fn answer(input: &[u8], answer: &[u8]) -> Judgement {
+    let Layers::Ip(ip) = read::frame(input) else {
+        return Err("an answer to what is no IP packet".into());
+    };
+    let Layers::Ip(after) = read::frame(answer) else {
+        return Err(format!("an answer that is no IP packet: {answer:02x?}"));
+    };
+    if (after.source, after.destination) != (ip.destination, ip.source) {
+        return Err(format!(
+            "an answer from {:?} to {:?}",
+            after.source, after.destination
+        ));
+    }
+    if ip.part == Part::Later {
+        return Err("an answer to a later fragment".into());
+    }
+    if after.header_sum(answer) != 0xffff || after.sum(answer) != 0xffff {
+        return Err("an answer with a wrong checksum".into());
+    }
+    if quoted(input, &ip).is_some() {
+        return Err("an answer to an ICMP error".into());
+    }
+    match (after.protocol, after.icmp(answer)) {
+        (6, _) => {
+            let control = |bytes: &[u8], ip: &Ip| bytes[ip.transport + 13];
+            let ours = control(answer, &after);
+            if ip.protocol != 6 || control(input, &ip) & 4 != 0 || ours & 4 == 0 {
+                return Err(format!("a segment {ours:#x} is no answer"));
+            }
+            let (old, new) = (ip.ports(input), after.ports(answer));
+            if old.map(|(from, to)| (to, from)) != new {
+                return Err(format!("ports {old:?} answered as {new:?}"));
+            }
+            Ok(())
+        }
+        (_, Some(1 | 3)) => {
+            let quote = &answer[after.transport + 8..after.end];
+            let about = &input[ip.at..ip.end];
+            if quote.len() < (ip.transport - ip.at) || !about.starts_with(quote) {
+                return Err("an ICMP error that quotes something else".into());
+            }
+            Ok(())
+        }
+        other => Err(format!("answered with {other:?}")),
+    }
+}
+
+/// Whether an ARP request was answered rightly (RFC 826).
+pub(crate) fn arp(input: &[u8], output: &[u8]) -> Judgement {
+    let (_, at) = read::network(input);
+    let (Some(asked), Some(told)) = (input.get(at..at + 28), output.get(at..at + 28)) else {
+        return Err("ARP cut short".into());
+    };
+    let right = told[..6] == asked[..6]
+        && told[6..8] == [0, 2]
+        && told[14..18] == asked[24..28]
+        && told[18..28] == asked[8..18]
+        && output[..6] == told[18..24];
+    if right {
+        Ok(())
+    } else {
+        Err(format!("ARP {asked:02x?} answered {told:02x?}"))
+    }
+}

@@ -1,0 +1,89 @@
+//! What the fuzzed data plane is configured with, and what follows from that for a packet.
+
+use std::time::Duration;
+
+use super::read::{Address, Ip, Part, v4};
+use crate::world::{EGRESS, EGRESS_2, ENABLED, POOL, SECOND, World, ZONE};
+use egress_common::settings::zone_flag;
+
+/// A zone that only sends TCP through its pool.
+const TCP_ONLY: u32 = 10;
+/// A zone selected by its interface, with addresses of its own.
+pub(crate) const REALM: u32 = 9;
+/// An exempt destination.
+pub(crate) const EXEMPT: [u8; 4] = [192, 0, 2, 53];
+/// Sources of the bound zone, and of the zone that only sends TCP through its pool.
+const BOUND: [u8; 2] = [10, 1];
+const BOUND_TCP: [u8; 2] = [10, 4];
+/// No flow lives longer without a packet.
+pub(crate) const LONGEST_LIFE: Duration = Duration::from_secs(8);
+
+/// Slots of the table: few enough to be full at times.
+const FLOWS: u32 = 16_384;
+
+/// How a packet's source is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Zone {
+    None,
+    Bound,
+    BoundTcp,
+}
+
+/// The configuration; the realm is what enters by `realm`.
+pub(crate) fn world(realm: u32) -> World {
+    let mut world = World::default()
+        .with_addresses(&[EGRESS, EGRESS_2])
+        .with_capacity(300)
+        .with_flows(FLOWS);
+    world.max_origins = 4_096;
+    let timers = &mut world.settings.timers;
+    timers.tcp_established = 4 * SECOND;
+    timers.tcp_transitory = 3 * SECOND;
+    timers.tcp_closing = SECOND;
+    timers.quarantine = SECOND;
+    timers.udp = 2 * SECOND;
+    world.zones.extend([
+        (REALM, ENABLED | zone_flag::REALM, POOL),
+        (TCP_ONLY, ENABLED & !zone_flag::UDP, POOL),
+    ]);
+    world.sources.push(([10, 4, 0, 0], 16, TCP_ONLY));
+    world.interfaces.push((realm, REALM));
+    world.exempt = vec![(EXEMPT, 32)];
+    debug_assert_eq!(world.zones[0].0, ZONE);
+    world
+}
+
+/// The zone of a source that enters by the inside interface.
+pub(crate) fn zone(source: Address) -> Zone {
+    match source {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, ..] if [a, b] == BOUND => Zone::Bound,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, ..] if [a, b] == BOUND_TCP => {
+            Zone::BoundTcp
+        }
+        _ => Zone::None,
+    }
+}
+
+/// Whether an address is dedicated.
+pub(crate) fn egress(address: Address) -> bool {
+    address == v4(EGRESS) || address == v4(EGRESS_2)
+}
+
+/// Whether a bound packet takes the default egress all the same (POLICY-6, POLICY-7).
+pub(crate) fn exempt(zone: Zone, ip: &Ip, bytes: &[u8]) -> bool {
+    if ip.six {
+        // Neighbour discovery and the like never cross a router.
+        return ip.protocol == 58 && matches!(ip.destination[0], 0xfe | 0xff);
+    }
+    if ip.destination == v4(EXEMPT) {
+        return true;
+    }
+    if zone == Zone::BoundTcp && ip.protocol == 17 {
+        return true;
+    }
+    let multicast = matches!(ip.destination[12], 224..240) || ip.destination == v4([255; 4]);
+    ip.protocol == 1
+        && ip.part == Part::Whole
+        && !multicast
+        && matches!(bytes.get(ip.transport), Some(0 | 8 | 13..=18))
+}
