@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::driver::Entry;
 use super::map::hash;
+use super::rewrite;
 use super::rig::Rig;
 
 /// How long to look for a shorter story.
@@ -77,6 +78,15 @@ pub(crate) fn save(history: &[Packet], what: &str) -> String {
         }
         last *= 8;
     }
+    let ports = story.last().map(|(_, bytes)| rewrite::ports(bytes));
+    let ports = ports.unwrap_or_default();
+    let related = |(_, bytes): &&Packet| {
+        rewrite::ports(bytes)
+            .iter()
+            .any(|port| ports.contains(port))
+    };
+    let fewer = story.iter().filter(related).cloned().collect();
+    keep(&mut story, fewer);
     let mut step = story.len() / 2;
     while step > 0 && story.len() < 4_096 {
         let mut at = 0;

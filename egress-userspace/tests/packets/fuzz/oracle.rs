@@ -121,6 +121,7 @@ impl Oracle {
             Layers::Broken(source) => {
                 let bound = entry == Entry::Realm
                     || source.is_some_and(|source| world::zone(source) != Zone::None);
+                let bound = bound && !world::signalling(input);
                 ensure(!bound, || {
                     "LEAK: a broken packet of a bound zone left".into()
                 })?;
@@ -132,7 +133,9 @@ impl Oracle {
             Entry::Realm => Zone::Bound,
             _ => world::zone(ip.source),
         };
-        if zone == Zone::None || world::exempt(zone, &ip, input) {
+        // An error about a packet of a flow leaves from its egress IP, whoever made it (NAT-4).
+        let about = rewrite::quoted(input, &ip).is_some() && input != output;
+        if !about && (zone == Zone::None || world::exempt(zone, &ip, input)) {
             ensure(!world::egress(ip.source), || {
                 "LEAK: a packet from inside left that claims an egress IP".into()
             })?;

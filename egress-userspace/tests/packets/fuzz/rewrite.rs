@@ -30,6 +30,18 @@ pub(crate) fn quoted(bytes: &[u8], ip: &Ip) -> Option<Ip> {
     }
 }
 
+/// The clients' ports that a packet and what it quotes name.
+pub(crate) fn ports(bytes: &[u8]) -> Vec<u16> {
+    let bytes = &read::untagged(bytes);
+    let Layers::Ip(ip) = read::frame(bytes) else {
+        return Vec::new();
+    };
+    let both = [Some(ip), quoted(bytes, &ip)];
+    let ports = both.iter().flatten().filter_map(|ip| ip.ports(bytes));
+    let ports = ports.flat_map(|(from, to)| [from, to]);
+    ports.filter(|port| *port > 1_023).collect()
+}
+
 /// Whether only what a NAT rewrites was rewritten, and every checksum is as right or wrong as before.
 /// `handed`: the packet was sent on, so its link-layer header is new and it has one hop less.
 pub(crate) fn check(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::read::{Address, Ip, Part, v4};
+use super::read::{self, Address, Ip, Part, v4};
 use crate::world::{EGRESS, EGRESS_2, ENABLED, POOL, SECOND, World, ZONE};
 use egress_common::settings::zone_flag;
 
@@ -69,11 +69,17 @@ pub(crate) fn egress(address: Address) -> bool {
     address == v4(EGRESS) || address == v4(EGRESS_2)
 }
 
+/// Whether a frame says that it holds ICMPv6 for its own link: IPv6 is only sorted yet, not read.
+pub(crate) fn signalling(bytes: &[u8]) -> bool {
+    let (kind, at) = read::network(bytes);
+    let field = |offset: usize| bytes.get(at + offset).copied();
+    kind == 0x86dd && field(6) == Some(58) && matches!(field(24), Some(0xfe | 0xff))
+}
+
 /// Whether a bound packet takes the default egress all the same (POLICY-6, POLICY-7).
 pub(crate) fn exempt(zone: Zone, ip: &Ip, bytes: &[u8]) -> bool {
     if ip.six {
-        // Neighbour discovery and the like never cross a router.
-        return ip.protocol == 58 && matches!(ip.destination[0], 0xfe | 0xff);
+        return signalling(bytes);
     }
     if ip.destination == v4(EXEMPT) {
         return true;
