@@ -25,9 +25,14 @@ pub fn sum<const N: usize>(bytes: &[u8; N]) -> u32 {
     total
 }
 
-/// Sum of an IPv4 pseudo-header (RFC 9293, section 3.1).
+/// Sum of a pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
 #[inline(always)]
-pub fn pseudo_v4(source: [u8; 4], destination: [u8; 4], protocol: u8, length: u16) -> u32 {
+pub fn pseudo<const N: usize>(
+    source: [u8; N],
+    destination: [u8; N],
+    protocol: u8,
+    length: u16,
+) -> u32 {
     sum(&source) + sum(&destination) + protocol as u32 + length as u32
 }
 

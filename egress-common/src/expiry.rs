@@ -93,16 +93,26 @@ pub fn lifetime(word: SlotWord, timers: &Timers, pressure: Pressure) -> Option<u
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Next slot to judge.
-    pub slot: u32,
-    /// Next counter to judge.
-    pub count: u32,
+    /// In the tables of IPv4.
+    pub ipv4: Cursor,
+    /// In the tables of IPv6.
+    pub ipv6: Cursor,
     /// Ticks since the maps were made.
     pub ticks: u64,
     /// Which load of the programs armed the timer last: its process id and start time, hashed.
     pub armed_by: u64,
     /// Which load's callback ran last; equal to `armed_by` once an upgrade has taken the timer over.
     pub run_by: u64,
+}
+
+/// Where in a family's tables the sweep goes on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// Next slot to judge.
+    pub slot: u32,
+    /// Next counter to judge.
+    pub count: u32,
 }
 
 /// What the sweep does with a slot.

@@ -7,8 +7,9 @@
 use crate::bytes::{Bytes, BytesMut};
 use crate::checksum::{fold, sum};
 use crate::family::{Address, V4, V6};
+use crate::ipv6::IPV6;
 use crate::key::{FlowKey, ICMP, ICMPV6, ReverseKey, TCP, UDP};
-use crate::packet::{self, IPV4_MIN, IPV6, IcmpKind};
+use crate::packet::{self, IPV4_MIN, IcmpKind};
 use crate::tcp::Way;
 
 /// Length of an error's own header, in both families.

@@ -29,12 +29,14 @@ pub mod expiry;
 pub mod family;
 pub mod free;
 pub mod icmp;
+pub mod ipv6;
 pub mod key;
 pub mod layout;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
 pub mod port;
+pub mod range;
 pub mod reason;
 pub mod reply;
 pub mod settings;

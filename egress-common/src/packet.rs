@@ -1,7 +1,8 @@
 //! A packet's headers, read within bounds and checked against each other.
 
 use crate::bytes::Bytes;
-use crate::family::{V4, V6};
+use crate::checksum;
+use crate::family::{Address, V4};
 use crate::key::{ICMP, TCP, UDP};
 
 /// Length of an Ethernet header.
@@ -12,8 +13,6 @@ pub const VLAN: usize = 4;
 pub const VLANS: usize = 2;
 /// Shortest IPv4 header.
 pub const IPV4_MIN: usize = 20;
-/// IPv6 header.
-pub const IPV6: usize = 40;
 /// Shortest TCP header.
 pub const TCP_MIN: usize = 20;
 /// UDP header.
@@ -58,26 +57,36 @@ pub enum Fragment {
     Later,
 }
 
-/// An IPv4 header.
+/// An IP header: for IPv6 with its extension headers, once those were walked ([`crate::ipv6`]).
+///
+/// The addresses come first, so that they stand aligned on the stack.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv4 {
+pub struct Ip<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Length of headers and payload, bytes.
+    pub length: u32,
     /// Where it starts. Small by type, so that the verifier needs no proof.
     pub network_at: u16,
     /// Where the transport header starts.
     pub transport_at: u16,
-    /// Length of header and payload, bytes.
-    pub length: u32,
-    /// Source address.
-    pub source: V4,
-    /// Destination address.
-    pub destination: V4,
+    /// Where the field stands that says which protocol follows.
+    pub protocol_at: u16,
     /// Protocol of the payload.
     pub protocol: u8,
     /// Whole, or which fragment.
     pub fragment: Fragment,
+    /// Always zero: a gap would be copied with whatever a register happens to hold.
+    pub pad: u32,
 }
 
-impl Ipv4 {
+/// An IPv4 header.
+pub type Ipv4 = Ip<V4>;
+
+impl<A> Ip<A> {
     /// Where the header starts.
     #[inline(always)]
     pub const fn network(&self) -> usize {
@@ -90,10 +99,10 @@ impl Ipv4 {
         self.transport_at as usize
     }
 
-    /// Length of the header, bytes.
+    /// Length of the header with its options or extensions, bytes.
     #[inline(always)]
     pub const fn header(&self) -> usize {
-        (self.transport_at.wrapping_sub(self.network_at) & 0x3c) as usize
+        (self.transport_at.wrapping_sub(self.network_at) & 0x1fc) as usize
     }
 
     /// Length of what follows the header, bytes.
@@ -155,6 +164,7 @@ pub fn ipv4(packet: &(impl Bytes + ?Sized), offset: usize, total: u32) -> Result
     Ok(Ipv4 {
         network_at: offset as u16,
         transport_at: (offset + header_len) as u16,
+        protocol_at: (offset + 9) as u16,
         length,
         source: [s0, s1, s2, s3],
         destination: [d0, d1, d2, d3],
@@ -164,38 +174,30 @@ pub fn ipv4(packet: &(impl Bytes + ?Sized), offset: usize, total: u32) -> Result
             (0, _) => Fragment::First,
             _ => Fragment::Later,
         },
+        pad: 0,
     })
 }
 
-/// What the data plane needs of an IPv6 header while it only classifies it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv6 {
-    /// Source address.
-    pub source: V6,
-    /// Destination address.
-    pub destination: V6,
-    /// First next header.
-    pub next_header: u8,
-    /// Where the payload starts.
-    pub transport: usize,
-}
+/// What is read of a packet in a way of each family's own.
+pub trait Header: Address {
+    /// Whether an ICMP message of this type stays on its link: neighbour discovery.
+    fn never_crosses(kind: u8) -> bool;
 
-/// Reads an IPv6 fixed header at `offset` (RFC 8200, section 3).
-///
-/// # Errors
-/// Cut short, or another version.
-#[inline(always)]
-pub fn ipv6(packet: &(impl Bytes + ?Sized), offset: usize) -> Result<Ipv6, Malformed> {
-    let [first, _, _, _, _, _, next_header, _] = packet.read::<8>(offset).ok_or(Malformed)?;
-    if first >> 4 != 6 {
-        return Err(Malformed);
-    }
-    Ok(Ipv6 {
-        source: packet.read::<16>(offset + 8).ok_or(Malformed)?,
-        destination: packet.read::<16>(offset + 24).ok_or(Malformed)?,
-        next_header,
-        transport: offset + IPV6,
-    })
+    /// Multicast, or the limited broadcast.
+    fn is_multicast(&self) -> bool;
+
+    /// An address that never crosses a router, though it is a single host's.
+    fn is_link_local(&self) -> bool;
+
+    /// Whether we may answer a packet with a packet of our own (RFC 1122, 3.2.2; RFC 4443, 2.4;
+    /// NAT-11).
+    fn answerable(ip: &Ip<Self>) -> bool;
+
+    /// Sum of the pseudo-header of a packet of ours (RFC 9293, 3.1; RFC 8200, 8.1).
+    fn pseudo_header(source: Self, destination: Self, protocol: u8, length: u16) -> u32;
+
+    /// The address in sixteen bytes, an IPv4 address in the first four.
+    fn wide(self) -> [u8; 16];
 }
 
 /// TCP control bits (RFC 9293, section 3.1).
@@ -428,19 +430,47 @@ pub const fn translated(protocol: u8) -> bool {
     protocol == TCP || protocol == UDP
 }
 
-/// Whether we may answer a packet with a packet of our own (RFC 1122, 3.2.2; NAT-11).
-#[inline(always)]
-pub const fn answerable(ip: &Ipv4) -> bool {
-    let [s, ..] = ip.source;
-    let source = u32::from_be_bytes(ip.source);
-    let destination = u32::from_be_bytes(ip.destination);
-    source != 0
-        && s < 224
-        && destination != 0xffff_ffff
-        && destination != 0
-        && !multicast(ip.destination)
-        && !matches!(ip.fragment, Fragment::Later)
-        && ip.protocol != ICMP
+impl Header for V4 {
+    #[inline(always)]
+    fn never_crosses(_kind: u8) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_multicast(&self) -> bool {
+        multicast(*self)
+    }
+
+    /// Routers do forward 169.254/16 where nobody has told them not to; it is treated as any other.
+    #[inline(always)]
+    fn is_link_local(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn answerable(ip: &Ip<Self>) -> bool {
+        let [s, ..] = ip.source;
+        let source = u32::from_be_bytes(ip.source);
+        let destination = u32::from_be_bytes(ip.destination);
+        source != 0
+            && s < 224
+            && destination != 0xffff_ffff
+            && destination != 0
+            && !multicast(ip.destination)
+            && !matches!(ip.fragment, Fragment::Later)
+            && ip.protocol != ICMP
+    }
+
+    #[inline(always)]
+    fn pseudo_header(source: Self, destination: Self, protocol: u8, length: u16) -> u32 {
+        checksum::pseudo(source, destination, protocol, length)
+    }
+
+    #[inline(always)]
+    fn wide(self) -> [u8; 16] {
+        let [a, b, c, d] = self;
+        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    }
 }
 
 /// Whether an address is multicast or the limited broadcast (RFC 5771, RFC 919).
@@ -530,7 +560,7 @@ mod tests {
                 }
                 let _ = udp(bytes, ip.transport(), rest);
             }
-            let _ = ipv6(bytes, 14);
+            let _ = crate::ipv6::ipv6(bytes, 14, bytes.len() as u32);
         }
     }
 
@@ -547,7 +577,7 @@ mod tests {
     fn nat_11_nobody_answers_multicast_fragments_or_the_zero_address() {
         let frame = syn();
         let ip = ipv4(frame.as_slice(), 14, 74).unwrap();
-        assert!(answerable(&ip));
+        assert!(V4::answerable(&ip));
         for bad in [
             Ipv4 {
                 source: [0; 4],
@@ -574,7 +604,7 @@ mod tests {
                 ..ip
             },
         ] {
-            assert!(!answerable(&bad), "{bad:?}");
+            assert!(!V4::answerable(&bad), "{bad:?}");
         }
     }
 }

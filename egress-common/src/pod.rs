@@ -1,7 +1,7 @@
 //! Which types the daemon may read from and write to maps as plain bytes.
 
 use crate::count::Count;
-use crate::family::V4;
+use crate::family::{V4, V6};
 use crate::free::FreeList;
 use crate::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use crate::layout::Layout;
@@ -24,25 +24,31 @@ macro_rules! pod {
 
 pod!(
     Candidate<V4>,
+    Candidate<V6>,
     CgroupKey,
     CgroupPath,
     Count<V4>,
+    Count<V6>,
     Counter,
     Device,
     EgressAddress,
     FlowKey<V4>,
+    FlowKey<V6>,
     FreeList,
     InterfaceKey,
     Layout,
     MarkSelector,
     OriginKey<V4>,
+    OriginKey<V6>,
     Pool,
     Reference,
     ReverseKey<V4>,
+    ReverseKey<V6>,
     Secret,
     Selected,
     Settings,
     Slot<V4>,
+    Slot<V6>,
     Switch,
     Zone,
 );

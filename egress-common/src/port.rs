@@ -56,14 +56,27 @@ impl Sequence {
         Self(siphash(secret, [inside, origin, ports, nonce]))
     }
 
-    /// The next port, uniform over the ports of `slices`; 0 if there are none.
+    /// The next number.
     #[inline(always)]
-    pub fn next_port(&mut self, slices: u32) -> u16 {
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
+        mixed ^ mixed >> 31
+    }
+
+    /// The next port, uniform over 1024..=65535 (RFC 6056, section 3.2).
+    #[inline(always)]
+    pub fn next_unprivileged(&mut self) -> u16 {
+        let mixed = self.next();
+        1_024 + (((mixed >> 32) * 64_512) >> 32) as u16
+    }
+
+    /// The next port, uniform over the ports of `slices`; 0 if there are none.
+    #[inline(always)]
+    pub fn next_port(&mut self, slices: u32) -> u16 {
+        let mixed = self.next();
         let slices = slices & ALL_SLICES;
         let low = (mixed & 0x7ff) as u16;
         let owned = count_ones(slices);

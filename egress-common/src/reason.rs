@@ -43,7 +43,7 @@ reasons! {
     NoFlow = 5, "no_flow", "a TCP packet that opens nothing belongs to no flow (NAT-10)";
     Contended = 6, "contended", "other CPUs changed the same record too often; the sender will retry (CAP-2)";
     Fragment = 7, "fragment", "fragments of a bound zone are not translated yet (SAFE-1)";
-    Ipv6 = 8, "ipv6", "IPv6 of a bound zone is not translated yet (SAFE-1)";
+    Ipv6 = 8, "ipv6", "IPv6 that never crosses a router: neighbour discovery from inside, or a link-local destination, of a bound zone (SAFE-1)";
     IcmpError = 9, "icmp_error", "an ICMP error about a packet of no flow, or of a kind that is not translated (NAT-4)";
     Protocol = 10, "protocol", "this protocol cannot be translated (SAFE-1)";
     Malformed = 11, "malformed", "headers are cut short or contradict each other (SAFE-1)";

@@ -103,23 +103,31 @@ pub struct Pool {
     pub first: u32,
     /// Number of IPv4 candidates.
     pub count: u32,
+    /// First IPv6 candidate.
+    pub first6: u32,
+    /// Number of IPv6 candidates.
+    pub count6: u32,
 }
 
-/// One egress IP as this server may use it.
+/// One egress IP, or one IPv6 range, as this server may use it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Candidate<A> {
-    /// The dedicated address.
+    /// The dedicated address; of a range the first one. A server's part of a pool's range is a longer
+    /// prefix that ends in the server's number (POOL-6).
     pub address: A,
-    /// Slices this server owns: bit k is slice k.
+    /// Slices this server owns: bit k is slice k. Of a range: any but 0, since every port is used.
     pub slices: u32,
-    /// Connections per origin this server may admit.
+    /// Connections per origin this server may admit, of each address.
     pub capacity: u32,
     /// See [`candidate_flag`].
     pub flags: u32,
+    /// Prefix length of a range; of an IPv4 address 32.
+    pub length: u32,
 }
 
-const _: () = assert!(size_of::<Candidate<crate::family::V4>>() == 16);
+const _: () = assert!(size_of::<Candidate<crate::family::V4>>() == 20);
+const _: () = assert!(size_of::<Candidate<crate::family::V6>>() == 32);
 
 /// Bits of [`Candidate::flags`].
 pub mod candidate_flag {

@@ -11,9 +11,10 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
 use aya_ebpf::programs::TcContext;
-use egress_common::family::{Address as _, V4};
+use egress_common::family::{V4, V6};
 use egress_common::key::{FlowKey, Reference, TCP};
-use egress_common::port::{PROBES, Sequence, owns, preferred};
+use egress_common::port::{PROBES, Sequence, preferred};
+use egress_common::range::Inside;
 use egress_common::reason::Reason;
 use egress_common::settings::{
     Candidate, MAX_CANDIDATES, MAX_POOLS, MAX_TRIED, Pool, candidate_flag,
@@ -26,7 +27,7 @@ use crate::classify::Configuration;
 use crate::count::{self, EEXIST};
 use crate::family::Family;
 use crate::flow;
-use crate::maps::{POOLS, SCRATCH_OPEN4, SECRET};
+use crate::maps::{POOLS, SCRATCH_OPEN4, SCRATCH_OPEN6, SECRET};
 use crate::outgoing::{Outgoing, next};
 use crate::report;
 use crate::slots;
@@ -82,11 +83,18 @@ impl Scratch for V4 {
     }
 }
 
+impl Scratch for V6 {
+    #[inline(always)]
+    fn scratch() -> Option<*mut Open<Self>> {
+        SCRATCH_OPEN6.get_ptr_mut(0)
+    }
+}
+
 /// Admits a flow or says why not.
 ///
 /// The steps are functions of their own: with the callbacks' their stacks must fit 512 bytes.
 #[inline(never)]
-pub fn open(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+pub fn open<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     let step = begin(ctx, packet);
     if step != next::ADMIT {
         return step;
@@ -95,7 +103,7 @@ pub fn open(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     unsafe {
         bpf_loop(
             MAX_TRIED,
-            try_candidate::<V4> as *mut c_void,
+            try_candidate::<A> as *mut c_void,
             core::ptr::null_mut(),
             0,
         );
@@ -105,7 +113,7 @@ pub fn open(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
 
 /// What a failure means for the packet.
 #[inline(always)]
-fn failed(ctx: &TcContext, packet: &mut Outgoing, reason: Reason) -> i32 {
+fn failed<A>(ctx: &TcContext, packet: &mut Outgoing<A>, reason: Reason) -> i32 {
     if matches!(reason, Reason::Contended) {
         // Not a refusal: the sender will try again, and find the place or the flow then.
         return report::drop(ctx, reason);
@@ -116,7 +124,7 @@ fn failed(ctx: &TcContext, packet: &mut Outgoing, reason: Reason) -> i32 {
 
 /// Takes a slot and fills it and the scratch record in.
 #[inline(never)]
-fn begin(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+fn begin<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     match try_begin(ctx, packet) {
         Ok(()) => next::ADMIT,
         Err(reason) => failed(ctx, packet, reason),
@@ -124,15 +132,15 @@ fn begin(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
 }
 
 #[inline(always)]
-fn try_begin(ctx: &TcContext, packet: &Outgoing) -> Result<(), Reason> {
+fn try_begin<A: Scratch>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), Reason> {
     let configuration = Configuration::of(packet.version).ok_or(Reason::Blocked)?;
-    let open = V4::scratch().ok_or(Reason::TableFull)?;
+    let open = A::scratch().ok_or(Reason::TableFull)?;
     let pool = pool(&configuration, packet.pool).ok_or(Reason::Blocked)?;
-    if pool.count == 0 {
+    if A::candidates(&pool).1 == 0 {
         return Err(Reason::NoAddress);
     }
-    let (index, generation) = slots::obtain::<V4>().ok_or(Reason::TableFull)?;
-    let slot = V4::slot(index).ok_or(Reason::TableFull)?;
+    let (index, generation) = slots::obtain::<A>().ok_or(Reason::TableFull)?;
+    let slot = A::slot(index).ok_or(Reason::TableFull)?;
     let now = slots::now();
     prepare(open, &configuration, packet, pool, now);
     // SAFETY: `open` is this CPU's own; the slot is ours while it is `Opening`.
@@ -154,7 +162,7 @@ fn try_begin(ctx: &TcContext, packet: &Outgoing) -> Result<(), Reason> {
 
 /// Puts the flow into the index, or gives the slot back.
 #[inline(never)]
-fn finish(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+fn finish<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     match try_finish(packet) {
         Ok(index) => {
             packet.slot = index;
@@ -165,12 +173,12 @@ fn finish(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
 }
 
 #[inline(always)]
-fn try_finish(packet: &Outgoing) -> Result<u32, Reason> {
-    let open = V4::scratch().ok_or(Reason::TableFull)?;
+fn try_finish<A: Scratch>(packet: &Outgoing<A>) -> Result<u32, Reason> {
+    let open = A::scratch().ok_or(Reason::TableFull)?;
     // SAFETY: this CPU's own record.
     let (mine, port) = unsafe { ((*open).mine, (*open).port) };
     if port == 0 {
-        slots::discard::<V4>(mine.index);
+        slots::discard::<A>(mine.index);
         // Another CPU may have admitted this very flow, with the last place.
         if let Some(winner) = flow::outgoing(&packet.key) {
             return Ok(winner.index);
@@ -183,7 +191,7 @@ fn try_finish(packet: &Outgoing) -> Result<u32, Reason> {
             return Err(reason((*open).reason));
         }
     }
-    let slot = V4::slot(mine.index).ok_or(Reason::TableFull)?;
+    let slot = A::slot(mine.index).ok_or(Reason::TableFull)?;
     publish(open, packet, slot, mine.generation)
 }
 
@@ -211,26 +219,27 @@ fn pool(configuration: &Configuration, number: u32) -> Option<Pool> {
 
 /// Fills the scratch record.
 #[inline(always)]
-fn prepare(
-    open: *mut Open<V4>,
+fn prepare<A: Scratch>(
+    open: *mut Open<A>,
     configuration: &Configuration,
-    packet: &Outgoing,
+    packet: &Outgoing<A>,
     pool: Pool,
     now: u64,
 ) {
     let key = &packet.key;
+    let (first, count) = A::candidates(&pool);
     // SAFETY: this CPU's own record.
     unsafe {
         (*open).key = *key;
         (*open).now = now;
         (*open).version = configuration.version;
-        (*open).first = pool.first;
-        (*open).candidates = pool.count;
-        (*open).start = if pool.count < 2 {
+        (*open).first = first;
+        (*open).candidates = count;
+        (*open).start = if count < 2 {
             0
         } else {
             let secret = SECRET.get(0).copied().unwrap_or_default();
-            preferred(secret, key.inside.digest(), key.realm, pool.count)
+            preferred(secret, key.inside.digest(), key.realm, count)
         };
         (*open).syn = packet.segment.sequence;
         (*open).timestamp = packet.options.timestamp.unwrap_or(0);
@@ -265,13 +274,51 @@ unsafe fn random_port<A: Scratch>(open: *mut Open<A>) -> u16 {
                 nonce,
             );
         }
-        (*open).sequence.next_port((*open).candidate.slices)
+        A::next_port(&mut (*open).sequence, (*open).candidate.slices)
     }
 }
 
 /// Tries one egress IP: a place below its cap, then a port. Ends the loop when both were found.
+///
+/// Its steps are functions of their own, so that what they need of the stack is not added to what the
+/// search for a port needs.
 unsafe extern "C" fn try_candidate<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
-    let Some(open) = A::scratch() else { return 1 };
+    match choose::<A>(nth) {
+        candidate::USABLE => {}
+        candidate::NOT_NOW => return 0,
+        _ => return 1,
+    }
+    if !take_place::<A>() {
+        return 0;
+    }
+    // SAFETY: the callback is given nothing.
+    unsafe {
+        bpf_loop(
+            PROBES + 1,
+            try_port::<A> as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        );
+    }
+    if settle::<A>() { 1 } else { 0 }
+}
+
+/// What [`choose`] says.
+mod candidate {
+    /// The candidate is in the scratch record.
+    pub const USABLE: i32 = 1;
+    /// This one takes no flows.
+    pub const NOT_NOW: i32 = 2;
+    /// There are no more.
+    pub const END: i32 = 3;
+}
+
+/// Puts the nth candidate into the scratch record, with the address the flow would leave from.
+#[inline(never)]
+fn choose<A: Scratch>(nth: u32) -> i32 {
+    let Some(open) = A::scratch() else {
+        return candidate::END;
+    };
     // SAFETY: this CPU's own record, here and below.
     let (candidates, start, first, version) = unsafe {
         (
@@ -281,8 +328,13 @@ unsafe extern "C" fn try_candidate<A: Scratch>(nth: u32, _: *mut c_void) -> i64 
             (*open).version,
         )
     };
-    if nth >= candidates {
-        return 1;
+    // One round asks each candidate once; a range has other addresses for later rounds.
+    let (Some(round), Some(nth)) = (nth.checked_div(candidates), nth.checked_rem(candidates))
+    else {
+        return candidate::END;
+    };
+    if round >= A::ROUNDS {
+        return candidate::END;
     }
     let mut offset = start + nth;
     if offset >= candidates {
@@ -290,53 +342,89 @@ unsafe extern "C" fn try_candidate<A: Scratch>(nth: u32, _: *mut c_void) -> i64 
     }
     let index = first + offset;
     if index >= MAX_CANDIDATES {
-        return 1;
+        return candidate::END;
     }
-    let Some(candidate) = A::candidate((version & 1) * MAX_CANDIDATES + index) else {
-        return 1;
+    let Some(mut chosen) = A::candidate((version & 1) * MAX_CANDIDATES + index) else {
+        return candidate::END;
     };
-    if candidate.flags & candidate_flag::DRAINING != 0
-        || candidate.slices == 0
-        || candidate.capacity == 0
-    {
-        return 0;
+    if chosen.flags & candidate_flag::DRAINING != 0 || chosen.slices == 0 || chosen.capacity == 0 {
+        return candidate::NOT_NOW;
     }
     // SAFETY: as above.
+    let Some(address) = (unsafe { address(open, &chosen, round) }) else {
+        return candidate::NOT_NOW;
+    };
+    chosen.address = address;
+    // SAFETY: as above.
+    unsafe { (*open).candidate = chosen };
+    candidate::USABLE
+}
+
+/// Takes a place below the candidate's cap; false if there is none.
+#[inline(never)]
+fn take_place<A: Scratch>() -> bool {
+    let Some(open) = A::scratch() else {
+        return false;
+    };
+    // SAFETY: this CPU's own record.
     unsafe {
-        let now = (*open).now;
-        let key = (*open).key.counted(candidate.address);
-        match count::reserve(&key, candidate.capacity, now) {
+        let address = (*open).candidate.address;
+        let key = (*open).key.counted(address);
+        match count::reserve(&key, (*open).candidate.capacity, (*open).now) {
             Ok(place) => {
-                (*open).candidate = candidate;
                 (*open).place = place;
                 (*open).oldest.generation = 0;
                 (*open).oldest_port = 0;
                 (*open).oldest_since = u64::MAX;
                 note(open, Reason::NoPort);
-                bpf_loop(
-                    PROBES + 1,
-                    try_port::<A> as *mut c_void,
-                    core::ptr::null_mut(),
-                    0,
-                );
-                if (*open).port == 0 && (*open).oldest_port != 0 {
-                    yield_oldest::<A>(open);
-                }
-                if (*open).port != 0 {
-                    return 1;
-                }
-                count::give_back::<A>(place, now);
+                true
             }
             Err(reason) => {
                 if reason as u32 == Reason::CapReached as u32 && (*open).was_full == 0 {
                     (*open).was_full = 1;
-                    (*open).full = candidate.address;
+                    (*open).full = address;
                 }
                 note(open, reason);
+                false
             }
         }
     }
-    0
+}
+
+/// Whether a port was found, be it one that yields; gives the place back if not.
+#[inline(never)]
+fn settle<A: Scratch>() -> bool {
+    let Some(open) = A::scratch() else {
+        return true;
+    };
+    // SAFETY: this CPU's own record.
+    unsafe {
+        if (*open).port == 0 && (*open).oldest_port != 0 {
+            yield_oldest::<A>(open);
+        }
+        if (*open).port != 0 {
+            return true;
+        }
+        count::give_back::<A>((*open).place, (*open).now);
+    }
+    false
+}
+
+/// The address of a candidate that the flow's inside address leaves from.
+#[inline(always)]
+unsafe fn address<A: Scratch>(
+    open: *mut Open<A>,
+    candidate: &Candidate<A>,
+    round: u32,
+) -> Option<A> {
+    let secret = SECRET.get(0).copied().unwrap_or_default();
+    // SAFETY: this CPU's own record.
+    let key = unsafe { &(*open).key };
+    let inside = Inside {
+        address: key.inside,
+        realm: key.realm,
+    };
+    A::address(candidate, secret, inside, round)
 }
 
 /// Notes why a candidate would not do. Another CPU in the way stays the reason whatever comes after
@@ -362,7 +450,7 @@ unsafe extern "C" fn try_port<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
         } else {
             random_port(open)
         };
-        if !owns(slices, port) {
+        if !A::may_keep(slices, port) {
             return 0;
         }
         let key = (*open).key.reverse((*open).candidate.address, port);
@@ -453,10 +541,10 @@ unsafe fn take_over<A: Scratch>(open: *mut Open<A>, holder: &flow::Found<A>, por
 
 /// Makes the slot visible and inserts the flow.
 #[inline(always)]
-fn publish(
-    open: *mut Open<V4>,
-    packet: &Outgoing,
-    slot: *mut Slot<V4>,
+fn publish<A: Scratch>(
+    open: *mut Open<A>,
+    packet: &Outgoing<A>,
+    slot: *mut Slot<A>,
     generation: u32,
 ) -> Result<u32, Reason> {
     let opening = SlotWord {
@@ -499,9 +587,9 @@ fn publish(
         // Cannot be: nobody else may change an `Opening` slot.
         return Err(Reason::Contended);
     }
-    match V4::insert_flow(&packet.key, &reference, BPF_NOEXIST as u64) {
+    match A::insert_flow(&packet.key, &reference, BPF_NOEXIST as u64) {
         Ok(()) => {
-            count::admitted::<V4>(place);
+            count::admitted::<A>(place);
             Ok(reference.index)
         }
         Err(error) => {
@@ -523,7 +611,7 @@ fn publish(
                 let over = seen.with_state(State::Unlinked).with_flags(flag::ORPHAN);
                 if advance(&word, seen, over) {
                     slots::remove_reverse(&reverse, reference);
-                    count::give_back::<V4>(place, now);
+                    count::give_back::<A>(place, now);
                     break;
                 }
             }

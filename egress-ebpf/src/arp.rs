@@ -18,9 +18,9 @@ const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
 const REPLY: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 2];
 
 /// Answers a request at `offset` of the frame, or leaves it to the kernel.
-#[inline(always)]
-pub fn answer(ctx: &TcContext, frame: &Frame, offset: usize) -> i32 {
-    try_answer(ctx, frame, offset).unwrap_or(NEXT)
+#[inline(never)]
+pub fn answer(ctx: &TcContext, offset: usize) -> i32 {
+    try_answer(ctx, &Frame::now(ctx), offset).unwrap_or(NEXT)
 }
 
 #[inline(always)]

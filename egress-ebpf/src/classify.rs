@@ -1,6 +1,8 @@
 //! Which zone a packet belongs to (ZONE-2, ZONE-3): mark, then cgroup, then interface, then the
 //! longest source prefix.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::programs::TcContext;
@@ -108,8 +110,35 @@ impl Selectable for V6 {
         number(EXEMPT6.get(&host6(version, destination)))
     }
     #[inline(always)]
-    fn bound(_ctx: &TcContext) -> Option<Self> {
-        None
+    fn bound(ctx: &TcContext) -> Option<Self> {
+        // SAFETY: as above.
+        let [a, b, c, d] = unsafe {
+            let sk = (*ctx.skb.skb).__bindgen_anon_2.sk;
+            if sk.is_null() {
+                return None;
+            }
+            let sk = bpf_sk_fullsock(sk);
+            if sk.is_null() {
+                return None;
+            }
+            // Word by word: the kernel lets nobody read two at once.
+            let words = (&raw const (*sk).src_ip6).cast::<u32>();
+            [
+                read_volatile(words),
+                read_volatile(words.add(1)),
+                read_volatile(words.add(2)),
+                read_volatile(words.add(3)),
+            ]
+        };
+        if a | b | c | d == 0 {
+            return None;
+        }
+        let mut address = [0; 16];
+        let (words, _) = address.as_chunks_mut::<4>();
+        for (word, value) in words.iter_mut().zip([a, b, c, d]) {
+            *word = value.to_ne_bytes();
+        }
+        Some(address)
     }
 }
 
@@ -121,7 +150,7 @@ fn host4(version: u32, address: V4) -> Key<<V4 as Prefixed>::Data> {
 
 /// Trie key of one IPv6 address.
 #[inline(always)]
-fn host6(version: u32, address: V6) -> Key<<V6 as Prefixed>::Data> {
+pub fn host6(version: u32, address: V6) -> Key<<V6 as Prefixed>::Data> {
     Key::new(VERSION_BITS + 128, V6::data(version, address))
 }
 

@@ -1,20 +1,31 @@
 //! What differs between IPv4 and IPv6 in the data plane: maps, offsets, checksums. Everything else
 //! is written once, over [`Family`].
 
+use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::helpers::bpf_l4_csum_replace;
 use aya_ebpf::programs::TcContext;
+use egress_common::bytes::Bytes;
 use egress_common::checksum;
 use egress_common::count::Count;
 use egress_common::family::V4;
 use egress_common::free::FreeList;
 use egress_common::icmp::Quote;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
-use egress_common::settings::{Candidate, EgressAddress, Prefixed};
+use egress_common::packet::{self, Header, Ip, Malformed};
+use egress_common::range::Range;
+use egress_common::reason::Reason;
+use egress_common::reply;
+use egress_common::settings::{Candidate, EgressAddress, Pool};
 use egress_common::slot::Slot;
 
+use crate::classify::Selectable;
 use crate::frame::Frame;
 use crate::maps::*;
+use crate::outgoing::Outgoing;
+use crate::refuse;
+use crate::reply::Incoming;
+use crate::verdict;
 
 /// The address being rewritten.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,10 +35,10 @@ pub enum End {
 }
 
 /// The pseudo-header is part of this checksum.
-const PSEUDO: u64 = aya_ebpf::bindings::BPF_F_PSEUDO_HDR as u64;
+pub const PSEUDO: u64 = aya_ebpf::bindings::BPF_F_PSEUDO_HDR as u64;
 
 /// An address family as the data plane handles it.
-pub trait Family: Prefixed + Quote {
+pub trait Family: Selectable + Quote + Header + Range {
     fn flow(key: &FlowKey<Self>) -> Option<Reference>;
     fn insert_flow(key: &FlowKey<Self>, reference: &Reference, flags: u64) -> Result<(), i32>;
     fn remove_flow(key: &FlowKey<Self>);
@@ -44,6 +55,31 @@ pub trait Family: Prefixed + Quote {
     fn free_counts(list: u32) -> Option<*mut FreeList>;
     fn candidate(index: u32) -> Option<Candidate<Self>>;
     fn egress(address: &Self) -> Option<EgressAddress>;
+    /// First candidate of a pool, and how many there are.
+    fn candidates(pool: &Pool) -> (u32, u32);
+    /// This CPU's record of a packet that came in.
+    fn incoming() -> Option<*mut Incoming<Self>>;
+    /// This CPU's record of a packet on its way out.
+    fn outgoing() -> Option<*mut Outgoing<Self>>;
+
+    /// Reads the header at `offset`. Frames from before may be stale afterwards.
+    fn ip(ctx: &TcContext, frame: &Frame, offset: usize) -> Result<Ip<Self>, Malformed>;
+    /// Answers a question who has an egress address, where such questions are IP packets.
+    fn solicited(ctx: &TcContext, ip: &Ip<Self>) -> i32;
+    /// Hops the packet at `network` may still take.
+    fn hops(frame: &Frame, network: usize) -> Option<u8>;
+    /// Takes one of them.
+    fn take_hop(frame: &Frame, network: usize) -> Option<()>;
+    /// Asks for the route from one address to another.
+    fn ask_route(query: &mut bpf_fib_lookup, from: Self, to: Self);
+
+    /// Writes the header of an answer over that of the refused packet, whose transport header stays
+    /// where it is.
+    fn answer(ctx: &TcContext, ip: &Ip<Self>, protocol: u8, payload: usize) -> Result<(), ()>;
+    /// Header of the ICMP error that refuses a packet, without its checksum.
+    fn error(ip: &Ip<Self>, reason: Reason) -> [u8; reply::ICMP_HEADER];
+    /// Bytes of a packet that such an error quotes, at most [`crate::refuse::QUOTE`].
+    fn quoted_length(ip: &Ip<Self>) -> usize;
 
     /// Corrects a transport checksum that covers the address (offset 0: there is none to correct).
     fn correct_transport(
@@ -58,7 +94,7 @@ pub trait Family: Prefixed + Quote {
 }
 
 #[inline(always)]
-fn copied<T: Copy>(pointer: Option<*const T>) -> Option<T> {
+pub fn copied<T: Copy>(pointer: Option<*const T>) -> Option<T> {
     // SAFETY: a map value. It may be replaced while it is read: whoever reads an index checks the
     // record it points to.
     pointer.map(|value| unsafe { core::ptr::read_volatile(value) })
@@ -134,6 +170,70 @@ impl Family for V4 {
     #[inline(always)]
     fn egress(address: &Self) -> Option<EgressAddress> {
         copied(EGRESS4.get_ptr(address))
+    }
+
+    #[inline(always)]
+    fn candidates(pool: &Pool) -> (u32, u32) {
+        (pool.first, pool.count)
+    }
+    #[inline(always)]
+    fn incoming() -> Option<*mut Incoming<Self>> {
+        SCRATCH_INCOMING4.get_ptr_mut(0)
+    }
+    #[inline(always)]
+    fn outgoing() -> Option<*mut Outgoing<Self>> {
+        SCRATCH_OUTGOING4.get_ptr_mut(0)
+    }
+
+    #[inline(always)]
+    fn ip(ctx: &TcContext, frame: &Frame, offset: usize) -> Result<Ip<Self>, Malformed> {
+        packet::ipv4(frame, offset, ctx.len())
+    }
+    #[inline(always)]
+    fn solicited(_ctx: &TcContext, _ip: &Ip<Self>) -> i32 {
+        verdict::DECLINED
+    }
+    #[inline(always)]
+    fn hops(frame: &Frame, network: usize) -> Option<u8> {
+        frame.u8(network + 8)
+    }
+    #[inline(always)]
+    fn take_hop(frame: &Frame, network: usize) -> Option<()> {
+        let hops = frame.at::<1>(network + 8)?;
+        let sum = frame.at::<2>(network + 10)?;
+        // SAFETY: checked to lie within the packet. The hops are the high byte of their word, so the
+        // checksum grows by 0x100 (RFC 1141).
+        unsafe {
+            let [left] = *hops;
+            *hops = [left.wrapping_sub(1)];
+            let grown = u16::from_be_bytes(*sum) as u32 + 0x100;
+            *sum = (((grown & 0xffff) + (grown >> 16)) as u16).to_be_bytes();
+        }
+        Some(())
+    }
+    #[inline(always)]
+    fn ask_route(query: &mut bpf_fib_lookup, from: Self, to: Self) {
+        query.family = 2; // AF_INET
+        query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(from);
+        query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(to);
+    }
+
+    #[inline(always)]
+    fn answer(ctx: &TcContext, ip: &Ip<Self>, protocol: u8, payload: usize) -> Result<(), ()> {
+        refuse::write_ipv4(ctx, ip, protocol, payload)
+    }
+    #[inline(always)]
+    fn error(_ip: &Ip<Self>, reason: Reason) -> [u8; reply::ICMP_HEADER] {
+        let code = if matches!(reason, Reason::Protocol) {
+            reply::CODE_PROTOCOL
+        } else {
+            reply::CODE_PROHIBITED
+        };
+        [reply::UNREACHABLE, code, 0, 0, 0, 0, 0, 0]
+    }
+    #[inline(always)]
+    fn quoted_length(ip: &Ip<Self>) -> usize {
+        (ip.header() & 0x3c) + reply::QUOTED
     }
 
     #[inline(always)]

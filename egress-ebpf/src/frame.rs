@@ -9,6 +9,8 @@ const HEADERS: u32 = 14 + 8 + 60 + 60;
 /// The same for an ICMP error and what it quotes: Ethernet, two tags, twice IPv6 with extension headers,
 /// ICMP, TCP.
 const QUOTES: u32 = 14 + 8 + 2 * (40 + 64) + 8 + 20;
+/// The longest TCP header.
+const TRANSPORT: u32 = 60;
 
 /// No header field lies farther from the start of a packet than this.
 const FARTHEST: usize = 512;
@@ -44,6 +46,19 @@ impl Frame {
             return Self::now(ctx);
         }
         frame
+    }
+
+    /// Makes the transport header at `offset` linear; it lies behind what [`Frame::headers`] reaches.
+    #[inline(always)]
+    pub fn reach(ctx: &TcContext, offset: u32) {
+        let wanted = offset + TRANSPORT;
+        let wanted = if ctx.len() < wanted {
+            ctx.len()
+        } else {
+            wanted
+        };
+        // On failure what is read of it finds the packet too short.
+        let _ = ctx.skb.pull_data(wanted);
     }
 
     /// The linear part as it is now.

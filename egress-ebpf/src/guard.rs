@@ -4,6 +4,7 @@
 
 use aya_ebpf::programs::TcContext;
 use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use egress_common::ipv6::ipv6;
 use egress_common::packet;
 use egress_common::reason::Reason;
 use egress_common::tag::Tag;
@@ -49,7 +50,7 @@ fn selected(ctx: &TcContext, configuration: &Configuration, tag: Tag) -> Option<
             Some(classify::leaving(ctx, configuration, tag, ip.source))
         }
         ETHERTYPE_IPV6 => {
-            let ip = packet::ipv6(&frame, network.offset).ok()?;
+            let ip = ipv6(&frame, network.offset, ctx.len()).ok()?;
             Some(classify::leaving(ctx, configuration, tag, ip.source))
         }
         _ => None,

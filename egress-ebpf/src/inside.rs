@@ -3,6 +3,7 @@
 
 use aya_ebpf::programs::TcContext;
 use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use egress_common::ipv6::ipv6;
 use egress_common::packet;
 use egress_common::tag::Tag;
 
@@ -30,7 +31,7 @@ fn zone(ctx: &TcContext) -> Option<u32> {
             classify::entering(&Configuration::now()?, interface, ip.source)
         }
         ETHERTYPE_IPV6 => {
-            let ip = packet::ipv6(&frame, network.offset).ok()?;
+            let ip = ipv6(&frame, network.offset, ctx.len()).ok()?;
             classify::entering(&Configuration::now()?, interface, ip.source)
         }
         _ => None,

@@ -7,7 +7,7 @@
 //! | tc ingress of an inside interface | [`inside`]: decide the zone, write it into the mark |
 //! | tc egress of the uplink | [`uplink`]: find the flow ([`flow`]); else [`classify`], [`allocate`] (with [`count`]), [`translate`] or [`refuse`]; [`icmp`] errors |
 //! | tc egress of the uplink, last | [`guard`]: nothing of a bound zone passes that [`uplink`] has not seen |
-//! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, or drop; [`icmp`]; [`arp`] |
+//! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, or drop; [`icmp`]; [`arp`], [`ndp`] |
 //! | tracepoints | [`cgroup`]: selected cgroups that are created anew, and those that are gone |
 //! | a timer | [`sweep`]: end idle flows, free what ended |
 //!
@@ -31,8 +31,11 @@ mod allocate;
 mod arp;
 mod cgroup;
 mod classify;
+mod copied;
 mod count;
+mod extensions;
 mod family;
+mod family6;
 mod flow;
 mod frame;
 mod globals;
@@ -40,6 +43,7 @@ mod guard;
 mod icmp;
 mod inside;
 mod maps;
+mod ndp;
 mod options;
 mod outgoing;
 mod refuse;

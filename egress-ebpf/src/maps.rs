@@ -2,13 +2,16 @@
 //! sizes here are the defaults. Meanings and layouts are in `egress_common`.
 
 use crate::allocate::Open;
+use crate::extensions::Extensions;
+use crate::outgoing::Outgoing;
 use crate::refuse::Quote;
+use crate::reply::Incoming;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use egress_common::count::Count;
 use egress_common::expiry::Progress;
-use egress_common::family::V4;
+use egress_common::family::{V4, V6};
 use egress_common::free::FreeList;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::layout::Layout;
@@ -46,6 +49,8 @@ pub static POOLS: Array<Pool, { 2 * MAX_POOLS as usize }> = Array::new();
 #[btf_map]
 pub static CANDIDATES4: Array<Candidate<V4>, { 2 * MAX_CANDIDATES as usize }> = Array::new();
 #[btf_map]
+pub static CANDIDATES6: Array<Candidate<V6>, { 2 * MAX_CANDIDATES as usize }> = Array::new();
+#[btf_map]
 pub static MARKS: Array<MarkSelector, { 2 * MAX_MARKS as usize }> = Array::new();
 /// By id. Preallocated: what a tracepoint inserts must not fail for want of memory.
 #[btf_map]
@@ -69,6 +74,9 @@ pub static EXEMPT6: LpmTrie<PrefixV6, Selected, 16_384> = LpmTrie::new();
 // What holds whatever the version.
 #[btf_map]
 pub static EGRESS4: HashMap<V4, EgressAddress, 65_536, NO_PREALLOC> = HashMap::new();
+/// Version 0: it is not versioned, but the address stands aligned that way.
+#[btf_map]
+pub static EGRESS6: LpmTrie<PrefixV6, EgressAddress, 65_536> = LpmTrie::new();
 #[btf_map]
 pub static DEVICES: HashMap<u32, Device, 1_024, NO_PREALLOC> = HashMap::new();
 
@@ -87,6 +95,20 @@ pub static ORIGINS4: HashMap<OriginKey<V4>, Reference, ORIGINS, NO_PREALLOC> = H
 pub static COUNTS4: Array<Count<V4>, ORIGINS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static FREE_COUNTS4: Array<FreeList, 256> = Array::new();
+#[btf_map]
+pub static FLOWS6: HashMap<FlowKey<V6>, Reference, FLOWS> = HashMap::new();
+#[btf_map]
+pub static REVERSE6: HashMap<ReverseKey<V6>, Reference, FLOWS> = HashMap::new();
+#[btf_map]
+pub static SLOTS6: Array<Slot<V6>, FLOWS, MMAPABLE> = Array::new();
+#[btf_map]
+pub static FREE_SLOTS6: Array<FreeList, 256> = Array::new();
+#[btf_map]
+pub static ORIGINS6: HashMap<OriginKey<V6>, Reference, ORIGINS, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static COUNTS6: Array<Count<V6>, ORIGINS, MMAPABLE> = Array::new();
+#[btf_map]
+pub static FREE_COUNTS6: Array<FreeList, 256> = Array::new();
 
 /// The sweep's timer and how far it got.
 #[repr(C)]
@@ -109,6 +131,8 @@ pub static REPLIES: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 /// What one new flow needs between the callbacks of its allocation; not pinned.
 #[btf_map]
 pub static SCRATCH_OPEN4: PerCpuArray<Open<V4>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_OPEN6: PerCpuArray<Open<V6>, 1> = PerCpuArray::new();
 /// A quoted packet for an ICMP error; not pinned.
 #[btf_map]
 pub static SCRATCH_QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();
@@ -120,7 +144,17 @@ pub static SCRATCH_PIECE: PerCpuArray<crate::icmp::Piece, 1> = PerCpuArray::new(
 pub static SCRATCH_SWEEP: PerCpuArray<crate::sweep::Scratch, 1> = PerCpuArray::new();
 /// One packet between the steps of the uplink's program; not pinned.
 #[btf_map]
-pub static SCRATCH_OUTGOING: PerCpuArray<crate::outgoing::Outgoing, 1> = PerCpuArray::new();
+pub static SCRATCH_OUTGOING4: PerCpuArray<Outgoing<V4>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_OUTGOING6: PerCpuArray<Outgoing<V6>, 1> = PerCpuArray::new();
+/// One packet between the steps of the program that takes replies; not pinned.
+#[btf_map]
+pub static SCRATCH_INCOMING4: PerCpuArray<Incoming<V4>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_INCOMING6: PerCpuArray<Incoming<V6>, 1> = PerCpuArray::new();
+/// IPv6 extension headers; not pinned.
+#[btf_map]
+pub static SCRATCH_EXTENSIONS: PerCpuArray<Extensions, 1> = PerCpuArray::new();
 /// The path of a cgroup; not pinned.
 #[btf_map]
 pub static SCRATCH_PATH: PerCpuArray<CgroupPath, 1> = PerCpuArray::new();

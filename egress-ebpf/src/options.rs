@@ -7,9 +7,9 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_loop, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
-use egress_common::bytes::Bytes;
 use egress_common::packet::{OPTIONS_MAX, OptionWalk, Options, TCP_MIN};
 
+use crate::copied::Copied;
 use crate::maps::SCRATCH_OPTIONS;
 
 /// The list and how far the walk got. Behind the list there is room for reads at its very end.
@@ -63,20 +63,4 @@ unsafe extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
     // SAFETY: as above.
     unsafe { (*list).walk = walk };
     if more { 0 } else { 1 }
-}
-
-/// The copied list.
-struct Copied(*const [u8; ROOM]);
-
-impl Bytes for Copied {
-    #[inline(always)]
-    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        // A mask, not a comparison: a bound that the verifier keeps.
-        let offset = offset & (ROOM - 1);
-        if offset > ROOM - N {
-            return None;
-        }
-        // SAFETY: within the record.
-        Some(unsafe { *self.0.cast::<u8>().add(offset).cast::<[u8; N]>() })
-    }
 }

@@ -3,22 +3,21 @@
 //! It lives in a per-CPU map, not on the stack: the steps are separate functions, and together they
 //! would not fit the 512 bytes a program has.
 
-use egress_common::family::V4;
 use egress_common::key::{FlowKey, TCP};
-use egress_common::packet::{self, Fragment, Ipv4, Malformed, Options, Segment};
+use egress_common::packet::{self, Fragment, Ip, Malformed, Options, Segment};
 use egress_common::reason::Reason;
 use egress_common::tag::Tag;
 
+use crate::family::Family;
 use crate::frame::Frame;
 use crate::icmp::Outer;
-use crate::maps::SCRATCH_OUTGOING;
 use crate::translate::Place;
 
 /// Everything the steps know of the packet.
 #[repr(C)]
-pub struct Outgoing {
-    pub ip: Ipv4,
-    pub key: FlowKey<V4>,
+pub struct Outgoing<A> {
+    pub ip: Ip<A>,
+    pub key: FlowKey<A>,
     /// Of TCP packets; otherwise left over from an earlier one.
     pub segment: Segment,
     /// Of a SYN that opens a flow.
@@ -47,6 +46,10 @@ pub struct Outgoing {
 pub mod next {
     /// The packet belongs to no flow yet.
     pub const CLASSIFY: i32 = 0x100;
+    /// It may belong to a flow.
+    pub const KNOWN: i32 = 0x104;
+    /// It is an ICMP message.
+    pub const MESSAGE: i32 = 0x105;
     /// It opens a flow that its zone allows.
     pub const ADMIT: i32 = 0x101;
     /// It leaves by its slot.
@@ -55,14 +58,12 @@ pub mod next {
     pub const REFUSE: i32 = 0x103;
 }
 
-impl Outgoing {
+impl<A: Family> Outgoing<A> {
     /// This CPU's record.
     #[inline(always)]
     pub fn scratch() -> Option<&'static mut Self> {
         // SAFETY: programs are not preempted by others on the same CPU, and each asks only once.
-        SCRATCH_OUTGOING
-            .get_ptr_mut(0)
-            .map(|record| unsafe { &mut *record })
+        A::outgoing().map(|record| unsafe { &mut *record })
     }
 
     /// Whether the packet can belong to a flow.
@@ -73,7 +74,7 @@ impl Outgoing {
 
     /// The packet as that of an ICMP message.
     #[inline(always)]
-    pub fn outer(&self) -> Outer<V4> {
+    pub fn outer(&self) -> Outer<A> {
         Outer {
             network: self.ip.network_at,
             message: self.ip.transport_at,

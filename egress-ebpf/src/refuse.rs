@@ -15,35 +15,36 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use egress_common::checksum::{fold, pseudo_v4, sum};
-use egress_common::key::TCP;
-use egress_common::packet::{self, IPV4_MIN, Ipv4, TCP_MIN};
+use egress_common::checksum::{fold, sum};
+use egress_common::family::V6;
+use egress_common::ipv6::{IPV6, next};
+use egress_common::key::{TCP, UDP};
+use egress_common::packet::{IPV4_MIN, Ip, Ipv4, TCP_MIN};
 use egress_common::reason::Reason;
-use egress_common::reply::{
-    self, CODE_PROHIBITED, CODE_PROTOCOL, ICMP_HEADER, QUOTED, TTL, UNREACHABLE,
-};
+use egress_common::reply::{self, ICMP_HEADER, TTL};
 
 use crate::classify::Configuration;
+use crate::family::Family;
 use crate::maps::{REPLIES, SCRATCH_QUOTE};
 use crate::outgoing::Outgoing;
 use crate::report::{self, Subject};
 use crate::slots;
 use crate::verdict::{self, DROP};
 
-/// Longest IPv4 header plus the quoted payload, in words.
-const QUOTE: usize = 60 + QUOTED;
+/// Bytes of a refused packet that are quoted, at most: the longest IPv6 header with extensions and
+/// eight bytes behind it. In whole words, and summed by one call of a helper.
+pub const QUOTE: usize = 304;
 
 /// An ICMP header and the packet it quotes.
 #[repr(C, align(8))]
 pub struct Quote {
     header: [u8; ICMP_HEADER],
     packet: [u8; QUOTE],
-    pad: [u8; 4],
 }
 
 /// Counts, reports and answers the packet whose reason is set; it never leaves.
 #[inline(never)]
-pub fn run(ctx: &TcContext, packet: &Outgoing) -> i32 {
+pub fn run<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     let subject = Subject {
         zone: packet.zone,
         source_port: packet.key.inside_port,
@@ -56,7 +57,7 @@ pub fn run(ctx: &TcContext, packet: &Outgoing) -> i32 {
     if configuration.settings().refuse_reset == 0 {
         return DROP;
     }
-    if !packet::answerable(&packet.ip) {
+    if !A::answerable(&packet.ip) {
         return report::drop(ctx, Reason::Unanswerable);
     }
     let Some(bucket) = REPLIES.get_ptr_mut(0) else {
@@ -79,7 +80,7 @@ pub fn run(ctx: &TcContext, packet: &Outgoing) -> i32 {
 
 /// Writes `bytes` at `offset`.
 #[inline(always)]
-fn store<const N: usize>(ctx: &TcContext, offset: usize, bytes: [u8; N]) -> Result<(), ()> {
+pub fn store<const N: usize>(ctx: &TcContext, offset: usize, bytes: [u8; N]) -> Result<(), ()> {
     // SAFETY: `bytes` is `N` bytes long; the helper checks the offset.
     let status = unsafe {
         bpf_skb_store_bytes(
@@ -95,7 +96,7 @@ fn store<const N: usize>(ctx: &TcContext, offset: usize, bytes: [u8; N]) -> Resu
 
 /// Sets the packet's length.
 #[inline(always)]
-fn set_length(ctx: &TcContext, length: usize) -> Result<(), ()> {
+pub fn set_length(ctx: &TcContext, length: usize) -> Result<(), ()> {
     // SAFETY: the helper checks the length.
     let status = unsafe { bpf_skb_change_tail(ctx.skb.skb, length as u32, 0) };
     if status == 0 { Ok(()) } else { Err(()) }
@@ -103,8 +104,8 @@ fn set_length(ctx: &TcContext, length: usize) -> Result<(), ()> {
 
 /// Writes the IPv4 header of an answer over that of the refused packet; options become no-ops.
 #[inline(always)]
-fn write_ipv4(ctx: &TcContext, ip: &Ipv4, protocol: u8, payload: usize) -> Result<(), ()> {
-    let header = ip.header();
+pub fn write_ipv4(ctx: &TcContext, ip: &Ipv4, protocol: u8, payload: usize) -> Result<(), ()> {
+    let header = ip.header() & 0x3c;
     let words = header >> 2;
     let [l0, l1] = ((header + payload) as u16).to_be_bytes();
     let [s0, s1, s2, s3] = ip.destination;
@@ -144,16 +145,46 @@ fn write_ipv4(ctx: &TcContext, ip: &Ipv4, protocol: u8, payload: usize) -> Resul
     Ok(())
 }
 
+/// Option of a destination header that whoever does not know it skips (RFC 4727).
+const SKIPPED: u8 = 0x1e;
+
+/// Writes the IPv6 header of an answer over that of the refused packet; extension headers become one
+/// option that says nothing.
+#[inline(always)]
+pub fn write_ipv6(ctx: &TcContext, ip: &Ip<V6>, protocol: u8, payload: usize) -> Result<(), ()> {
+    let extensions = ip.header().wrapping_sub(IPV6) & 0x1f8;
+    let first = if extensions == 0 {
+        protocol
+    } else {
+        next::DESTINATION
+    };
+    let [l0, l1] = ((extensions + payload) as u16).to_be_bytes();
+    store(ctx, ip.network(), [0x60, 0, 0, 0, l0, l1, first, TTL])?;
+    store(ctx, ip.network() + 8, ip.destination)?;
+    store(ctx, ip.network() + 24, ip.source)?;
+    if extensions != 0 {
+        let units = (extensions >> 3) as u8;
+        let option = [
+            protocol,
+            units.wrapping_sub(1),
+            SKIPPED,
+            (extensions as u16).wrapping_sub(4) as u8,
+        ];
+        store(ctx, ip.network() + IPV6, option)?;
+    }
+    Ok(())
+}
+
 /// Turns a TCP segment into its RST (RFC 9293, 3.10.7.1).
 #[inline(always)]
-fn make_reset(ctx: &TcContext, packet: &Outgoing) -> Result<(), ()> {
+fn make_reset<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), ()> {
     let (sequence, acknowledgment, control) = reply::reset(&packet.segment).ok_or(())?;
     let ip = &packet.ip;
     let key = &packet.key;
     // The checksum field is bytes 16 and 17 of the header: see the top of the file.
     let left_to_device = set_length(ctx, ip.transport() + 17).is_err();
     set_length(ctx, ip.transport() + TCP_MIN)?;
-    write_ipv4(ctx, ip, TCP, TCP_MIN)?;
+    A::answer(ctx, ip, TCP, TCP_MIN)?;
     let [p0, p1] = key.origin_port.to_be_bytes();
     let [q0, q1] = key.inside_port.to_be_bytes();
     let [s0, s1, s2, s3] = sequence.to_be_bytes();
@@ -161,7 +192,7 @@ fn make_reset(ctx: &TcContext, packet: &Outgoing) -> Result<(), ()> {
     let mut bytes: [u8; TCP_MIN] = [
         p0, p1, q0, q1, s0, s1, s2, s3, a0, a1, a2, a3, 0x50, control, 0, 0, 0, 0, 0, 0,
     ];
-    let pseudo = pseudo_v4(ip.destination, ip.source, TCP, TCP_MIN as u16);
+    let pseudo = A::pseudo_header(ip.destination, ip.source, TCP, TCP_MIN as u16);
     let checksum = if left_to_device {
         fold(pseudo)
     } else {
@@ -171,29 +202,26 @@ fn make_reset(ctx: &TcContext, packet: &Outgoing) -> Result<(), ()> {
     store(ctx, ip.transport(), bytes)
 }
 
-/// Turns a packet into an ICMP destination unreachable that quotes it (RFC 792).
+/// Turns a packet into an ICMP error that quotes it (RFC 792, RFC 4443).
 ///
-/// The sum over header and quote comes out right whether or not a checksum was left to the device:
-/// the device would sum the finished message, which is zero, into the unused bytes 6 and 7.
+/// The sum over header and quote comes out right whether or not a checksum was left to the device. The
+/// device sums what it finds of the finished message into bytes 6 and 7, where UDP has its checksum: a
+/// complete ICMP message gives zero, and an ICMPv6 message does with its pseudo-header's sum there.
 #[inline(always)]
-fn make_unreachable(ctx: &TcContext, ip: &Ipv4, reason: Reason) -> Result<(), ()> {
+fn make_unreachable<A: Family>(ctx: &TcContext, ip: &Ip<A>, reason: Reason) -> Result<(), ()> {
     let quote = SCRATCH_QUOTE.get_ptr_mut(0).ok_or(())?;
-    let header = ip.header();
-    let mut quoted = header + QUOTED;
+    let mut quoted = A::quoted_length(ip);
     if quoted > ip.length as usize {
         quoted = ip.length as usize;
     }
     if !(IPV4_MIN..=QUOTE).contains(&quoted) {
         return Err(());
     }
-    let code = if matches!(reason, Reason::Protocol) {
-        CODE_PROTOCOL
-    } else {
-        CODE_PROHIBITED
-    };
+    let length = ICMP_HEADER + quoted;
+    let pseudo = fold(A::pseudo(ip.destination, ip.source, length as u32));
     // SAFETY: this CPU's own element; the helpers are given lengths within it.
     let checksum = unsafe {
-        (*quote).header = [UNREACHABLE, code, 0, 0, 0, 0, 0, 0];
+        (*quote).header = A::error(ip, reason);
         (*quote).packet = [0; QUOTE];
         let status = bpf_skb_load_bytes(
             ctx.skb.skb.cast(),
@@ -215,14 +243,20 @@ fn make_unreachable(ctx: &TcContext, ip: &Ipv4, reason: Reason) -> Result<(), ()
             return Err(());
         }
         // The helper's sum is over words as they stand in memory.
-        !fold(summed as u32)
+        let pseudo = u16::from_ne_bytes(pseudo.to_be_bytes());
+        !fold(fold(summed as u32) as u32 + pseudo as u32)
     };
-    let length = ICMP_HEADER + quoted;
+    // The checksum field is bytes 6 and 7 of UDP's header: see the top of the file.
+    let left_to_device =
+        pseudo != 0 && ip.protocol == UDP && set_length(ctx, ip.transport() + 7).is_err();
     set_length(ctx, ip.transport() + length)?;
-    write_ipv4(ctx, ip, egress_common::key::ICMP, length)?;
+    A::answer(ctx, ip, A::ICMP, length)?;
     // SAFETY: as above.
     unsafe {
         [(*quote).header[2], (*quote).header[3]] = checksum.to_ne_bytes();
+        if left_to_device {
+            [(*quote).header[6], (*quote).header[7]] = pseudo.to_be_bytes();
+        }
         let status = bpf_skb_store_bytes(
             ctx.skb.skb.cast(),
             ip.transport() as u32,

@@ -2,10 +2,9 @@
 
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
-use egress_common::bytes::Bytes;
-use egress_common::family::{ETHERTYPE_ARP, ETHERTYPE_IPV4};
-use egress_common::key::{ICMP, ReverseKey, TCP};
-use egress_common::packet::{self, Fragment, Ipv4, Segment};
+use egress_common::family::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
+use egress_common::key::{ReverseKey, TCP};
+use egress_common::packet::{self, Fragment, Ip, Segment};
 use egress_common::reason::Reason;
 use egress_common::slot::flag;
 use egress_common::tag::Tag;
@@ -15,6 +14,7 @@ use crate::family::{End, Family};
 use crate::flow::{self, Arrival};
 use crate::frame::Frame;
 use crate::icmp::Outer;
+use crate::outgoing::next;
 use crate::translate::{self, Endpoint, Place};
 use crate::verdict::{self, NEXT};
 use crate::{arp, icmp, report};
@@ -27,43 +27,77 @@ pub fn run(ctx: &TcContext) -> i32 {
         return NEXT;
     };
     match network.ethertype {
-        ETHERTYPE_IPV4 => match packet::ipv4(&frame, network.offset, ctx.len()) {
-            Ok(ip) => ipv4(ctx, &ip),
-            // The kernel drops what is not an IPv4 packet.
-            Err(_) => NEXT,
-        },
-        ETHERTYPE_ARP => arp::answer(ctx, &frame, network.offset),
+        ETHERTYPE_IPV4 => packet::<V4>(ctx, network.offset),
+        ETHERTYPE_IPV6 => packet::<V6>(ctx, network.offset),
+        ETHERTYPE_ARP => arp::answer(ctx, network.offset),
         _ => NEXT,
     }
 }
 
-#[inline(always)]
-fn ipv4(ctx: &TcContext, ip: &Ipv4) -> i32 {
-    if <[u8; 4]>::egress(&ip.destination).is_none() {
-        return NEXT;
-    }
-    if !matches!(ip.fragment, Fragment::Whole) {
-        return report::drop(ctx, Reason::Fragment);
-    }
-    if ip.protocol == ICMP {
-        return message(ctx, ip);
-    }
-    if !packet::translated(ip.protocol) {
-        return report::drop(ctx, Reason::Unsolicited);
-    }
-    segment(ctx, ip)
+/// A packet that came in, between the steps of this program: a record of each CPU, because together
+/// the steps would not fit the stack.
+#[repr(C)]
+pub struct Incoming<A> {
+    ip: Ip<A>,
+    /// Of TCP packets; otherwise left over from an earlier one.
+    segment: Segment,
+    egress_port: u16,
+    origin_port: u16,
+    /// The slot it belongs to, once that is known.
+    slot: u32,
 }
 
-/// A packet with ports. Like [`message`] a function of its own: together they would not fit the stack.
+/// An IP packet.
+#[inline(always)]
+fn packet<A: Family>(ctx: &TcContext, offset: usize) -> i32 {
+    let Some(packet) = A::incoming() else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    // SAFETY: programs are not preempted by others on the same CPU, and each asks only once.
+    let packet = unsafe { &mut *packet };
+    let mut step = read(ctx, packet, offset);
+    if step == next::MESSAGE {
+        step = message(ctx, &packet.ip);
+    }
+    if step == next::KNOWN {
+        step = known(ctx, packet);
+    }
+    if step == next::LEAVE {
+        step = back(ctx, packet);
+    }
+    step
+}
+
+/// Reads the headers. The kernel drops what is not an IP packet.
 #[inline(never)]
-fn segment(ctx: &TcContext, ip: &Ipv4) -> i32 {
-    translated(ctx, &Frame::now(ctx), ip).unwrap_or_else(|reason| report::drop(ctx, reason))
+fn read<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>, offset: usize) -> i32 {
+    let Ok(ip) = A::ip(ctx, &Frame::now(ctx), offset) else {
+        return NEXT;
+    };
+    packet.ip = ip;
+    let answered = A::solicited(ctx, &packet.ip);
+    if answered != verdict::DECLINED {
+        return answered;
+    }
+    if A::egress(&packet.ip.destination).is_none() {
+        return NEXT;
+    }
+    if !matches!(packet.ip.fragment, Fragment::Whole) {
+        return report::drop(ctx, Reason::Fragment);
+    }
+    if packet.ip.protocol == A::ICMP {
+        return next::MESSAGE;
+    }
+    if !packet::translated(packet.ip.protocol) {
+        return report::drop(ctx, Reason::Unsolicited);
+    }
+    next::KNOWN
 }
 
 /// An ICMP message: an error about a flow goes to its inside (NAT-4). Anything else was not asked for: a
 /// ping, or an answer to one that did not leave from here.
 #[inline(never)]
-fn message(ctx: &TcContext, ip: &Ipv4) -> i32 {
+fn message<A: Family>(ctx: &TcContext, ip: &Ip<A>) -> i32 {
     let outer = Outer {
         network: ip.network_at,
         message: ip.transport_at,
@@ -74,25 +108,36 @@ fn message(ctx: &TcContext, ip: &Ipv4) -> i32 {
     let verdict = icmp::arriving(ctx, &outer).and_then(|delivery| {
         if !delivery.redirect {
             Ok(NEXT)
-        } else if last_hop(&Frame::now(ctx), ip.network()) {
+        } else if last_hop::<A>(&Frame::now(ctx), ip.network()) {
             Err(Reason::Malformed)
         } else {
-            deliver(ctx, ip.network(), delivery.interface)
+            deliver::<A>(ctx, ip.network(), delivery.interface)
         }
     });
     verdict.unwrap_or_else(|reason| report::drop(ctx, reason))
 }
 
+/// A packet with ports: finds its flow and advances it.
+#[inline(never)]
+fn known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> i32 {
+    match try_known(ctx, packet) {
+        Ok(()) => next::LEAVE,
+        Err(reason) => report::drop(ctx, reason),
+    }
+}
+
 #[inline(always)]
-fn translated(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> Result<i32, Reason> {
+fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<(), Reason> {
+    let ip = &packet.ip;
+    let frame = &Frame::now(ctx);
     let rest = ip.payload();
-    let (origin_port, egress_port) =
+    (packet.origin_port, packet.egress_port) =
         packet::ports(frame, ip.transport()).map_err(|_| Reason::Malformed)?;
     let key = ReverseKey {
         egress: ip.destination,
         origin: ip.source,
-        egress_port,
-        origin_port,
+        egress_port: packet.egress_port,
+        origin_port: packet.origin_port,
         protocol: ip.protocol,
         pad: 0,
         pad2: 0,
@@ -101,12 +146,40 @@ fn translated(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> Result<i32, Reason> 
     if found.word.has(flag::EXPIRED) {
         return Err(Reason::Unsolicited);
     }
-    let segment = if ip.protocol == TCP {
-        packet::tcp(frame, ip.transport(), rest).map_err(|_| Reason::Malformed)?
+    if ip.protocol == TCP {
+        packet.segment = packet::tcp(frame, ip.transport(), rest).map_err(|_| Reason::Malformed)?;
     } else {
         packet::udp(frame, ip.transport(), rest).map_err(|_| Reason::Malformed)?;
-        Segment::default()
-    };
+    }
+    if found.word.has(flag::REDIRECT) && last_hop::<A>(frame, ip.network()) {
+        return Err(Reason::Malformed);
+    }
+    packet.slot = found.index;
+    flow::advance_by(
+        ctx,
+        &found,
+        &Arrival {
+            way: Way::Back,
+            protocol: ip.protocol,
+            segment: &packet.segment,
+            transport: ip.transport(),
+            length: ip.length,
+            frame,
+        },
+    );
+    Ok(())
+}
+
+/// Sends the packet to whom its flow belongs to.
+#[inline(never)]
+fn back<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
+    try_back(ctx, packet).unwrap_or_else(|reason| report::drop(ctx, reason))
+}
+
+#[inline(always)]
+fn try_back<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> Result<i32, Reason> {
+    let ip = &packet.ip;
+    let found = flow::at::<A>(packet.slot).ok_or(Reason::Contended)?;
     // SAFETY: a live map value that was checked to be this packet's.
     let (inside, inside_port, interface) = unsafe {
         (
@@ -115,22 +188,6 @@ fn translated(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> Result<i32, Reason> 
             (*found.slot).interface,
         )
     };
-    let redirect = found.word.has(flag::REDIRECT);
-    if redirect && last_hop(frame, ip.network()) {
-        return Err(Reason::Malformed);
-    }
-    flow::advance_by(
-        ctx,
-        &found,
-        &Arrival {
-            way: Way::Back,
-            protocol: ip.protocol,
-            segment: &segment,
-            transport: ip.transport(),
-            length: ip.length,
-            frame,
-        },
-    );
     translate::rewrite(
         ctx,
         Place {
@@ -141,7 +198,7 @@ fn translated(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> Result<i32, Reason> 
         End::Destination,
         Endpoint {
             address: ip.destination,
-            port: egress_port,
+            port: packet.egress_port,
         },
         Endpoint {
             address: inside,
@@ -149,32 +206,22 @@ fn translated(ctx: &TcContext, frame: &Frame, ip: &Ipv4) -> Result<i32, Reason> 
         },
     )
     .map_err(|()| Reason::Malformed)?;
-    if redirect {
-        return deliver(ctx, ip.network(), interface);
+    if found.word.has(flag::REDIRECT) {
+        return deliver::<A>(ctx, ip.network(), interface);
     }
     Ok(NEXT)
 }
 
 /// Whether a packet must not go a hop further.
 #[inline(always)]
-fn last_hop(frame: &Frame, network: usize) -> bool {
-    frame.u8(network + 8).is_none_or(|hops| hops <= 1)
+fn last_hop<A: Family>(frame: &Frame, network: usize) -> bool {
+    A::hops(frame, network).is_none_or(|hops| hops <= 1)
 }
 
 /// Hands a packet to the realm it belongs to, by its interface (ZONE-2).
 #[inline(always)]
-fn deliver(ctx: &TcContext, network: usize, interface: u32) -> Result<i32, Reason> {
-    let frame = Frame::now(ctx);
-    let ttl = frame.at::<1>(network + 8).ok_or(Reason::Malformed)?;
-    let sum = frame.at::<2>(network + 10).ok_or(Reason::Malformed)?;
-    // SAFETY: checked to lie within the packet. One hop less: TTL is the high byte of its word, so
-    // the checksum grows by 0x100 (RFC 1141).
-    unsafe {
-        let [hops] = *ttl;
-        *ttl = [hops.wrapping_sub(1)];
-        let grown = u16::from_be_bytes(*sum) as u32 + 0x100;
-        *sum = (((grown & 0xffff) + (grown >> 16)) as u16).to_be_bytes();
-        // SAFETY: the helper takes no parameters besides the interface.
-        Ok(bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) as i32)
-    }
+fn deliver<A: Family>(ctx: &TcContext, network: usize, interface: u32) -> Result<i32, Reason> {
+    A::take_hop(&Frame::now(ctx), network).ok_or(Reason::Malformed)?;
+    // SAFETY: the helper takes no parameters besides the interface.
+    Ok(unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) } as i32)
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
-use egress_common::packet::Ipv4;
+use egress_common::packet::{Header, Ip};
 use egress_common::reason::{Event, Reason};
 
 use crate::maps::{EVENTS, REASONS};
@@ -43,32 +43,23 @@ pub fn drop(ctx: &TcContext, reason: Reason) -> i32 {
 
 /// Counts and reports a refused or dropped packet of a zone.
 #[inline(always)]
-pub fn refused(ctx: &TcContext, reason: Reason, ip: &Ipv4, subject: Subject) {
+pub fn refused<A: Header>(ctx: &TcContext, reason: Reason, ip: &Ip<A>, subject: Subject) {
     count(ctx, reason);
     let Some(mut entry) = EVENTS.reserve(0) else {
         count_bytes(Reason::EventLost, 0);
         return;
     };
-    let mut source = [0; 16];
-    let mut destination = [0; 16];
-    [source[0], source[1], source[2], source[3]] = ip.source;
-    [
-        destination[0],
-        destination[1],
-        destination[2],
-        destination[3],
-    ] = ip.destination;
     entry.write(Event {
         // SAFETY: a helper without preconditions.
         time: unsafe { bpf_ktime_get_ns() },
         reason: reason as u32,
         zone: subject.zone,
-        source,
-        destination,
+        source: ip.source.wide(),
+        destination: ip.destination.wide(),
         source_port: subject.source_port,
         destination_port: subject.destination_port,
         protocol: ip.protocol,
-        version: 4,
+        version: if A::LEN == 4 { 4 } else { 6 },
         pad: [0; 2],
     });
     entry.submit(0);

@@ -8,8 +8,8 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{
     bpf_loop, bpf_timer_cancel, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
 };
-use egress_common::expiry::{self, Pressure, Sweep};
-use egress_common::family::V4;
+use egress_common::expiry::{self, Cursor, Pressure, Sweep};
+use egress_common::family::{V4, V6};
 use egress_common::settings::Timers;
 use egress_common::slot::{SlotWord, State, flag};
 use egress_common::word::Word;
@@ -89,47 +89,59 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweeper: *mut Sweep
     // SAFETY: the kernel hands the callback a live map value; the helpers are called as required.
     unsafe {
         let progress = &raw mut (*sweeper).progress;
-        if let Some(configuration) = Configuration::now()
-            && let Some(scratch) = SCRATCH_SWEEP.get_ptr_mut(0)
-        {
-            let now = slots::now();
-            // Unanswered flows hold counters as well as slots: the fuller table decides.
-            let origins = fill(globals::max_origins(), V4::free_counts);
-            let pressure = fill(globals::max_flows(), V4::free_slots).or(origins);
-            let crowded = origins.0 > 224;
-            (*scratch).timers = configuration.settings().timers;
-            (*scratch).now = now;
-            (*scratch).pressure = pressure;
-            (*scratch).slot = (*progress).slot;
-            (*scratch).count = (*progress).count;
-            (*scratch).unlinked = 0;
-            (*scratch).stopped = 0;
-            (*scratch).idle_before =
-                now.saturating_sub(if crowded { LISTED_AT_LEAST } else { LISTED });
-            let slots = share(globals::max_flows(), SLOTS);
-            bpf_loop(
-                slots,
-                judge_slot::<V4> as *mut c_void,
-                core::ptr::null_mut(),
-                0,
-            );
-            let judged = match (*scratch).stopped {
-                0 => slots,
-                stopped => stopped,
-            };
-            (*progress).slot = wrapped((*progress).slot + judged, globals::max_flows());
-            let counts = share(globals::max_origins(), COUNTS);
-            bpf_loop(
-                counts,
-                judge_count::<V4> as *mut c_void,
-                core::ptr::null_mut(),
-                0,
-            );
-            (*progress).count = wrapped((*progress).count + counts, globals::max_origins());
-        }
+        sweep::<V4>(&raw mut (*progress).ipv4);
+        sweep::<V6>(&raw mut (*progress).ipv6);
         (*progress).ticks += 1;
         (*progress).run_by = globals::load_id();
         bpf_timer_start(&raw mut (*sweeper).timer, TICK, 0);
+    }
+    0
+}
+
+/// One tick in the tables of a family.
+#[inline(never)]
+fn sweep<A: Family>(cursor: *mut Cursor) -> i32 {
+    let Some(configuration) = Configuration::now() else {
+        return 1;
+    };
+    let Some(scratch) = SCRATCH_SWEEP.get_ptr_mut(0) else {
+        return 1;
+    };
+    let now = slots::now();
+    // Unanswered flows hold counters as well as slots: the fuller table decides.
+    let origins = fill(globals::max_origins(), A::free_counts);
+    let pressure = fill(globals::max_flows(), A::free_slots).or(origins);
+    let crowded = origins.0 > 224;
+    // SAFETY: a map value, and this CPU's own scratch; the helpers are called as required.
+    unsafe {
+        (*scratch).timers = configuration.settings().timers;
+        (*scratch).now = now;
+        (*scratch).pressure = pressure;
+        (*scratch).slot = (*cursor).slot;
+        (*scratch).count = (*cursor).count;
+        (*scratch).unlinked = 0;
+        (*scratch).stopped = 0;
+        (*scratch).idle_before = now.saturating_sub(if crowded { LISTED_AT_LEAST } else { LISTED });
+        let slots = share(globals::max_flows(), SLOTS);
+        bpf_loop(
+            slots,
+            judge_slot::<A> as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        );
+        let judged = match (*scratch).stopped {
+            0 => slots,
+            stopped => stopped,
+        };
+        (*cursor).slot = wrapped((*cursor).slot + judged, globals::max_flows());
+        let counts = share(globals::max_origins(), COUNTS);
+        bpf_loop(
+            counts,
+            judge_count::<A> as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        );
+        (*cursor).count = wrapped((*cursor).count + counts, globals::max_origins());
     }
     0
 }

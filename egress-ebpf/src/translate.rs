@@ -12,6 +12,7 @@ use crate::family::{End, Family};
 use crate::frame::Frame;
 
 /// One end of a packet, before or after.
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Endpoint<A> {
     pub address: A,
@@ -38,7 +39,8 @@ pub fn rewrite<A: Family>(
     from: Endpoint<A>,
     to: Endpoint<A>,
 ) -> Result<(), ()> {
-    // A UDP checksum of zero means there is none and stays so (RFC 768).
+    // A UDP checksum of zero means there is none and stays so (RFC 768). Over IPv6 only tunnels may do
+    // without one (RFC 6936): the receiver judges that; it is never made right here.
     let (checksum, flags) = if place.protocol == UDP {
         (place.transport + 6, BPF_F_MARK_MANGLED_0 as u64)
     } else {

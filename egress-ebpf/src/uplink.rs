@@ -3,8 +3,8 @@
 
 use aya_ebpf::programs::TcContext;
 use egress_common::bytes::Bytes;
-use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
-use egress_common::key::{FlowKey, ICMP, ICMPV6, TCP, UDP, realm};
+use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
+use egress_common::key::{FlowKey, TCP, UDP, realm};
 use egress_common::packet::{self, Fragment, IcmpKind, Options};
 use egress_common::reason::Reason;
 use egress_common::settings::{Zone, zone_flag};
@@ -12,6 +12,7 @@ use egress_common::slot::{State, flag};
 use egress_common::tag::Tag;
 use egress_common::tcp::Way;
 
+use crate::allocate::Scratch;
 use crate::classify::{self, Configuration, Owner};
 use crate::family::{End, Family};
 use crate::flow::{self, Arrival, Found};
@@ -34,8 +35,8 @@ pub fn run(ctx: &TcContext) -> i32 {
         return report::drop(ctx, Reason::Malformed);
     };
     match network.ethertype {
-        ETHERTYPE_IPV4 => ipv4(ctx, &frame, network.offset, tag),
-        ETHERTYPE_IPV6 => ipv6(ctx, network.offset, tag),
+        ETHERTYPE_IPV4 => packet::<V4>(ctx, network.offset, tag),
+        ETHERTYPE_IPV6 => packet::<V6>(ctx, network.offset, tag),
         _ => other(ctx, tag),
     }
 }
@@ -53,32 +54,38 @@ fn other(ctx: &TcContext, tag: Tag) -> i32 {
     verdict::done(ctx)
 }
 
-/// IPv6 is not translated yet: what is bound does not leave.
-#[inline(never)]
-fn ipv6(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
-    let Ok(ip) = packet::ipv6(&Frame::now(ctx), offset) else {
-        return report::drop(ctx, Reason::Malformed);
-    };
-    // Neighbour discovery and the like never cross a router.
-    if ip.next_header == ICMPV6 && (ip.destination[0] == 0xff || ip.destination[0] == 0xfe) {
-        return verdict::done(ctx);
-    }
-    let Some(configuration) = Configuration::now() else {
-        return report::drop(ctx, Reason::Blocked);
-    };
-    let owner = classify::leaving(ctx, &configuration, tag, ip.source);
-    if owner.is_bound(&configuration) && !classify::exempt(&configuration, ip.destination, 0) {
-        return report::drop(ctx, Reason::Ipv6);
-    }
-    verdict::done(ctx)
-}
-
+/// An IP packet.
 #[inline(always)]
-fn ipv4(ctx: &TcContext, frame: &Frame, offset: usize, tag: Tag) -> i32 {
-    let Some(packet) = Outgoing::scratch() else {
+fn packet<A: Scratch>(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
+    let Some(packet) = Outgoing::<A>::scratch() else {
         return report::drop(ctx, Reason::Contended);
     };
-    let Ok(ip) = packet::ipv4(frame, offset, ctx.len()) else {
+    let mut step = read(ctx, packet, offset, tag);
+    if step == next::KNOWN {
+        step = known(ctx, packet);
+    }
+    if step == next::MESSAGE {
+        step = message(ctx, packet);
+    }
+    // Each step is a function of its own, called from here alone: together they would not fit the
+    // stack, and the verifier looks at each once.
+    if step == next::CLASSIFY {
+        step = first(ctx, packet);
+    }
+    if step == next::ADMIT {
+        step = allocate::open(ctx, packet);
+    }
+    match step {
+        next::LEAVE => leave(ctx, packet),
+        next::REFUSE => refuse::run(ctx, packet),
+        verdict => verdict,
+    }
+}
+
+/// Reads the packet's headers.
+#[inline(never)]
+fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag: Tag) -> i32 {
+    let Ok(ip) = A::ip(ctx, &Frame::now(ctx), offset) else {
         return report::drop(ctx, Reason::Malformed);
     };
     let Some(configuration) = Configuration::now() else {
@@ -98,33 +105,21 @@ fn ipv4(ctx: &TcContext, frame: &Frame, offset: usize, tag: Tag) -> i32 {
         pad2: 0,
         realm: realm_of(&configuration, tag),
     };
-    let mut step = next::CLASSIFY;
     if packet.has_ports() {
-        if packet.read_transport(frame).is_err() {
-            return report::drop(ctx, Reason::Malformed);
-        }
-        step = known(ctx, packet);
-    } else if packet.ip.protocol == ICMP && matches!(packet.ip.fragment, Fragment::Whole) {
-        step = message(ctx, packet);
+        return match packet.read_transport(&Frame::now(ctx)) {
+            Ok(()) => next::KNOWN,
+            Err(_) => report::drop(ctx, Reason::Malformed),
+        };
     }
-    // Each step is a function of its own, called from here alone: together they would not fit the
-    // stack, and the verifier looks at each once.
-    if step == next::CLASSIFY {
-        step = first(ctx, packet);
+    if ip.protocol == A::ICMP && matches!(ip.fragment, Fragment::Whole) {
+        return next::MESSAGE;
     }
-    if step == next::ADMIT {
-        step = allocate::open(ctx, packet);
-    }
-    match step {
-        next::LEAVE => leave(ctx, packet),
-        next::REFUSE => refuse::run(ctx, packet),
-        verdict => verdict,
-    }
+    next::CLASSIFY
 }
 
 /// A packet that may belong to a flow.
 #[inline(never)]
-fn known(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     let Some(found) = flow::outgoing(&packet.key) else {
         return next::CLASSIFY;
     };
@@ -150,7 +145,7 @@ fn known(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
 /// An ICMP message: an error about a flow leaves from the flow's egress IP (NAT-4). The kernel makes such
 /// errors too, on sockets of nobody.
 #[inline(never)]
-fn message(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
+fn message<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     match icmp::leaving(ctx, &packet.outer(), packet.key.realm) {
         Ok(Leaving::Translated) => verdict::done(ctx),
         Ok(Leaving::About(protocol, port)) => {
@@ -185,7 +180,7 @@ enum Live {
 }
 
 #[inline(always)]
-fn live(packet: &Outgoing, found: &Found<[u8; 4]>) -> Live {
+fn live<A: Family>(packet: &Outgoing<A>, found: &Found<A>) -> Live {
     let word = found.word;
     if packet.ip.protocol != TCP {
         return Live::Translate;
@@ -202,8 +197,8 @@ fn live(packet: &Outgoing, found: &Found<[u8; 4]>) -> Live {
 
 /// Advances the flow and sends the packet from its egress IP.
 #[inline(never)]
-fn leave(ctx: &TcContext, packet: &Outgoing) -> i32 {
-    let Some(found) = flow::at::<[u8; 4]>(packet.slot) else {
+fn leave<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
+    let Some(found) = flow::at::<A>(packet.slot) else {
         return report::drop(ctx, Reason::Contended);
     };
     let frame = Frame::now(ctx);
@@ -238,8 +233,11 @@ fn leave(ctx: &TcContext, packet: &Outgoing) -> i32 {
 
 /// A packet without a flow.
 #[inline(never)]
-fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
-    if <[u8; 4]>::egress(&packet.ip.source).is_some() {
+fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    if is_link_signalling(ctx, packet) {
+        return verdict::done(ctx);
+    }
+    if A::egress(&packet.ip.source).is_some() {
         return report::drop(ctx, Reason::ClaimsEgressIp);
     }
     let Some(configuration) = Configuration::of(packet.version) else {
@@ -259,16 +257,20 @@ fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     packet.zone = number;
     packet.pool = zone.pool;
     packet.redirect = false;
-    if packet::multicast(packet.ip.destination) {
+    if packet.ip.destination.is_multicast() {
         return report::drop(ctx, Reason::Multicast);
     }
     if !matches!(packet.ip.fragment, Fragment::Whole) {
         return report::drop(ctx, Reason::Fragment);
     }
-    if packet.ip.protocol == ICMP {
+    if packet.ip.protocol == A::ICMP {
         return query(ctx, packet, &configuration);
     }
     packet.redirect = packet.key.realm != realm::COMMON && redirected(ctx, packet);
+    if packet.ip.destination.is_link_local() {
+        packet.reason = Reason::Ipv6;
+        return next::REFUSE;
+    }
     if !packet::translated(packet.ip.protocol) {
         packet.reason = Reason::Protocol;
         return next::REFUSE;
@@ -289,10 +291,20 @@ fn first(ctx: &TcContext, packet: &mut Outgoing) -> i32 {
     next::ADMIT
 }
 
+/// Whether the packet is this host's own neighbour discovery: it stays on the link, and is no zone's.
+#[inline(always)]
+fn is_link_signalling<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> bool {
+    packet.ip.protocol == A::ICMP
+        && verdict::ingress_interface(ctx) == 0
+        && Frame::now(ctx)
+            .u8(packet.ip.transport())
+            .is_some_and(A::never_crosses)
+}
+
 /// Whether an enabled zone's packet takes the default egress all the same (POLICY-6, POLICY-7). An error does
 /// if what it is about did.
 #[inline(always)]
-fn exempt(packet: &Outgoing, configuration: &Configuration, zone: &Zone) -> bool {
+fn exempt<A: Family>(packet: &Outgoing<A>, configuration: &Configuration, zone: &Zone) -> bool {
     if packet.about == TCP && zone.flags & zone_flag::TCP == 0 {
         return true;
     }
@@ -304,11 +316,12 @@ fn exempt(packet: &Outgoing, configuration: &Configuration, zone: &Zone) -> bool
 
 /// Queries take the default egress unless configured otherwise (POLICY-7); errors about no flow stay.
 #[inline(always)]
-fn query(ctx: &TcContext, packet: &Outgoing, configuration: &Configuration) -> i32 {
-    let kind = Frame::now(ctx)
-        .u8(packet.ip.transport())
-        .map(packet::icmp_kind);
-    match kind {
+fn query<A: Family>(ctx: &TcContext, packet: &Outgoing<A>, configuration: &Configuration) -> i32 {
+    let kind = Frame::now(ctx).u8(packet.ip.transport());
+    if kind.is_some_and(A::never_crosses) {
+        return report::drop(ctx, Reason::Ipv6);
+    }
+    match kind.map(A::icmp_kind) {
         Some(IcmpKind::Query) if configuration.settings().icmp_queries != 0 => verdict::done(ctx),
         Some(IcmpKind::Query) => report::drop(ctx, Reason::PingDropped),
         Some(IcmpKind::Error) => report::drop(ctx, Reason::IcmpError),
@@ -320,17 +333,15 @@ fn query(ctx: &TcContext, packet: &Outgoing, configuration: &Configuration) -> i
 /// rewritten the source to an address of this host, which conntrack will undo. Asked as for a packet
 /// that comes in by the realm's interface, so that a realm in a VRF is looked up in its own table.
 #[inline(never)]
-fn redirected(ctx: &TcContext, packet: &Outgoing) -> bool {
+fn redirected<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> bool {
     if verdict::ingress_interface(ctx) == 0 {
         return false;
     }
     use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_NOT_FWDED, bpf_fib_lookup};
     // SAFETY: all-zero is a valid parameter block.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    query.family = 2; // AF_INET
     query.ifindex = verdict::ingress_interface(ctx);
-    query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(packet.ip.destination);
-    query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(packet.ip.source);
+    A::ask_route(&mut query, packet.ip.destination, packet.ip.source);
     // SAFETY: the block is valid and its size is given.
     let answer = unsafe {
         aya_ebpf::helpers::bpf_fib_lookup(

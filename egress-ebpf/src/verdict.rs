@@ -11,6 +11,9 @@ pub const NEXT: i32 = TC_ACT_UNSPEC;
 /// Drop.
 pub const DROP: i32 = TC_ACT_SHOT;
 
+/// No verdict: of a step that leaves the packet to the others.
+pub const DECLINED: i32 = 0x1ff;
+
 /// Offset of `mark` in `__sk_buff`.
 const MARK: usize = core::mem::offset_of!(aya_ebpf::bindings::__sk_buff, mark);
 

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 
+use aya::Pod;
 use egress_common::count::Count;
-use egress_common::family::V4;
+use egress_common::family::{Address, V4, V6};
 use egress_common::free::{FreeList, NONE, home};
 use egress_common::layout::Layout;
 use egress_common::siphash::Secret;
@@ -15,7 +16,21 @@ use crate::dataplane::api::DataPlaneError;
 
 /// Fills new maps. Nothing is attached yet, so nobody looks at them meanwhile.
 pub(super) fn fill(maps: &Maps, layout: &Layout) -> Result<(), DataPlaneError> {
-    let mut slots = maps.records_to_fill::<Slot<V4>>("SLOTS4")?;
+    tables::<V4>(maps, layout, "4")?;
+    tables::<V6>(maps, layout, "6")?;
+    let [k0, k1] = random()?;
+    maps.set("SECRET", 0, Secret { k0, k1 })?;
+    maps.set("LAYOUT", 0, *layout)
+}
+
+/// Fills the tables of a family, whose maps' names end in `suffix`.
+fn tables<A: Address>(maps: &Maps, layout: &Layout, suffix: &str) -> Result<(), DataPlaneError>
+where
+    Slot<A>: Pod,
+    Count<A>: Pod,
+{
+    let name = |map: &str| format!("{map}{suffix}");
+    let mut slots = maps.records_to_fill::<Slot<A>>(&name("SLOTS"))?;
     for index in 0..slots.len() {
         let next = next_of(index, layout.lists, layout.max_flows);
         slots.put(
@@ -26,7 +41,7 @@ pub(super) fn fill(maps: &Maps, layout: &Layout) -> Result<(), DataPlaneError> {
             },
         );
     }
-    let mut counts = maps.records_to_fill::<Count<V4>>("COUNTS4")?;
+    let mut counts = maps.records_to_fill::<Count<A>>(&name("COUNTS"))?;
     for index in 0..counts.len() {
         let next = next_of(index, layout.lists, layout.max_origins);
         counts.put(
@@ -37,11 +52,16 @@ pub(super) fn fill(maps: &Maps, layout: &Layout) -> Result<(), DataPlaneError> {
             },
         );
     }
-    maps.set_range("FREE_SLOTS4", 0, &lists(layout.lists, layout.max_flows))?;
-    maps.set_range("FREE_COUNTS4", 0, &lists(layout.lists, layout.max_origins))?;
-    let [k0, k1] = random()?;
-    maps.set("SECRET", 0, Secret { k0, k1 })?;
-    maps.set("LAYOUT", 0, *layout)
+    maps.set_range(
+        &name("FREE_SLOTS"),
+        0,
+        &lists(layout.lists, layout.max_flows),
+    )?;
+    maps.set_range(
+        &name("FREE_COUNTS"),
+        0,
+        &lists(layout.lists, layout.max_origins),
+    )
 }
 
 /// The record after `index` on a full list: every list holds the records at home there, in ascending order.

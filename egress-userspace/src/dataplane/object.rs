@@ -27,11 +27,13 @@ const ARM: &str = "arm";
 const EMPTY_FRAME: [u8; 14] = [0; 14];
 
 /// Maps whose size is `max_flows`.
-const BY_FLOWS: [&str; 3] = ["FLOWS4", "REVERSE4", "SLOTS4"];
+const BY_FLOWS: [&str; 6] = [
+    "FLOWS4", "REVERSE4", "SLOTS4", "FLOWS6", "REVERSE6", "SLOTS6",
+];
 /// Maps whose size is `max_origins`.
-const BY_ORIGINS: [&str; 2] = ["ORIGINS4", "COUNTS4"];
+const BY_ORIGINS: [&str; 4] = ["ORIGINS4", "COUNTS4", "ORIGINS6", "COUNTS6"];
 /// Maps whose size is the number of free lists.
-const BY_LISTS: [&str; 2] = ["FREE_SLOTS4", "FREE_COUNTS4"];
+const BY_LISTS: [&str; 4] = ["FREE_SLOTS4", "FREE_COUNTS4", "FREE_SLOTS6", "FREE_COUNTS6"];
 
 /// Scratch space of programs begins its name with this. It holds nothing from one packet to the next, so each load
 /// makes its own and none is pinned.
@@ -269,7 +271,7 @@ struct Sweeper {
     progress: Progress,
 }
 
-// SAFETY: `repr(C)` of integers; `Progress` is four words without padding.
+// SAFETY: `repr(C)` of integers; `Progress` is five words without padding.
 unsafe impl aya::Pod for Sweeper {}
 
 /// How far the sweep got, and whose it is.

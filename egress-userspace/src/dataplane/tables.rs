@@ -98,9 +98,17 @@ impl Tables {
                     } else {
                         0
                     },
+                    length: 32,
                 }));
             let count = pool.candidates.len() as u32;
-            tables.pools.insert(number, Pool { first, count });
+            tables.pools.insert(
+                number,
+                Pool {
+                    first,
+                    count,
+                    ..Pool::default()
+                },
+            );
         }
         tables.exempt(desired);
         // The more bits a selector looks at, the earlier it is asked; equal ones never overlap (ZONE-3).

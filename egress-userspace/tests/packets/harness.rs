@@ -148,6 +148,13 @@ impl DataPlane {
             .map_max_entries("ORIGINS4", world.max_origins)
             .map_max_entries("COUNTS4", world.max_origins)
             .map_max_entries("FREE_COUNTS4", world.counter_lists())
+            .map_max_entries("FLOWS6", world.max_flows)
+            .map_max_entries("REVERSE6", world.max_flows)
+            .map_max_entries("SLOTS6", world.max_flows)
+            .map_max_entries("FREE_SLOTS6", world.lists)
+            .map_max_entries("ORIGINS6", world.max_origins)
+            .map_max_entries("COUNTS6", world.max_origins)
+            .map_max_entries("FREE_COUNTS6", world.counter_lists())
             .load(OBJECT)
             .expect("the object fits this kernel");
         let mut programs = Vec::new();
@@ -308,7 +315,15 @@ impl DataPlane {
         let mut first = 0;
         for (number, candidates) in &world.pools {
             let count = candidates.len() as u32;
-            self.array("POOLS", version * MAX_POOLS + number, Pool { first, count });
+            self.array(
+                "POOLS",
+                version * MAX_POOLS + number,
+                Pool {
+                    first,
+                    count,
+                    ..Pool::default()
+                },
+            );
             for candidate in candidates {
                 self.array::<Candidate<V4>>(
                     "CANDIDATES4",

@@ -63,6 +63,7 @@ pub(crate) fn candidate(address: [u8; 4]) -> Candidate<[u8; 4]> {
         slices: ALL_SLICES,
         capacity: CONNECTIONS_PER_ORIGIN,
         flags: 0,
+        length: 32,
     }
 }
 

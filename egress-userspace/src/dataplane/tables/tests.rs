@@ -74,7 +74,14 @@ fn a_zone_becomes_entries() {
     assert_eq!(tables.zones, BTreeMap::from([(3, Zone { flags, pool: 2 })]));
     assert_eq!(
         tables.pools,
-        BTreeMap::from([(2, Pool { first: 0, count: 1 })])
+        BTreeMap::from([(
+            2,
+            Pool {
+                first: 0,
+                count: 1,
+                ..Pool::default()
+            }
+        )])
     );
     assert_eq!(tables.interfaces, BTreeMap::from([(5, 3)]));
     assert_eq!(tables.cgroups, BTreeMap::from([(77, 3)]));
