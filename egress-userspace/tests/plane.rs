@@ -379,6 +379,71 @@ fn a_second_daemon_is_refused_with_the_pid_of_the_first() {
 }
 
 #[test]
+fn a_second_instance_on_one_uplink_is_refused_by_the_pins_of_the_first() {
+    run(
+        "a_second_instance_on_one_uplink_is_refused_by_the_pins_of_the_first",
+        |bench| {
+            for attach in [Attach::Auto, Attach::Clsact] {
+                let first = Dataplane {
+                    attach,
+                    ..bench.config()
+                };
+                // With its daemon and without: what is attached counts.
+                let plane = Plane::open_or_create(&first).unwrap();
+                let second = Dataplane {
+                    pin: bench.beside("_second"),
+                    ..first.clone()
+                };
+                let said = refusal(Plane::open_or_create(&second));
+                drop(plane);
+                assert_eq!(refusal(Plane::open_or_create(&second)), said);
+                let expected = format!("pins are in {}, already", bench.pin.display());
+                assert!(
+                    said.contains(&expected) && said.contains("uplink up0"),
+                    "{said}"
+                );
+                assert!(!second.pin.exists(), "nothing was begun");
+                bench.assert_in_place();
+                // Another uplink is free, and so is this one once the first is off.
+                let elsewhere = Dataplane {
+                    uplink: vec!["mgmt0".into()],
+                    inside: Vec::new(),
+                    ..second.clone()
+                };
+                drop(Plane::open_or_create(&elsewhere).unwrap());
+                detach(&second.pin).unwrap();
+                bench.assert_in_place();
+                detach(&first.pin).unwrap();
+                drop(Plane::open_or_create(&second).unwrap());
+                detach(&second.pin).unwrap();
+            }
+        },
+    );
+}
+
+#[test]
+fn a_reader_without_a_configuration_finds_the_interfaces() {
+    run(
+        "a_reader_without_a_configuration_finds_the_interfaces",
+        |bench| {
+            drop(open(bench));
+            let blind = Dataplane {
+                pin: bench.pin.clone(),
+                ..Dataplane::default()
+            };
+            let hooks = |config: &Dataplane| {
+                let view = View::open(config, Names::default()).unwrap();
+                let mut hooks = view.status().unwrap().hooks;
+                hooks.sort_by(|a, b| (&a.interface, &a.hook).cmp(&(&b.interface, &b.hook)));
+                hooks
+            };
+            assert_eq!(hooks(&blind).len(), 4);
+            assert_eq!(hooks(&blind), hooks(&bench.config()));
+        },
+    );
+}
+
+#[test]
 fn an_interface_that_does_not_exist_is_named() {
     run("an_interface_that_does_not_exist_is_named", |bench| {
         let config = Dataplane {

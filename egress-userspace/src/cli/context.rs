@@ -156,11 +156,16 @@ pub(super) fn ask(
         Err(ClientError::Failed(failure)) => Err(failure.into()),
         Err(error) => match broken {
             Some(output) => Err(output.into()),
-            None => Err(Failure::failed(
-                error.to_string(),
-                "look at the daemon's log, and run this as the daemon's user (root)",
-            )
-            .into()),
+            None => {
+                let failure = Failure::failed(
+                    error.to_string(),
+                    "look at the daemon's log, and run this as the daemon's user (root)",
+                );
+                Err(match error {
+                    ClientError::BrokeOff(_) => CliError::BrokeOff(failure),
+                    _ => failure.into(),
+                })
+            }
         },
     }
 }

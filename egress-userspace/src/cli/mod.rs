@@ -11,6 +11,7 @@ mod endpoint;
 mod filter;
 mod flows;
 mod origins;
+mod place;
 mod pools;
 mod run;
 mod status;
@@ -59,7 +60,7 @@ enum Command {
     /// Plan and apply resources as a diff.
     Apply(apply::Args),
     /// Show hooks, tables and counters; exit 0 only if all hooks are in place.
-    Status,
+    Status(place::Place),
     /// List live flows.
     Flows(filter::Args),
     /// List connection counts by egress IP and origin.
@@ -76,7 +77,7 @@ enum Command {
     /// Explain which way a packet leaves, and why.
     Why(why::Args),
     /// Remove programs, pins and helper interfaces.
-    Detach,
+    Detach(place::Place),
 }
 
 /// How a command ended.
@@ -106,6 +107,9 @@ impl Exit {
 enum CliError {
     #[error("{0}")]
     Failure(#[from] Failure),
+    /// The daemon was there and went away.
+    #[error("{0}")]
+    BrokeOff(Failure),
     #[error(transparent)]
     Output(#[from] io::Error),
     #[error("the answer cannot be understood: {0}")]
@@ -149,7 +153,7 @@ pub fn run_from(
         Ok(exit) => exit,
         // Whoever read our output has seen enough, as `head` does.
         Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
-        Err(CliError::Failure(failure)) => {
+        Err(CliError::Failure(failure) | CliError::BrokeOff(failure)) => {
             drop(context.report(&failure));
             if failure.usage {
                 Exit::Usage
@@ -169,14 +173,14 @@ fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, CliErro
         Command::Run => run::run(context),
         Command::Validate(args) => validate::run(context, &args),
         Command::Apply(args) => apply::run(context, &args),
-        Command::Status => status::run(context),
+        Command::Status(place) => status::run(context, &place),
         Command::Flows(args) => flows::run(context, &args.into()),
         Command::Origins(args) => origins::run(context, &args.into()),
         Command::Pools(args) => pools::run(context, &args.into()),
         Command::Zones(args) => zones::run(context, &args.into()),
         Command::Zone { change } => zone::run(context, change),
         Command::Why(args) => why::run(context, args),
-        Command::Detach => detach::run(context),
+        Command::Detach(place) => detach::run(context, &place),
     }
 }
 

@@ -1,13 +1,14 @@
 //! `egress status`: is everything in place?
 
 use super::context::{self, Context};
+use super::place::Place;
 use super::{CliError, Exit, table};
 use crate::control::{Failure, Request};
 use crate::dataplane::api::DataPlaneStatus;
 use crate::inventory::{DaemonState, Status};
 
-pub(super) fn run(context: &mut Context<'_>) -> Result<Exit, CliError> {
-    let (config, _) = context.config()?;
+pub(super) fn run(context: &mut Context<'_>, place: &Place) -> Result<Exit, CliError> {
+    let config = place.config(context)?;
     let status: Status = match context::ask(&config, &Request::Status, &mut |_| Ok(()))? {
         Some(answer) => serde_json::from_value(answer)?,
         None => {

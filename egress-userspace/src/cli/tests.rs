@@ -1,6 +1,7 @@
 mod pinned;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use pinned::Pinned;
 use serde_json::{Value, json};
@@ -313,4 +314,80 @@ fn a_reader_that_goes_away_is_no_failure() {
         );
         assert_eq!(exit, Exit::Done);
     }
+}
+
+#[test]
+fn status_and_detach_work_although_the_configuration_does_not() {
+    let directory = server();
+    let run = |line: &str| egress(directory.path(), true, line);
+    let write = |text: &str| std::fs::write(directory.path().join("bad.toml"), text).unwrap();
+    // A mistake elsewhere: the file still says which instance is meant.
+    write(
+        "[dataplane]\nuplink = []\npin = \"/sys/fs/bpf/mine\"\n[control]\nsocket = \"mine.sock\"\n",
+    );
+    for command in ["status", "detach"] {
+        let (exit, _, err) = run(&format!("{command} --config ./bad.toml"));
+        assert_eq!(exit, Exit::Done, "{err}");
+        assert!(
+            err.contains("assuming pins in /sys/fs/bpf/mine and the control socket ./mine.sock"),
+            "{err}"
+        );
+    }
+    // It does not, or what it says cannot be read: nobody's pins are guessed.
+    for text in [
+        "[dataplane\nuplink = [\"up0\"]\npin = \"/sys/fs/bpf/mine\"\n",
+        "[dataplane]\nuplink = [\"up0\"]\npin = \"mine\"\n",
+        "[dataplane]\nuplink = [\"up0\"]\npins = \"/sys/fs/bpf/mine\"\n",
+    ] {
+        write(text);
+        for command in ["status", "detach"] {
+            let (exit, _, err) = run(&format!("{command} --config ./bad.toml"));
+            assert_eq!(exit, Exit::Usage, "{err}");
+            assert!(
+                err.contains("bad.toml") && err.contains("--pin DIR"),
+                "{err}"
+            );
+            let (exit, _, err) = run(&format!(
+                "{command} --config ./bad.toml --pin /sys/fs/bpf/x --socket ./x.sock"
+            ));
+            assert_eq!(exit, Exit::Done, "{err}");
+            assert!(
+                err.contains("/sys/fs/bpf/x and the control socket ./x.sock"),
+                "{err}"
+            );
+        }
+    }
+    assert_eq!(run("detach --config ./missing.toml").0, Exit::Usage);
+    // With one that can be read there is nothing to say, and the command line goes before it.
+    let (exit, _, err) = run("status --config ./egress.toml --pin /sys/fs/bpf/x");
+    assert_eq!(
+        (exit, err.contains("assuming")),
+        (Exit::Done, false),
+        "{err}"
+    );
+}
+
+#[test]
+fn detach_waits_for_a_daemon_that_is_starting() {
+    const START: Duration = Duration::from_millis(200);
+    let directory = server();
+    let lock = std::fs::File::create(directory.path().join("egress.sock.lock")).unwrap();
+    lock.lock().unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(START);
+            drop(lock);
+        });
+        let (exit, out, err) = egress(directory.path(), true, "detach --config ./egress.toml");
+        assert_eq!(
+            (exit, out.as_str()),
+            (Exit::Done, "removed the guard\n"),
+            "{err}"
+        );
+    });
+    assert!(
+        began.elapsed() >= START,
+        "it did not wait until the start had failed"
+    );
 }

@@ -81,6 +81,21 @@ impl Config {
         (valid.then_some(config), report.finish())
     }
 
+    /// What can be read of a file that may have mistakes, defaults for the rest; and whether that is the file's own
+    /// word about `pin`, which says what instance is meant. `None` when there is no text to read.
+    pub fn salvage(path: &Path) -> Option<(Self, bool)> {
+        let source = Source::read(path).ok()?;
+        let report = Report::new(&source);
+        let document = document::parse(&report);
+        let readable = !report.is_incomplete();
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let config = Self::read(Table::root(&document, &report), directory);
+        drop(document);
+        let of_pin = |reason: &str| reason.starts_with("`pin`") || reason.contains("unknown key");
+        let known = readable && !report.finish().0.iter().any(|found| of_pin(&found.reason));
+        Some((config, known))
+    }
+
     fn read(mut root: Table<'_, '_>, directory: &Path) -> Self {
         let report = root.report();
         let dataplane = root.section("dataplane");

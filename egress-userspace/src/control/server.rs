@@ -144,6 +144,12 @@ impl Server {
         })
     }
 
+    /// Whether a daemon holds this socket: it serves it, is about to, or is just ending.
+    pub fn is_claimed(path: &Path) -> bool {
+        File::open(with_suffix(path, ".lock"))
+            .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Begins to serve, on threads of its own.
     pub fn serve(&mut self, handler: Arc<dyn Handler>) -> io::Result<()> {
         let listener = self.listener.try_clone()?;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use aya::maps::MapError;
 use egress_common::settings::Device;
 
+use super::interfaces::Interface;
 use super::maps::Maps;
 use crate::dataplane::api::DataPlaneError;
 
@@ -30,4 +31,14 @@ pub(super) fn set(maps: &Maps, wanted: &BTreeMap<u32, Device>) -> Result<(), Dat
         }
     }
     Ok(())
+}
+
+/// The interfaces that the map knows, by name, with their roles; one that is gone has none.
+pub(super) fn names(maps: &Maps) -> Result<Vec<(String, u32)>, DataPlaneError> {
+    let map = maps.hash::<u32, Device>(NAME)?;
+    let known: BTreeMap<u32, Device> = map.iter().collect::<Result<_, _>>().map_err(failed)?;
+    Ok(Interface::all()?
+        .into_iter()
+        .filter_map(|interface| Some((interface.name, known.get(&interface.index)?.role)))
+        .collect())
 }

@@ -5,9 +5,10 @@
 //! last holder, and goes with `egress detach`. (A lock on the pin directory itself would not do: that directory
 //! does not exist before the first start, and is built aside and renamed.)
 
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -121,6 +122,35 @@ fn file_of(pin: &Path) -> PathBuf {
     Path::new(DIRECTORY).join(format!("{name}.lock"))
 }
 
+/// The pin directories of this host's instances: everyone that was started since the last boot and not detached.
+pub(super) fn known_pins() -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(DIRECTORY) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| pin_of(entry.ok()?.file_name().as_bytes()))
+        .collect()
+}
+
+/// The pin directory of a lock file's name: the reverse of [`file_of`].
+fn pin_of(name: &[u8]) -> Option<PathBuf> {
+    let mut rest = name.strip_suffix(b".lock")?;
+    let mut path = vec![b'/'];
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        path.push(match byte {
+            b'-' => b'/',
+            b'%' => {
+                let (digits, after) = rest.split_at_checked(2)?;
+                rest = after;
+                u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?
+            }
+            byte => *byte,
+        });
+    }
+    Some(PathBuf::from(OsString::from_vec(path)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,5 +163,12 @@ mod tests {
         );
         assert_ne!(file_of(Path::new("/a/b-c")), file_of(Path::new("/a/b/c")));
         assert_ne!(file_of(Path::new("/a/b%2dc")), file_of(Path::new("/a/b-c")));
+        for pin in ["/sys/fs/bpf/egress", "/a/b-c", "/a/b%2dc", "/a b/\u{e9}"] {
+            let file = file_of(Path::new(pin));
+            let name = file.file_name().unwrap();
+            assert_eq!(pin_of(name.as_bytes()).unwrap(), Path::new(pin));
+        }
+        assert_eq!(pin_of(b"egress.sock"), None);
+        assert_eq!(pin_of(b"a%2.lock"), None);
     }
 }

@@ -6,7 +6,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `plane` | the data plane as the daemon holds it: opened or made, configured, repaired |
-//! | `privileges`, `lock` | who may, and that it is only one |
+//! | `privileges`, `lock`, `neighbours` | who may, and that it is only one, for these pins and for an uplink |
 //! | `pins` | the pin directory, and why a SIGKILL at any instant leaves it whole |
 //! | `object` | the programs in this binary: sized, loaded, the timer handed over |
 //! | `start`, `first`, `check` | on new maps or pinned ones; contents of new ones; whether old ones are what we expect |
@@ -37,6 +37,7 @@ mod hook;
 mod interfaces;
 mod lock;
 mod maps;
+mod neighbours;
 mod netlink;
 mod object;
 mod pins;

@@ -20,6 +20,7 @@ use super::hook::Hook;
 use super::interfaces::{Interface, Watcher};
 use super::lock::Lock;
 use super::maps::Maps;
+use super::neighbours;
 use super::object::Object;
 use super::pins::Pins;
 use super::privileges;
@@ -83,6 +84,7 @@ impl Plane {
         for name in &config.inside {
             Interface::require(name, "inside")?;
         }
+        neighbours::check(&pins, &uplinks)?;
         let uplink = uplinks.first().ok_or_else(|| DataPlaneError::Refused {
             reason: "[dataplane] uplink names no interface".to_owned(),
             remedy: "name the interfaces that lead to the origins".to_owned(),

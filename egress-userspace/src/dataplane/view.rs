@@ -10,11 +10,12 @@ use egress_common::key::realm;
 use egress_common::layout::Layout;
 use egress_common::port::preferred;
 use egress_common::reason::{Counter, Reason};
-use egress_common::settings::{Settings, candidate_flag};
+use egress_common::settings::{Settings, candidate_flag, role};
 use egress_common::siphash::Secret;
 
 use super::attach::{self, Kind};
 use super::births;
+use super::devices;
 use super::flows;
 use super::guard;
 use super::hook::Hook;
@@ -62,16 +63,22 @@ impl View {
     }
 
     fn hooks(&self) -> Result<Vec<HookStatus>, DataPlaneError> {
-        let uplinks = self
-            .config
-            .uplink
-            .iter()
-            .map(|name| (name, &Hook::UPLINK[..]));
-        let insides = self
-            .config
-            .inside
-            .iter()
-            .map(|name| (name, &Hook::INSIDE[..]));
+        // Without a configuration that can be read, what the daemon has entered last.
+        let (uplink, inside) = if self.config.uplink.is_empty() {
+            let names = devices::names(&self.maps)?;
+            let of = |role| {
+                names
+                    .iter()
+                    .filter(move |(_, found)| *found == role)
+                    .map(|(name, _)| name.clone())
+                    .collect()
+            };
+            (of(role::UPLINK), of(role::INSIDE))
+        } else {
+            (self.config.uplink.clone(), self.config.inside.clone())
+        };
+        let uplinks = uplink.iter().map(|name| (name, &Hook::UPLINK[..]));
+        let insides = inside.iter().map(|name| (name, &Hook::INSIDE[..]));
         let settings: Vec<Settings> =
             self.maps
                 .range("SETTINGS", versions::in_force(&self.maps)?, 1)?;

@@ -1,0 +1,64 @@
+//! SAFE-4: `egress detach` needs no second try, whenever it comes in a daemon's start.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use egress_tests::{
+    needs,
+    site::{Plan, Site},
+    wait,
+};
+
+/// Starts that are cut off. A start takes some tens of milliseconds: the commands are spread over all of it.
+const ROUNDS: u64 = 12;
+const STEP: Duration = Duration::from_millis(16);
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_starting_daemon_is_detached_at_the_first_try() -> Result<()> {
+    const TEST: &str = "a_starting_daemon_is_detached_at_the_first_try";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let mut site = Site::prepare(&Plan::default())?;
+    let mut in_time = 0;
+    for round in 0..ROUNDS {
+        let when = STEP * u32::try_from(round)?;
+        site.gateway.launch()?;
+        thread::sleep(when);
+        detach(&site).with_context(|| format!("after {when:?}"))?;
+        // The daemon ends; or it had not begun, begins now, and becomes ready.
+        wait::until_true("the daemon's end or beginning", LIMIT, || {
+            Ok(!site.gateway.is_running()? || is_ready(&site))
+        })?;
+        if is_ready(&site) && site.gateway.is_running()? && site.gateway.pin().exists() {
+            detach(&site)?;
+        } else {
+            in_time += 1;
+        }
+        site.gateway.wait_end()?;
+        let pin = site.gateway.pin();
+        ensure!(!pin.exists(), "after {when:?}: {} is there", pin.display());
+    }
+    ensure!(in_time > 0, "no start was old enough to be met");
+    Ok(())
+}
+
+fn is_ready(site: &Site) -> bool {
+    site.gateway
+        .log()
+        .lines()
+        .any(|line| line.trim() == "ready")
+}
+
+fn detach(site: &Site) -> Result<()> {
+    let output = site.gateway.egress(["detach"])?;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
