@@ -317,7 +317,7 @@ impl<A: Quote> Error<A> {
 
     /// The flow if the quoted packet was sent by its origin, and translated already.
     #[inline(always)]
-    pub fn received(&self, realm: u32) -> FlowKey<A> {
+    pub fn received(&self, realm: u16) -> FlowKey<A> {
         FlowKey {
             inside: self.destination,
             origin: self.source,
@@ -325,7 +325,6 @@ impl<A: Quote> Error<A> {
             origin_port: self.source_port,
             protocol: self.protocol,
             pad: 0,
-            pad2: 0,
             realm,
         }
     }

@@ -4,6 +4,7 @@
 //! gap is a named field that is always zero.
 
 use crate::family::Address;
+use crate::index::{self, HashKey};
 
 /// TCP's protocol number (IANA).
 pub const TCP: u8 = 6;
@@ -15,7 +16,7 @@ pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
 
 /// A flow as the inside sees it: NAT-8, address- and port-dependent mapping.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey<A> {
     /// Source address before translation.
@@ -30,26 +31,24 @@ pub struct FlowKey<A> {
     pub protocol: u8,
     /// Always zero.
     pub pad: u8,
-    /// Always zero.
-    pub pad2: u16,
     /// Which address space `inside` belongs to: see [`realm`].
-    pub realm: u32,
+    pub realm: u16,
 }
 
 /// Address spaces of inside addresses. Two realms may use the same addresses (ZONE-2).
 pub mod realm {
     /// The gateway's own routing table: everything that is not below.
-    pub const COMMON: u32 = 0;
+    pub const COMMON: u16 = 0;
 
     /// The realm of a zone that is selected by interface.
     #[inline(always)]
-    pub const fn of_zone(zone: u16) -> u32 {
-        0x8000_0000 | zone as u32
+    pub const fn of_zone(zone: u16) -> u16 {
+        zone
     }
 }
 
 /// A flow as the origin sees it; its insertion is the reservation of the egress port (CAP-8).
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ReverseKey<A> {
     /// The dedicated address the flow leaves with.
@@ -97,6 +96,14 @@ impl<A: Address> OriginKey<A> {
 }
 
 impl<A: Address> FlowKey<A> {
+    /// Hash of the key, for [`crate::index`].
+    #[inline(always)]
+    pub fn hash(&self, key: &HashKey) -> u64 {
+        let rest = self.protocol as u32 | (self.realm as u32) << 16;
+        let ports = self.inside_port as u32 | (self.origin_port as u32) << 16;
+        index::hash(key, &self.inside, &self.origin, ports, rest)
+    }
+
     /// The key under which replies to this flow arrive when it leaves as `egress:egress_port`.
     #[inline(always)]
     pub fn reverse(&self, egress: A, egress_port: u16) -> ReverseKey<A> {
@@ -124,11 +131,20 @@ impl<A: Address> FlowKey<A> {
     }
 }
 
-/// Where a record stands: the value of every index map.
+impl<A: Address> ReverseKey<A> {
+    /// Hash of the key, for [`crate::index`].
+    #[inline(always)]
+    pub fn hash(&self, key: &HashKey) -> u64 {
+        let ports = self.egress_port as u32 | (self.origin_port as u32) << 16;
+        index::hash(key, &self.egress, &self.origin, ports, self.protocol as u32)
+    }
+}
+
+/// Where a record stands, and which life of it is meant.
 ///
-/// A hash element that is deleted may be reused for another key while a reader still holds a
-/// pointer to it, so an index never holds state: it holds a number and the generation the record
-/// must have.
+/// An element of a kernel hash that is deleted may be reused for another key while a reader still
+/// holds a pointer to it, so a hash never holds state: it holds a number and the generation the
+/// record must have.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reference {

@@ -7,12 +7,12 @@
 //! | [`bytes`], [`packet`] | a packet's headers, read within bounds |
 //! | [`tag`] | the zone a forwarded packet carries in its mark |
 //! | [`settings`] | what the daemon configures: zones, pools, candidates, selectors |
-//! | [`key`] | the keys by which a flow is found from either side |
+//! | [`key`], [`index`] | the keys by which a flow is found from either side, and where |
 //! | [`count`] | connections of one egress IP to one origin, and their exact cap |
 //! | [`port`], [`siphash`] | slices, quotas, and the choice of a source port |
 //! | [`slot`], [`tcp`] | the record of a flow and its TCP state |
 //! | [`icmp`] | ICMP errors: what they quote, and what a NAT rewrites in them |
-//! | [`expiry`] | when a flow ends |
+//! | [`clock`], [`expiry`] | points in time, and when a flow ends |
 //! | [`free`] | the list of free records |
 //! | [`checksum`], [`reply`] | packets we make ourselves |
 //! | [`reason`] | why a packet was dropped: one enum from the kernel to the command line |
@@ -24,11 +24,13 @@
 
 pub mod bytes;
 pub mod checksum;
+pub mod clock;
 pub mod count;
 pub mod expiry;
 pub mod family;
 pub mod free;
 pub mod icmp;
+pub mod index;
 pub mod ipv6;
 pub mod key;
 pub mod layout;

@@ -3,6 +3,7 @@
 use crate::count::Count;
 use crate::family::{V4, V6};
 use crate::free::FreeList;
+use crate::index::{Bucket, HashKey};
 use crate::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use crate::layout::Layout;
 use crate::reason::Counter;
@@ -23,6 +24,7 @@ macro_rules! pod {
 }
 
 pod!(
+    Bucket,
     Candidate<V4>,
     Candidate<V6>,
     CgroupKey,
@@ -35,6 +37,7 @@ pod!(
     FlowKey<V4>,
     FlowKey<V6>,
     FreeList,
+    HashKey,
     InterfaceKey,
     Layout,
     MarkSelector,

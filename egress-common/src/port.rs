@@ -121,7 +121,7 @@ const fn select(bits: u32, nth: u32) -> u16 {
 /// Where a new flow begins among the egress IPs of its pool: the same for all flows of one inside
 /// address (CAP-9). `inside` is the address's digest, `realm` the address space it belongs to.
 #[inline(always)]
-pub fn preferred(secret: Secret, inside: u64, realm: u32, candidates: u32) -> u32 {
+pub fn preferred(secret: Secret, inside: u64, realm: u16, candidates: u32) -> u32 {
     if candidates < 2 {
         return 0;
     }
@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cap_9_an_inside_address_keeps_to_one_candidate(inside: u64, realm: u32, candidates in 0u32..300) {
+        fn cap_9_an_inside_address_keeps_to_one_candidate(inside: u64, realm: u16, candidates in 0u32..300) {
             let secret = Secret { k0: 1, k1: 2 };
             let start = preferred(secret, inside, realm, candidates);
             prop_assert!(start < candidates.max(1));

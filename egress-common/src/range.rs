@@ -12,7 +12,7 @@ pub struct Inside<A> {
     /// Its address.
     pub address: A,
     /// The address space the address belongs to.
-    pub realm: u32,
+    pub realm: u16,
 }
 
 /// How a family's candidates are used.

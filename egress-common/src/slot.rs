@@ -4,8 +4,10 @@
 //! Everything that must happen exactly once per flow (counting, closing, unlinking) is a
 //! compare-and-swap on [`SlotWord`]: only the winner acts.
 
+use crate::clock::{Epoch, Moment};
 use crate::family::Address;
 use crate::key::{FlowKey, OriginKey, ReverseKey};
+use crate::tcp::{Direction, Way};
 use crate::word::Word;
 
 /// Life of a slot. Order of life: free, opening, half-open..established, closed, unlinked, free.
@@ -156,22 +158,18 @@ impl SlotWord {
 
 /// What one side of a TCP connection has sent, for judging RSTs and TIME_WAIT reuse.
 ///
-/// All sequence numbers as on the wire; one CPU at a time writes a direction, readers tolerate a
-/// value one segment old.
+/// All sequence numbers as on the wire; one CPU at a time writes a side, readers tolerate a value
+/// one segment old.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Direction {
+pub struct Side {
     /// Highest sequence number sent, plus one (SYN and FIN count).
     pub end: u32,
     /// Highest acknowledgment number sent.
     pub ack: u32,
-    /// Receive window last advertised, in bytes (scaled).
-    pub window: u32,
-    /// Timestamp value last seen while closing (inside only, RFC 7323).
-    pub timestamp: u32,
 }
 
-/// The record of a flow. 128 bytes for IPv4: two cache lines.
+/// The record of a flow. 96 bytes for IPv4, 136 for IPv6.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot<A> {
@@ -183,33 +181,34 @@ pub struct Slot<A> {
     pub flags: u16,
     /// Grows each time the slot is taken for a new flow.
     pub generation: u32,
-    /// Last packet in either direction, ns of the coarse monotonic clock; in a closed or unlinked
-    /// slot when it became so.
-    pub last_seen: u64,
+    /// Last packet in either direction; in a closed or unlinked slot when it became so. In a free slot
+    /// the number of the next free one.
+    pub last_seen: Moment,
+    /// When the flow was admitted.
+    pub opened: Epoch,
     /// Endpoints before translation.
     pub flow: FlowKey<A>,
     /// The dedicated address.
     pub egress: A,
     /// The port the flow leaves with, host byte order.
     pub egress_port: u16,
-    /// Always zero.
-    pub pad: u16,
     /// Zone that was admitted.
     pub zone: u16,
     /// Pool it was admitted to.
     pub pool: u16,
-    /// Counter record that holds this flow's place.
+    /// Receive windows last advertised by the inside and by the origin: powers of two that hold them
+    /// (see [`crate::tcp::Window`]).
+    pub windows: [u8; 2],
+    /// Counter record that holds this flow's place, and by that stays this flow's.
     pub count: u32,
-    /// Generation of that counter record.
-    pub count_generation: u32,
     /// Interface the flow entered by; 0 for the host's own sockets.
     pub interface: u32,
-    /// Next free slot while this one is free.
-    pub next: u32,
+    /// Timestamp value last seen from the inside while closing (RFC 7323).
+    pub timestamp: u32,
     /// The inside's side of the connection.
-    pub out: Direction,
+    pub out: Side,
     /// The origin's side of the connection.
-    pub back: Direction,
+    pub back: Side,
     /// Packets from the inside.
     pub packets_out: u32,
     /// Packets from the origin.
@@ -218,12 +217,12 @@ pub struct Slot<A> {
     pub bytes_out: u64,
     /// Bytes from the origin, IP length.
     pub bytes_in: u64,
-    /// When the flow was admitted, ns of the coarse monotonic clock.
-    pub opened: u64,
 }
 
-const _: () = assert!(size_of::<Slot<crate::family::V4>>() == 128);
-const _: () = assert!(size_of::<FlowKey<crate::family::V4>>() == 20);
+const _: () = assert!(size_of::<Slot<crate::family::V4>>() == 96);
+const _: () = assert!(size_of::<Slot<crate::family::V6>>() == 136);
+const _: () = assert!(size_of::<FlowKey<crate::family::V4>>() == 16);
+const _: () = assert!(size_of::<FlowKey<crate::family::V6>>() == 40);
 const _: () = assert!(size_of::<ReverseKey<crate::family::V4>>() == 16);
 
 impl<A: Address> Slot<A> {
@@ -237,6 +236,17 @@ impl<A: Address> Slot<A> {
     #[inline(always)]
     pub fn counted(&self) -> OriginKey<A> {
         self.flow.counted(self.egress)
+    }
+
+    /// Both sides of the connection, the inside's first.
+    #[inline(always)]
+    pub fn directions(&self) -> (Direction, Direction) {
+        let [out, back] = self.windows;
+        let word = self.word();
+        (
+            Direction::of(word, Way::Out, self.out, out),
+            Direction::of(word, Way::Back, self.back, back),
+        )
     }
 
     /// State, flags and generation of this copy of a slot.

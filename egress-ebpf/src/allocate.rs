@@ -8,9 +8,9 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
 use aya_ebpf::programs::TcContext;
+use egress_common::clock::{Epoch, Moment};
 use egress_common::family::{V4, V6};
 use egress_common::key::{FlowKey, Reference, TCP};
 use egress_common::port::{PROBES, Sequence, preferred};
@@ -20,13 +20,14 @@ use egress_common::settings::{
     Candidate, MAX_CANDIDATES, MAX_POOLS, MAX_TRIED, Pool, candidate_flag,
 };
 use egress_common::slot::{Slot, SlotWord, State, advance, flag};
-use egress_common::tcp;
+use egress_common::tcp::{self, Last};
 use egress_common::word::Word;
 
 use crate::classify::Configuration;
-use crate::count::{self, EEXIST};
+use crate::count;
 use crate::family::Family;
 use crate::flow;
+use crate::index::{self, ByEgress, ByInside, Inserted};
 use crate::maps::{POOLS, SCRATCH_OPEN4, SCRATCH_OPEN6, SECRET};
 use crate::outgoing::{Outgoing, next};
 use crate::report;
@@ -63,8 +64,10 @@ pub struct Open<A> {
     oldest_port: u16,
     /// 1 once `sequence` has begun.
     seeded: u32,
+    /// Its slot, and that slot's generation.
     oldest: Reference,
-    oldest_since: u64,
+    /// How long it has rested, ns.
+    oldest_age: u64,
     /// First candidate that was full: its counter records the refusal.
     full: A,
     was_full: u32,
@@ -146,7 +149,7 @@ fn try_begin<A: Scratch>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), Re
     // SAFETY: `open` is this CPU's own; the slot is ours while it is `Opening`.
     unsafe {
         (*open).mine = Reference { index, generation };
-        (*slot).last_seen = now;
+        (*slot).last_seen = Moment::of(now);
         (*slot).flow = packet.key;
         (*slot).zone = packet.zone as u16;
         (*slot).pool = packet.pool as u16;
@@ -155,7 +158,7 @@ fn try_begin<A: Scratch>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), Re
         (*slot).packets_in = 0;
         (*slot).bytes_out = 0;
         (*slot).bytes_in = 0;
-        (*slot).opened = now;
+        (*slot).opened = Epoch::of(now);
     }
     Ok(())
 }
@@ -373,9 +376,8 @@ fn take_place<A: Scratch>() -> bool {
         match count::reserve(&key, (*open).candidate.capacity, (*open).now) {
             Ok(place) => {
                 (*open).place = place;
-                (*open).oldest.generation = 0;
                 (*open).oldest_port = 0;
-                (*open).oldest_since = u64::MAX;
+                (*open).oldest_age = 0;
                 note(open, Reason::NoPort);
                 true
             }
@@ -405,7 +407,7 @@ fn settle<A: Scratch>() -> bool {
         if (*open).port != 0 {
             return true;
         }
-        count::give_back::<A>((*open).place, (*open).now);
+        count::give_back::<A>((*open).place.index, (*open).now);
     }
     false
 }
@@ -453,55 +455,79 @@ unsafe extern "C" fn try_port<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
         if !A::may_keep(slices, port) {
             return 0;
         }
+        let mine = (*open).mine.index;
+        let Some(slot) = A::slot(mine) else { return 1 };
+        // The slot is ours and in no index: it says what is asked for before it is asked.
+        (*slot).egress = (*open).candidate.address;
+        (*slot).egress_port = port;
         let key = (*open).key.reverse((*open).candidate.address, port);
-        let mine = (*open).mine;
-        match A::insert_reverse(&key, &mine, BPF_NOEXIST as u64) {
-            Ok(()) => {
+        let holder = match index::insert::<A, ByEgress>(&key, mine) {
+            Inserted::Done => {
                 (*open).port = port;
                 return 1;
             }
-            Err(EEXIST) => {}
-            Err(_) => {
+            Inserted::Exists(holder) => holder,
+            Inserted::Full => {
                 (*open).reason = Reason::TableFull as u32;
                 return 1;
             }
-        }
-        let Some(holder) = flow::incoming::<A>(&key) else {
+            Inserted::Busy => {
+                (*open).reason = Reason::Contended as u32;
+                return 0;
+            }
+        };
+        let Some(holder) = flow::at::<A>(holder) else {
             return 0;
         };
         if holder.word.state as u8 != State::Closed as u8 {
             return 0;
         }
-        let since = (*holder.slot).last_seen;
+        let age = (*holder.slot).last_seen.age((*open).now);
         let timestamp = ((*open).has_timestamp != 0).then_some((*open).timestamp);
         if (nth == 0 || nth > FRESH_PROBES)
             && (*open).key.protocol == TCP
-            && tcp::reusable(holder.word, &(*holder.slot).out, (*open).syn, timestamp)
+            && tcp::reusable(holder.word, last(holder.slot), (*open).syn, timestamp)
         {
             if take_over(open, &holder, port) {
                 return 1;
             }
             return 0;
         }
-        if since < (*open).oldest_since
-            && let Some(reference) = A::reverse(&key)
-        {
-            (*open).oldest = reference;
+        if (*open).oldest_port == 0 || age > (*open).oldest_age {
+            (*open).oldest = Reference {
+                index: holder.index,
+                generation: holder.word.generation,
+            };
             (*open).oldest_port = port;
-            (*open).oldest_since = since;
+            (*open).oldest_age = age;
         }
         0
+    }
+}
+
+/// What the origin's TIME_WAIT remembers of a closed flow.
+#[inline(always)]
+unsafe fn last<A: Family>(slot: *const Slot<A>) -> Last {
+    // SAFETY: a live map value.
+    unsafe {
+        Last {
+            end: (*slot).out.end,
+            timestamp: (*slot).timestamp,
+        }
     }
 }
 
 /// No free port was met: the longest resting one yields (CAP-8).
 #[inline(always)]
 unsafe fn yield_oldest<A: Scratch>(open: *mut Open<A>) {
-    // SAFETY: this CPU's own record; `linked` checks the slot.
+    // SAFETY: this CPU's own record; live map values.
     unsafe {
-        let Some(holder) = flow::linked::<A>((*open).oldest) else {
+        let Some(holder) = flow::at::<A>((*open).oldest.index) else {
             return;
         };
+        if holder.word.generation != (*open).oldest.generation {
+            return;
+        }
         let port = (*open).oldest_port;
         let key = (*open).key.reverse((*open).candidate.address, port);
         if holder.word.state as u8 == State::Closed as u8 && (*holder.slot).reverse() == key {
@@ -515,9 +541,15 @@ unsafe fn yield_oldest<A: Scratch>(open: *mut Open<A>) {
 unsafe fn take_over<A: Scratch>(open: *mut Open<A>, holder: &flow::Found<A>, port: u16) -> bool {
     let seen = holder.word;
     // SAFETY: live map values. The winner of the swap owns both entries of the closed flow: the
-    // flow entry is removed, the reverse entry is overwritten, so the port is never free between.
+    // flow entry is removed, the reverse entry is handed over, so the port is never free between.
     unsafe {
-        (*holder.slot).last_seen = (*open).now;
+        let mine = (*open).mine.index;
+        let Some(slot) = A::slot(mine) else {
+            return false;
+        };
+        (*slot).egress = (*open).candidate.address;
+        (*slot).egress_port = port;
+        (*holder.slot).last_seen = Moment::of((*open).now);
         if !advance(
             &slots::word_of(holder.slot),
             seen,
@@ -527,11 +559,10 @@ unsafe fn take_over<A: Scratch>(open: *mut Open<A>, holder: &flow::Found<A>, por
         }
         if !seen.has(flag::ORPHAN) {
             let old = (*holder.slot).flow;
-            slots::remove_flow(&old, holder.reference());
+            index::remove::<A, ByInside>(&old, holder.index);
         }
         let key = (*open).key.reverse((*open).candidate.address, port);
-        let mine = (*open).mine;
-        if A::insert_reverse(&key, &mine, BPF_EXIST as u64).is_err() {
+        if index::hand_over::<A, ByEgress>(&key, holder.index, mine) == 0 {
             return false;
         }
         (*open).port = port;
@@ -554,20 +585,19 @@ fn publish<A: Scratch>(
         generation,
     };
     // SAFETY: the slot is ours while it is `Opening`; the swap below orders these writes before it.
-    let (reference, place, now) = unsafe {
-        (*slot).egress = (*open).candidate.address;
-        (*slot).egress_port = (*open).port;
+    let (mine, place, now) = unsafe {
         (*slot).count = (*open).place.index;
-        (*slot).count_generation = (*open).place.generation;
-        ((*open).mine, (*open).place, (*open).now)
+        ((*open).mine.index, (*open).place.index, (*open).now)
     };
     let redirect = if packet.redirect { flag::REDIRECT } else { 0 };
     let ready = if packet.key.protocol == TCP {
         let (out, back, flags, scale) = tcp::opened(&packet.segment, &packet.options);
         // SAFETY: as above.
         unsafe {
-            (*slot).out = out;
-            (*slot).back = back;
+            (*slot).out = out.side();
+            (*slot).back = back.side();
+            (*slot).windows = [0; 2];
+            (*slot).timestamp = packet.options.timestamp.unwrap_or(0);
         }
         SlotWord {
             state: State::TcpHalfOpen,
@@ -587,17 +617,17 @@ fn publish<A: Scratch>(
         // Cannot be: nobody else may change an `Opening` slot.
         return Err(Reason::Contended);
     }
-    match A::insert_flow(&packet.key, &reference, BPF_NOEXIST as u64) {
-        Ok(()) => {
+    match index::insert::<A, ByInside>(&packet.key, mine) {
+        Inserted::Done => {
             count::admitted::<A>(place);
-            Ok(reference.index)
+            Ok(mine)
         }
-        Err(error) => {
+        outcome => {
             // Another CPU admitted the same flow first, or the index is full: undo everything. The
             // flow entry, if there is one, is the winner's.
             // SAFETY: a live map value.
             let reverse = unsafe {
-                (*slot).last_seen = now;
+                (*slot).last_seen = Moment::of(now);
                 (*slot).reverse()
             };
             // Again if the origin's answer to the winner has advanced this slot meanwhile: its place
@@ -610,17 +640,18 @@ fn publish<A: Scratch>(
                 }
                 let over = seen.with_state(State::Unlinked).with_flags(flag::ORPHAN);
                 if advance(&word, seen, over) {
-                    slots::remove_reverse(&reverse, reference);
+                    index::remove::<A, ByEgress>(&reverse, mine);
                     count::give_back::<A>(place, now);
                     break;
                 }
             }
-            if error == EEXIST {
+            match outcome {
                 // The winner's slot serves this packet too.
-                let winner = flow::outgoing(&packet.key).ok_or(Reason::Contended)?;
-                Ok(winner.index)
-            } else {
-                Err(Reason::TableFull)
+                Inserted::Exists(winner) => flow::at::<V4>(winner)
+                    .map(|winner| winner.index)
+                    .ok_or(Reason::Contended),
+                Inserted::Busy => Err(Reason::Contended),
+                _ => Err(Reason::TableFull),
             }
         }
     }

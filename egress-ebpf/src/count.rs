@@ -12,7 +12,7 @@ use egress_common::slot::Slot;
 use egress_common::word::Word;
 
 use crate::family::Family;
-use crate::slots;
+use crate::lists;
 use crate::word::{self, MapWord};
 
 /// The counters' free-list links.
@@ -37,10 +37,10 @@ impl<A: Family> Links for CountLinks<A> {
     }
 }
 
-/// [`slots::search`] for a counter.
+/// [`lists::search`] for a counter.
 unsafe extern "C" fn search_counts<A: Family>(nth: u32, record: *mut c_void) -> i64 {
     let links = CountLinks::<A>(core::marker::PhantomData);
-    slots::search(nth, record, A::free_counts, &links)
+    lists::search(nth, record, A::free_counts, &links)
 }
 
 /// The counter of a key, made if there is none.
@@ -52,7 +52,7 @@ fn obtain<A: Family>(key: &OriginKey<A>, now: u64) -> Result<Reference, Reason> 
     if let Some(reference) = find(key) {
         return Ok(reference);
     }
-    let index = slots::take(search_counts::<A>).ok_or(Reason::OriginTableFull)?;
+    let index = lists::take(search_counts::<A>).ok_or(Reason::OriginTableFull)?;
     let counter = A::counter(index).ok_or(Reason::OriginTableFull)?;
     // SAFETY: the record is ours: no index refers to this generation of it.
     let reference = unsafe {
@@ -128,7 +128,7 @@ pub fn reserve<A: Family>(key: &OriginKey<A>, cap: u32, now: u64) -> Result<Refe
     }
 }
 
-/// A reservation under way; whole words, as in [`slots::Search`].
+/// A reservation under way; whole words, as in [`lists::Search`].
 #[repr(C)]
 struct Attempt {
     index: u64,
@@ -174,8 +174,8 @@ unsafe extern "C" fn attempt_once<A: Family>(_: u32, attempt: *mut c_void) -> i6
 
 /// Counts an admitted flow.
 #[inline(always)]
-pub fn admitted<A: Family>(reference: Reference) {
-    if let Some(counter) = A::counter(reference.index) {
+pub fn admitted<A: Family>(index: u32) {
+    if let Some(counter) = A::counter(index) {
         // SAFETY: a live map value.
         unsafe { word::add(&raw mut (*counter).admitted, 1) };
     }
@@ -190,15 +190,15 @@ pub fn refused<A: Family>(key: &OriginKey<A>) {
     }
 }
 
-/// Gives back a place that was taken by [`reserve`].
+/// Gives back a place that was taken by [`reserve`] on the counter with this number.
 #[inline(always)]
-pub fn give_back<A: Family>(reference: Reference, now: u64) {
-    let Some(counter) = A::counter(reference.index) else {
+pub fn give_back<A: Family>(index: u32, now: u64) {
+    let Some(counter) = A::counter(index) else {
         return;
     };
     // SAFETY: as in `reserve`.
     let tally = unsafe { MapWord::first_of(counter) };
-    if count::release(&tally, reference.generation) == Some(0) {
+    if count::release(&tally) == Some(0) {
         // SAFETY: a live map value.
         unsafe { (*counter).idle_since = now };
     }
@@ -207,14 +207,8 @@ pub fn give_back<A: Family>(reference: Reference, now: u64) {
 /// Gives back the place of a flow.
 #[inline(always)]
 pub fn release<A: Family>(slot: *mut Slot<A>, now: u64) {
-    // SAFETY: a live map value; the caller has just won the flow's end, so the fields stand.
-    let reference = unsafe {
-        Reference {
-            index: (*slot).count,
-            generation: (*slot).count_generation,
-        }
-    };
-    give_back::<A>(reference, now);
+    // SAFETY: a live map value; the caller has just won the flow's end, so the field stands.
+    give_back::<A>(unsafe { (*slot).count }, now);
 }
 
 /// Retires a counter nobody has held since `before`; called by the sweep alone.
@@ -231,7 +225,9 @@ pub fn retire<A: Family>(index: u32, before: u64) {
         (key, idle_since, MapWord::first_of(counter))
     };
     let seen = Tally::from_bits(tally.load());
-    if key == OriginKey::default() || seen.active != 0 || idle_since >= before {
+    // A time of 0 is long ago, on a machine too that has not run for as long as that.
+    let rests = idle_since != 0 && idle_since >= before;
+    if key == OriginKey::default() || seen.active != 0 || rests {
         return;
     }
     if !count::retire(&tally, seen.generation) {
@@ -249,7 +245,7 @@ fn put_back<A: Family>(counter: *mut Count<A>, index: u32) {
     let links = CountLinks::<A>(core::marker::PhantomData);
     // SAFETY: a live map value that no index refers to. One on a list has no key: the sweep must not retire it.
     unsafe { core::ptr::write_volatile(&raw mut (*counter).key, OriginKey::default()) };
-    if !slots::give(A::free_counts, &links, index) {
+    if !lists::give(A::free_counts, &links, index) {
         // SAFETY: on no list, so still the caller's.
         unsafe {
             (*counter).idle_since = 0;

@@ -2,7 +2,6 @@
 //! is written once, over [`Family`].
 
 use aya_ebpf::bindings::bpf_fib_lookup;
-use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::helpers::bpf_l4_csum_replace;
 use aya_ebpf::programs::TcContext;
 use egress_common::bytes::Bytes;
@@ -11,6 +10,7 @@ use egress_common::count::Count;
 use egress_common::family::V4;
 use egress_common::free::FreeList;
 use egress_common::icmp::Quote;
+use egress_common::index::Bucket;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::packet::{self, Header, Ip, Malformed};
 use egress_common::range::Range;
@@ -21,6 +21,7 @@ use egress_common::slot::Slot;
 
 use crate::classify::Selectable;
 use crate::frame::Frame;
+use crate::index::Walk;
 use crate::maps::*;
 use crate::outgoing::Outgoing;
 use crate::refuse;
@@ -39,13 +40,12 @@ pub const PSEUDO: u64 = aya_ebpf::bindings::BPF_F_PSEUDO_HDR as u64;
 
 /// An address family as the data plane handles it.
 pub trait Family: Selectable + Quote + Header + Range {
-    fn flow(key: &FlowKey<Self>) -> Option<Reference>;
-    fn insert_flow(key: &FlowKey<Self>, reference: &Reference, flags: u64) -> Result<(), i32>;
-    fn remove_flow(key: &FlowKey<Self>);
-    fn reverse(key: &ReverseKey<Self>) -> Option<Reference>;
-    fn insert_reverse(key: &ReverseKey<Self>, reference: &Reference, flags: u64)
-    -> Result<(), i32>;
-    fn remove_reverse(key: &ReverseKey<Self>);
+    /// A bucket of the index by the inside's endpoints.
+    fn flows(bucket: u32) -> Option<*mut Bucket>;
+    /// A bucket of the index by the dedicated address and port.
+    fn reverse(bucket: u32) -> Option<*mut Bucket>;
+    fn walk_flows() -> Option<*mut Walk<FlowKey<Self>>>;
+    fn walk_reverse() -> Option<*mut Walk<ReverseKey<Self>>>;
     fn origin(key: &OriginKey<Self>) -> Option<Reference>;
     fn insert_origin(key: &OriginKey<Self>, reference: &Reference, flags: u64) -> Result<(), i32>;
     fn remove_origin(key: &OriginKey<Self>);
@@ -100,40 +100,22 @@ pub fn copied<T: Copy>(pointer: Option<*const T>) -> Option<T> {
     pointer.map(|value| unsafe { core::ptr::read_volatile(value) })
 }
 
-const _: fn() = || {
-    // Compile-time reminder that the concrete map types are what `Family` promises.
-    let _: &HashMap<FlowKey<V4>, Reference, 262_144> = &FLOWS4;
-    let _: &Array<Slot<V4>, 262_144, { aya_ebpf::bindings::BPF_F_MMAPABLE as usize }> = &SLOTS4;
-};
-
 impl Family for V4 {
     #[inline(always)]
-    fn flow(key: &FlowKey<Self>) -> Option<Reference> {
-        copied(FLOWS4.get_ptr(key))
+    fn flows(bucket: u32) -> Option<*mut Bucket> {
+        FLOWS4.get_ptr_mut(bucket)
     }
     #[inline(always)]
-    fn insert_flow(key: &FlowKey<Self>, reference: &Reference, flags: u64) -> Result<(), i32> {
-        FLOWS4.insert(key, reference, flags)
+    fn reverse(bucket: u32) -> Option<*mut Bucket> {
+        REVERSE4.get_ptr_mut(bucket)
     }
     #[inline(always)]
-    fn remove_flow(key: &FlowKey<Self>) {
-        let _ = FLOWS4.remove(key);
+    fn walk_flows() -> Option<*mut Walk<FlowKey<Self>>> {
+        SCRATCH_WALK_FLOWS4.get_ptr_mut(0)
     }
     #[inline(always)]
-    fn reverse(key: &ReverseKey<Self>) -> Option<Reference> {
-        copied(REVERSE4.get_ptr(key))
-    }
-    #[inline(always)]
-    fn insert_reverse(
-        key: &ReverseKey<Self>,
-        reference: &Reference,
-        flags: u64,
-    ) -> Result<(), i32> {
-        REVERSE4.insert(key, reference, flags)
-    }
-    #[inline(always)]
-    fn remove_reverse(key: &ReverseKey<Self>) {
-        let _ = REVERSE4.remove(key);
+    fn walk_reverse() -> Option<*mut Walk<ReverseKey<Self>>> {
+        SCRATCH_WALK_REVERSE4.get_ptr_mut(0)
     }
     #[inline(always)]
     fn origin(key: &OriginKey<Self>) -> Option<Reference> {

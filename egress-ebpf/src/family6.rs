@@ -7,6 +7,7 @@ use egress_common::bytes::Bytes;
 use egress_common::count::Count;
 use egress_common::family::V6;
 use egress_common::free::FreeList;
+use egress_common::index::Bucket;
 use egress_common::ipv6::{self, icmp};
 use egress_common::key::{FlowKey, ICMPV6, OriginKey, Reference, ReverseKey};
 use egress_common::packet::{Ip, Malformed};
@@ -19,6 +20,7 @@ use crate::classify::host6;
 use crate::extensions;
 use crate::family::{End, Family, PSEUDO, copied};
 use crate::frame::Frame;
+use crate::index::Walk;
 use crate::maps::*;
 use crate::ndp;
 use crate::outgoing::Outgoing;
@@ -31,32 +33,20 @@ const HOPS: usize = 7;
 
 impl Family for V6 {
     #[inline(always)]
-    fn flow(key: &FlowKey<Self>) -> Option<Reference> {
-        copied(FLOWS6.get_ptr(key))
+    fn flows(bucket: u32) -> Option<*mut Bucket> {
+        FLOWS6.get_ptr_mut(bucket)
     }
     #[inline(always)]
-    fn insert_flow(key: &FlowKey<Self>, reference: &Reference, flags: u64) -> Result<(), i32> {
-        FLOWS6.insert(key, reference, flags)
+    fn reverse(bucket: u32) -> Option<*mut Bucket> {
+        REVERSE6.get_ptr_mut(bucket)
     }
     #[inline(always)]
-    fn remove_flow(key: &FlowKey<Self>) {
-        let _ = FLOWS6.remove(key);
+    fn walk_flows() -> Option<*mut Walk<FlowKey<Self>>> {
+        SCRATCH_WALK_FLOWS6.get_ptr_mut(0)
     }
     #[inline(always)]
-    fn reverse(key: &ReverseKey<Self>) -> Option<Reference> {
-        copied(REVERSE6.get_ptr(key))
-    }
-    #[inline(always)]
-    fn insert_reverse(
-        key: &ReverseKey<Self>,
-        reference: &Reference,
-        flags: u64,
-    ) -> Result<(), i32> {
-        REVERSE6.insert(key, reference, flags)
-    }
-    #[inline(always)]
-    fn remove_reverse(key: &ReverseKey<Self>) {
-        let _ = REVERSE6.remove(key);
+    fn walk_reverse() -> Option<*mut Walk<ReverseKey<Self>>> {
+        SCRATCH_WALK_REVERSE6.get_ptr_mut(0)
     }
     #[inline(always)]
     fn origin(key: &OriginKey<Self>) -> Option<Reference> {

@@ -1,16 +1,17 @@
 //! Finding a flow from either side, and advancing it by one packet.
 
 use aya_ebpf::programs::TcContext;
-use egress_common::key::{FlowKey, Reference, ReverseKey, TCP};
+use egress_common::clock::Moment;
+use egress_common::key::{FlowKey, ReverseKey, TCP};
 use egress_common::packet::{self, Options, Segment, control};
-use egress_common::reason::Reason;
 use egress_common::slot::{Slot, SlotWord, State, advance, flag};
-use egress_common::tcp::{self, Way};
+use egress_common::tcp::{self, Direction, Way};
 use egress_common::word::Word;
 
 use crate::family::Family;
 use crate::frame::Frame;
-use crate::{options, report, slots, verdict, word};
+use crate::index::{self, ByEgress, ByInside};
+use crate::{options, slots, verdict, word};
 
 /// A slot that was checked to be the packet's.
 pub struct Found<A> {
@@ -19,33 +20,7 @@ pub struct Found<A> {
     pub word: SlotWord,
 }
 
-impl<A> Found<A> {
-    /// What an index entry of this slot holds.
-    #[inline(always)]
-    pub fn reference(&self) -> Reference {
-        Reference {
-            index: self.index,
-            generation: self.word.generation,
-        }
-    }
-}
-
-/// The slot an index entry refers to, if it is alive and of that generation.
-#[inline(always)]
-pub fn linked<A: Family>(reference: Reference) -> Option<Found<A>> {
-    let slot = A::slot(reference.index)?;
-    let word = SlotWord::from_bits(slots::word_of(slot).load());
-    if word.generation != reference.generation || !word.state.is_linked() {
-        return None;
-    }
-    Some(Found {
-        index: reference.index,
-        slot,
-        word,
-    })
-}
-
-/// A slot that an earlier step has checked to be the packet's, if it is still alive.
+/// A slot that was checked to be the packet's, if it is still alive.
 #[inline(always)]
 pub fn at<A: Family>(index: u32) -> Option<Found<A>> {
     let slot = A::slot(index)?;
@@ -58,26 +33,19 @@ pub fn at<A: Family>(index: u32) -> Option<Found<A>> {
 /// The flow of a packet from the inside.
 #[inline(always)]
 pub fn outgoing<A: Family>(key: &FlowKey<A>) -> Option<Found<A>> {
-    let found = linked::<A>(A::flow(key)?)?;
-    // SAFETY: a live map value. The index element may have been recycled for another flow between
-    // look-up and read, so the slot must say itself that it is this packet's.
-    if unsafe { (*found.slot).flow != *key } {
-        report::count_bytes(Reason::IndexInconsistent, 0);
-        return None;
+    match index::find::<A, ByInside>(key) {
+        0 => None,
+        slot => at(slot - 1),
     }
-    Some(found)
 }
 
 /// The flow of a packet from an origin.
 #[inline(always)]
 pub fn incoming<A: Family>(key: &ReverseKey<A>) -> Option<Found<A>> {
-    let found = linked::<A>(A::reverse(key)?)?;
-    // SAFETY: as above.
-    if unsafe { (*found.slot).reverse() != *key } {
-        report::count_bytes(Reason::IndexInconsistent, 0);
-        return None;
+    match index::find::<A, ByEgress>(key) {
+        0 => None,
+        slot => at(slot - 1),
     }
-    Some(found)
 }
 
 /// What a packet says about its flow.
@@ -112,8 +80,9 @@ pub fn advance_by<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arriva
     // SAFETY: a live map value. Counters and times are this flow's own; packets of one direction
     // of a flow are rarely on two CPUs at once, and a lost increment there is tolerated.
     unsafe {
-        if alive && next.state.is_counted() && (*slot).last_seen != now {
-            (*slot).last_seen = now;
+        let moment = Moment::of(now);
+        if alive && next.state.is_counted() && (*slot).last_seen != moment {
+            (*slot).last_seen = moment;
         }
         let segments = verdict::segments(ctx);
         match arrival.way {
@@ -155,15 +124,28 @@ fn follow<A: Family>(
     }
     let slot = found.slot;
     // SAFETY: a live map value; see `advance_by` for concurrent writers.
-    let (sender_at, receiver_at) = unsafe {
+    let (sender_at, receiver_at, window_at, windows) = unsafe {
+        let [out, back] = (*slot).windows;
+        let at = (&raw mut (*slot).windows).cast::<u8>();
         match arrival.way {
-            Way::Out => (&raw mut (*slot).out, &raw mut (*slot).back),
-            Way::Back => (&raw mut (*slot).back, &raw mut (*slot).out),
+            Way::Out => (&raw mut (*slot).out, &raw mut (*slot).back, at, (out, back)),
+            Way::Back => (
+                &raw mut (*slot).back,
+                &raw mut (*slot).out,
+                at.add(1),
+                (back, out),
+            ),
         }
     };
+    let other = arrival.way.other();
     // SAFETY: as above.
-    let (mut sender, mut receiver) = unsafe { (*sender_at, *receiver_at) };
-    let (end, acknowledged) = (sender.end, receiver.ack);
+    let (mut sender, mut receiver) = unsafe {
+        (
+            Direction::of(word, arrival.way, *sender_at, windows.0),
+            Direction::of(word, other, *receiver_at, windows.1),
+        )
+    };
+    let (end, acknowledged, offered) = (sender.end, receiver.ack, sender.window);
     let reset = segment.has(control::RST);
     if !reset && !tcp::observe(word, arrival.way, segment, &mut sender, &mut receiver) {
         return (word, false);
@@ -176,17 +158,19 @@ fn follow<A: Family>(
     };
     let closing = word.flags & (flag::FIN_IN | flag::FIN_OUT) != 0 || segment.has(control::FIN);
     if closing
+        && !reset
         && matches!(arrival.way, Way::Out)
         && let Some(timestamp) =
             packet::usual_timestamp(arrival.frame, arrival.transport, segment.header)
     {
-        sender.timestamp = timestamp;
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*slot).timestamp, timestamp) };
     }
     // SAFETY: as above.
     unsafe {
         if acknowledged != receiver.ack || !word.has(flag::SYN_IN) {
-            core::ptr::write_volatile(sender_at, sender);
-            core::ptr::write_volatile(receiver_at, receiver);
+            core::ptr::write_volatile(sender_at, sender.side());
+            core::ptr::write_volatile(receiver_at, receiver.side());
         } else if !reset {
             // Two segments of one side may be on two CPUs at once: neither takes back what the other
             // has said. Only a FIN knows better where the end is.
@@ -196,11 +180,14 @@ fn follow<A: Family>(
                 word::forward(&raw mut (*sender_at).end, sender.end);
             }
             word::forward(&raw mut (*sender_at).ack, sender.ack);
-            core::ptr::write_volatile(&raw mut (*sender_at).window, sender.window);
             if closing {
-                core::ptr::write_volatile(&raw mut (*sender_at).timestamp, sender.timestamp);
-                sender = core::ptr::read_volatile(sender_at);
+                let side = core::ptr::read_volatile(sender_at);
+                (sender.end, sender.ack) = (side.end, side.ack);
             }
+        }
+        let window = tcp::window_of(segment);
+        if sender.window != offered && window != windows.0 {
+            core::ptr::write_volatile(window_at, window);
         }
     }
     if closing {
@@ -212,7 +199,8 @@ fn follow<A: Family>(
     // acknowledged comes only once.
     for _ in 0..2 {
         // SAFETY: as above. Read again: the other side may have acknowledged meanwhile.
-        let receiver = unsafe { core::ptr::read_volatile(receiver_at) };
+        let side = unsafe { core::ptr::read_volatile(receiver_at) };
+        (receiver.end, receiver.ack) = (side.end, side.ack);
         let next = tcp::step(word, arrival.way, segment, &options, &sender, &receiver);
         if next == word || change(slot, word, next, now) {
             return (next, !reset);

@@ -24,6 +24,10 @@ static ROOT_HIERARCHY: u32 = 0;
 #[unsafe(no_mangle)]
 static NODE_ID: u32 = 0;
 
+/// Buckets of an index.
+#[unsafe(no_mangle)]
+static BUCKETS: u32 = egress_common::index::buckets(262_144);
+
 /// Which build variant this is (`EGRESS_EBPF_VARIANT`).
 const VARIANT: u32 = match option_env!("EGRESS_EBPF_VARIANT") {
     Some(text) => text.as_bytes()[0] as u32,
@@ -51,6 +55,10 @@ macro_rules! global {
 global!(
     /// Slots in the flow table.
     max_flows: u32 = MAX_FLOWS
+);
+global!(
+    /// Buckets of an index.
+    buckets: u32 = BUCKETS
 );
 global!(
     /// Records of counters.

@@ -121,7 +121,7 @@ pub enum Leaving {
 pub fn leaving<A: Family>(
     ctx: &TcContext,
     outer: &Outer<A>,
-    realm: u32,
+    realm: u16,
 ) -> Result<Leaving, Reason> {
     let mut frame = Frame::quotes(ctx);
     let Some(error) = icmp::read::<A>(&frame, outer.network, outer.message, outer.length) else {
@@ -171,10 +171,10 @@ fn believable<A: Family>(
 ) -> Result<(), Reason> {
     if error.protocol == TCP {
         // SAFETY: a live map value; see `flow::advance_by` for concurrent writers.
-        let (out, back) = unsafe { (&(*found.slot).out, &(*found.slot).back) };
+        let (out, back) = unsafe { (*found.slot).directions() };
         let under_way = match way {
-            Way::Back => tcp::quotable(error.sequence, out, back),
-            Way::Out => tcp::quotable(error.sequence, back, out),
+            Way::Back => tcp::quotable(error.sequence, &out, &back),
+            Way::Out => tcp::quotable(error.sequence, &back, &out),
         };
         if !under_way {
             return Err(Reason::IcmpImplausible);

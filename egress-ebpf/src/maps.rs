@@ -3,6 +3,7 @@
 
 use crate::allocate::Open;
 use crate::extensions::Extensions;
+use crate::index::Walk;
 use crate::outgoing::Outgoing;
 use crate::refuse::Quote;
 use crate::reply::Incoming;
@@ -13,10 +14,11 @@ use egress_common::count::Count;
 use egress_common::expiry::Progress;
 use egress_common::family::{V4, V6};
 use egress_common::free::FreeList;
+use egress_common::index::{Bucket, HashKey, buckets};
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::layout::Layout;
 use egress_common::reason::{Counter, Event, Reason};
-use egress_common::reply::Bucket;
+use egress_common::reply;
 use egress_common::settings::{
     Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES,
     MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, Pool, PrefixV4, PrefixV6, Selected, Settings,
@@ -26,6 +28,7 @@ use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
 
 const FLOWS: usize = 262_144;
+const BUCKETS: usize = buckets(FLOWS as u32) as usize;
 const ORIGINS: usize = 65_536;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -36,6 +39,9 @@ pub static LAYOUT: Array<Layout, 1> = Array::new();
 /// Drawn by the daemon when the maps are first made.
 #[btf_map]
 pub static SECRET: Array<Secret, 1> = Array::new();
+/// As long as the indexes.
+#[btf_map]
+pub static HASH_KEY: Array<HashKey, 1> = Array::new();
 
 // Configuration: two versions and a switch (SAFE-5).
 #[btf_map]
@@ -82,9 +88,9 @@ pub static DEVICES: HashMap<u32, Device, 1_024, NO_PREALLOC> = HashMap::new();
 
 // Flows and counts.
 #[btf_map]
-pub static FLOWS4: HashMap<FlowKey<V4>, Reference, FLOWS> = HashMap::new();
+pub static FLOWS4: Array<Bucket, BUCKETS, MMAPABLE> = Array::new();
 #[btf_map]
-pub static REVERSE4: HashMap<ReverseKey<V4>, Reference, FLOWS> = HashMap::new();
+pub static REVERSE4: Array<Bucket, BUCKETS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SLOTS4: Array<Slot<V4>, FLOWS, MMAPABLE> = Array::new();
 #[btf_map]
@@ -96,9 +102,9 @@ pub static COUNTS4: Array<Count<V4>, ORIGINS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static FREE_COUNTS4: Array<FreeList, 256> = Array::new();
 #[btf_map]
-pub static FLOWS6: HashMap<FlowKey<V6>, Reference, FLOWS> = HashMap::new();
+pub static FLOWS6: Array<Bucket, BUCKETS, MMAPABLE> = Array::new();
 #[btf_map]
-pub static REVERSE6: HashMap<ReverseKey<V6>, Reference, FLOWS> = HashMap::new();
+pub static REVERSE6: Array<Bucket, BUCKETS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SLOTS6: Array<Slot<V6>, FLOWS, MMAPABLE> = Array::new();
 #[btf_map]
@@ -126,13 +132,22 @@ pub static REASONS: PerCpuArray<Counter, { Reason::COUNT }> = PerCpuArray::new()
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 #[btf_map]
-pub static REPLIES: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+pub static REPLIES: PerCpuArray<reply::Bucket, 1> = PerCpuArray::new();
 
 /// What one new flow needs between the callbacks of its allocation; not pinned.
 #[btf_map]
 pub static SCRATCH_OPEN4: PerCpuArray<Open<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SCRATCH_OPEN6: PerCpuArray<Open<V6>, 1> = PerCpuArray::new();
+/// Walks through the indexes; not pinned.
+#[btf_map]
+pub static SCRATCH_WALK_FLOWS4: PerCpuArray<Walk<FlowKey<V4>>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_WALK_REVERSE4: PerCpuArray<Walk<ReverseKey<V4>>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_WALK_FLOWS6: PerCpuArray<Walk<FlowKey<V6>>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_WALK_REVERSE6: PerCpuArray<Walk<ReverseKey<V6>>, 1> = PerCpuArray::new();
 /// A quoted packet for an ICMP error; not pinned.
 #[btf_map]
 pub static SCRATCH_QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();

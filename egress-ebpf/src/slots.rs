@@ -6,20 +6,18 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_loop};
-use egress_common::free::{self, FreeList, Links, Popped};
-use egress_common::key::{FlowKey, Reference, ReverseKey};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use egress_common::clock::Moment;
+use egress_common::free::Links;
 use egress_common::slot::{SlotWord, State, advance, flag};
 use egress_common::word::Word;
 
+use crate::count;
 use crate::family::Family;
 use crate::flow::Found;
+use crate::index::{self, ByEgress, ByInside};
+use crate::lists;
 use crate::word::MapWord;
-use crate::{count, globals, word};
-
-/// Steps of a search through the free lists: another list, or the same one again because another CPU
-/// changed it.
-const STEPS: u32 = 1_024;
 
 /// The coarse monotonic clock, ns: one tick of the kernel exact, and five times cheaper than the
 /// fine one.
@@ -36,21 +34,22 @@ pub fn word_of<T>(slot: *mut T) -> MapWord {
     unsafe { MapWord::first_of(slot) }
 }
 
-/// The slots' free-list links.
+/// The slots' free-list links: a free slot was seen by nobody, so the field is free too.
 struct SlotLinks<A>(core::marker::PhantomData<A>);
 
 impl<A: Family> Links for SlotLinks<A> {
     #[inline(always)]
     fn next(&self, index: u32) -> Option<u32> {
         // SAFETY: a live map value.
-        A::slot(index).map(|slot| unsafe { core::ptr::read_volatile(&raw const (*slot).next) })
+        A::slot(index)
+            .map(|slot| unsafe { core::ptr::read_volatile(&raw const (*slot).last_seen.0) })
     }
     #[inline(always)]
     fn set_next(&self, index: u32, next: u32) -> bool {
         match A::slot(index) {
             Some(slot) => {
                 // SAFETY: a live map value.
-                unsafe { core::ptr::write_volatile(&raw mut (*slot).next, next) };
+                unsafe { core::ptr::write_volatile(&raw mut (*slot).last_seen.0, next) };
                 true
             }
             None => false,
@@ -58,108 +57,16 @@ impl<A: Family> Links for SlotLinks<A> {
     }
 }
 
-/// A search through the free lists. Whole words: narrower fields would be set together by stores that
-/// the verifier calls misaligned.
-#[repr(C)]
-pub struct Search {
-    /// List to look at first.
-    start: u64,
-    /// Set if another CPU was in the way since the last round began: then there is another round.
-    lost: u64,
-    /// What was found.
-    taken: u64,
-}
-
-/// Takes a record off this CPU's list, or off another one. `step` is [`search`] over those lists.
-///
-/// A `bpf_loop`, because the verifier would walk through every step of a loop over lists and attempts.
-#[inline(always)]
-pub fn take(step: unsafe extern "C" fn(u32, *mut c_void) -> i64) -> Option<u32> {
-    let mut search = Search {
-        // SAFETY: a helper without preconditions.
-        start: unsafe { bpf_get_smp_processor_id() } as u64,
-        lost: 0,
-        taken: free::NONE as u64,
-    };
-    // SAFETY: the callback is given the record it expects, which outlives the loop.
-    unsafe {
-        bpf_loop(
-            STEPS,
-            step as *mut c_void,
-            (&raw mut search).cast::<c_void>(),
-            0,
-        );
-    }
-    // SAFETY: written by the callback, which the compiler does not see.
-    let taken = unsafe { core::ptr::read_volatile(&raw const search.taken) } as u32;
-    (taken != free::NONE).then_some(taken)
-}
-
-/// One step of a search; 1 ends it. Nothing in the record grows with the steps, or the verifier would
-/// walk through all of them.
-#[inline(always)]
-pub fn search(
-    nth: u32,
-    search: *mut c_void,
-    head: impl Fn(u32) -> Option<*mut FreeList>,
-    links: &impl Links,
-) -> i64 {
-    // SAFETY: the record that `take` handed to the loop.
-    let search = unsafe { &mut *search.cast::<Search>() };
-    let lists = globals::lists();
-    if nth != 0 && free::home(nth, lists) == 0 {
-        if search.lost == 0 {
-            return 1;
-        }
-        search.lost = 0;
-    }
-    let list = free::home((search.start as u32).wrapping_add(nth), lists);
-    let Some(free) = head(list) else {
-        return 1;
-    };
-    // SAFETY: list heads are 8-aligned map values that begin with the word.
-    let head_word = unsafe { MapWord::first_of(free) };
-    match free::pop(&head_word, links) {
-        Popped::Taken(index) => {
-            // SAFETY: a live map value.
-            unsafe { word::add(&raw mut (*free).available, u64::MAX) };
-            search.taken = index as u64;
-            1
-        }
-        Popped::Empty => 0,
-        Popped::Contended => {
-            search.lost = 1;
-            0
-        }
-    }
-}
-
-/// [`search`] for a slot.
+/// [`lists::search`] for a slot.
 unsafe extern "C" fn search_slots<A: Family>(nth: u32, record: *mut c_void) -> i64 {
     let links = SlotLinks::<A>(core::marker::PhantomData);
-    search(nth, record, A::free_slots, &links)
-}
-
-/// Returns a record to its home list; false if other CPUs were in the way too often.
-#[inline(always)]
-pub fn give(head: impl Fn(u32) -> Option<*mut FreeList>, links: &impl Links, index: u32) -> bool {
-    let Some(free) = head(free::home(index, globals::lists())) else {
-        return false;
-    };
-    // SAFETY: as in `take`.
-    let head_word = unsafe { MapWord::first_of(free) };
-    if free::push(&head_word, links, index) {
-        // SAFETY: a live map value.
-        unsafe { word::add(&raw mut (*free).available, 1) };
-        return true;
-    }
-    false
+    lists::search(nth, record, A::free_slots, &links)
 }
 
 /// Takes a free slot and makes it the caller's: `Opening`, with a new generation.
 #[inline(always)]
 pub fn obtain<A: Family>() -> Option<(u32, u32)> {
-    let index = take(search_slots::<A>)?;
+    let index = lists::take(search_slots::<A>)?;
     let slot = A::slot(index)?;
     // SAFETY: the slot is ours: it was on no list and in no index.
     unsafe {
@@ -191,7 +98,7 @@ pub fn free<A: Family>(index: u32, seen: SlotWord) {
     if !advance(&word, seen, seen.with_state(State::Free)) {
         return;
     }
-    if !give(
+    if !lists::give(
         A::free_slots,
         &SlotLinks::<A>(core::marker::PhantomData),
         index,
@@ -205,23 +112,6 @@ pub fn free<A: Family>(index: u32, seen: SlotWord) {
     }
 }
 
-/// Takes a flow's entry out of the index, if it is still this slot's: another flow with the same
-/// endpoints may have been admitted since.
-#[inline(always)]
-pub fn remove_flow<A: Family>(key: &FlowKey<A>, mine: Reference) {
-    if A::flow(key) == Some(mine) {
-        A::remove_flow(key);
-    }
-}
-
-/// Takes a port's reservation out of the index, if it is still this slot's.
-#[inline(always)]
-pub fn remove_reverse<A: Family>(key: &ReverseKey<A>, mine: Reference) {
-    if A::reverse(key) == Some(mine) {
-        A::remove_reverse(key);
-    }
-}
-
 /// Ends a linked flow: out of both indexes and, if it was counted, out of the count. True for the
 /// one caller that did it.
 #[inline(always)]
@@ -229,7 +119,7 @@ pub fn unlink<A: Family>(found: &Found<A>, now: u64) -> bool {
     let (slot, seen) = (found.slot, found.word);
     // Before the swap: an unlinked slot with an old time would be freed without its grace.
     // SAFETY: a live map value.
-    unsafe { (*slot).last_seen = now };
+    unsafe { (*slot).last_seen = Moment::of(now) };
     if !advance(&word_of(slot), seen, seen.with_state(State::Unlinked)) {
         return false;
     }
@@ -245,8 +135,8 @@ pub fn unlink<A: Family>(found: &Found<A>, now: u64) -> bool {
 fn remove_entries<A: Family>(found: &Found<A>) {
     // SAFETY: a live map value; endpoints do not change while the generation lasts.
     let (flow, reverse) = unsafe { ((*found.slot).flow, (*found.slot).reverse()) };
-    remove_flow(&flow, found.reference());
-    remove_reverse(&reverse, found.reference());
+    index::remove::<A, ByInside>(&flow, found.index);
+    index::remove::<A, ByEgress>(&reverse, found.index);
 }
 
 /// Whether an index still refers to a slot that left it: then the entry is taken out now, and the slot
@@ -256,13 +146,13 @@ fn remove_entries<A: Family>(found: &Found<A>) {
 pub fn is_referred_to<A: Family>(found: &Found<A>, now: u64) -> bool {
     // SAFETY: a live map value; endpoints do not change while the generation lasts.
     let (flow, reverse) = unsafe { ((*found.slot).flow, (*found.slot).reverse()) };
-    let mine = Some(found.reference());
-    if A::flow(&flow) != mine && A::reverse(&reverse) != mine {
+    let mine = found.index;
+    if !index::holds::<A, ByInside>(&flow, mine) && !index::holds::<A, ByEgress>(&reverse, mine) {
         return false;
     }
     remove_entries(found);
     // SAFETY: as above.
-    unsafe { (*found.slot).last_seen = now };
+    unsafe { (*found.slot).last_seen = Moment::of(now) };
     true
 }
 
@@ -277,7 +167,7 @@ pub fn supersede<A: Family>(found: &Found<A>, now: u64) -> bool {
     }
     if seen.state.is_counted() {
         // SAFETY: a live map value.
-        unsafe { (*slot).last_seen = now };
+        unsafe { (*slot).last_seen = Moment::of(now) };
     }
     let over = seen
         .with_state(State::Closed)
@@ -287,7 +177,7 @@ pub fn supersede<A: Family>(found: &Found<A>, now: u64) -> bool {
     }
     // SAFETY: a live map value; endpoints do not change while the generation lasts.
     let flow = unsafe { (*slot).flow };
-    remove_flow(&flow, found.reference());
+    index::remove::<A, ByInside>(&flow, found.index);
     if seen.state.is_counted() {
         count::release::<A>(slot, now);
     }
@@ -304,7 +194,7 @@ pub fn close<A: Family>(
     now: u64,
 ) -> bool {
     // SAFETY: a live map value.
-    unsafe { (*slot).last_seen = now };
+    unsafe { (*slot).last_seen = Moment::of(now) };
     if !advance(&word_of(slot), seen, closed) {
         return false;
     }

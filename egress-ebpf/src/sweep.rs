@@ -189,16 +189,10 @@ unsafe extern "C" fn judge_slot<A: Family>(nth: u32, _: *mut c_void) -> i64 {
         let index = (*scratch).slot + nth;
         let Some(slot) = A::slot(index) else { return 1 };
         let word = SlotWord::from_bits(slots::word_of(slot).load());
-        let last_seen = core::ptr::read_volatile(&raw const (*slot).last_seen);
         let now = (*scratch).now;
+        let age = core::ptr::read_volatile(&raw const (*slot).last_seen).age(now);
         let found = Found { index, slot, word };
-        match expiry::judge(
-            word,
-            last_seen,
-            now,
-            &(*scratch).timers,
-            (*scratch).pressure,
-        ) {
+        match expiry::judge(word, age, &(*scratch).timers, (*scratch).pressure) {
             Sweep::Keep => {}
             Sweep::Free => {
                 if !slots::is_referred_to::<A>(&found, now) {

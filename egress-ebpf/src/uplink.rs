@@ -102,7 +102,6 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
         origin_port: 0,
         protocol: ip.protocol,
         pad: 0,
-        pad2: 0,
         realm: realm_of(&configuration, tag),
     };
     if packet.has_ports() {
@@ -160,7 +159,7 @@ fn message<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
 
 /// The address space of the packet's source (ZONE-2).
 #[inline(always)]
-fn realm_of(configuration: &Configuration, tag: Tag) -> u32 {
+fn realm_of(configuration: &Configuration, tag: Tag) -> u16 {
     if let Tag::Zone(number) = tag
         && let Some(zone) = configuration.zone(number as u32)
         && zone.flags & zone_flag::REALM != 0

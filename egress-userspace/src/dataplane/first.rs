@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io::{self, Read as _};
 
 use aya::Pod;
+use egress_common::clock::Moment;
 use egress_common::count::Count;
 use egress_common::family::{Address, V4, V6};
 use egress_common::free::{FreeList, NONE, home};
+use egress_common::index::HashKey;
 use egress_common::layout::Layout;
 use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
@@ -20,6 +22,8 @@ pub(super) fn fill(maps: &Maps, layout: &Layout) -> Result<(), DataPlaneError> {
     tables::<V6>(maps, layout, "6")?;
     let [k0, k1] = random()?;
     maps.set("SECRET", 0, Secret { k0, k1 })?;
+    let words = random::<10>()?.map(|number| number as u32);
+    maps.set("HASH_KEY", 0, HashKey { words })?;
     maps.set("LAYOUT", 0, *layout)
 }
 
@@ -36,7 +40,8 @@ where
         slots.put(
             index,
             &Slot {
-                next,
+                // As the data plane has it: the field is free in a slot that nobody has seen.
+                last_seen: Moment(next),
                 ..Slot::default()
             },
         );

@@ -7,6 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use egress_common::count::{Count, Tally};
 use egress_common::family::V4;
+use egress_common::index::{self, Bucket, HashKey, Place};
 use egress_common::key::{self, OriginKey, Reference, realm};
 use egress_common::slot::{Slot, SlotWord};
 
@@ -80,8 +81,8 @@ fn record(slot: &Slot<V4>, names: &Names, now: u64) -> Option<FlowRecord> {
         zone: names.zone(slot.zone),
         pool: names.pool(slot.pool),
         state: slot.word().state.name().to_owned(),
-        age_s: now.saturating_sub(slot.opened) / SECOND,
-        idle_s: now.saturating_sub(slot.last_seen) / SECOND,
+        age_s: slot.opened.age(now) / SECOND,
+        idle_s: slot.last_seen.age(now) / SECOND,
         packets_out: slot.packets_out.into(),
         packets_in: slot.packets_in.into(),
         bytes_out: slot.bytes_out,
@@ -145,12 +146,12 @@ pub(super) fn find(
     };
     let slots = maps.records::<Slot<V4>>("SLOTS4")?;
     if key.inside_port != 0 {
-        let index = maps.hash::<key::FlowKey<V4>, Reference>("FLOWS4")?;
-        let Ok(reference) = index.get(&key, 0) else {
-            return Ok(None);
-        };
-        return Ok(live(&slots, reference.index)
-            .filter(|slot| slot.generation == reference.generation && slot.flow == key)
+        let buckets = maps.records::<Bucket>("FLOWS4")?;
+        let hash = key.hash(&maps.only::<HashKey>("HASH_KEY")?);
+        let is_of = |slot: u32| slots.copy(slot).is_some_and(|slot| slot.flow == key);
+        return Ok(look_up(&buckets, hash, is_of)
+            .and_then(|slot| live(&slots, slot))
+            .filter(|slot| slot.flow == key)
             .and_then(|slot| record(&slot, names, now())));
     }
     let any_port = |slot: &Slot<V4>| key::FlowKey {
@@ -161,6 +162,25 @@ pub(super) fn find(
         .filter_map(|index| live(&slots, index))
         .find(|slot| any_port(slot) == key)
         .and_then(|slot| record(&slot, names, now())))
+}
+
+/// The slot of the key with this hash, as the data plane looks for it.
+fn look_up(buckets: &Records<Bucket>, hash: u64, is_of: impl Fn(u32) -> bool) -> Option<u32> {
+    let place = Place::of(hash, buckets.len());
+    for distance in 0..index::reach(buckets.len()) {
+        let bucket = buckets.copy(index::after(place.bucket, distance, buckets.len()))?;
+        let found = bucket
+            .cells
+            .iter()
+            .find(|cell| cell.tag == place.tag && is_of(cell.slot));
+        if let Some(cell) = found {
+            return Some(cell.slot);
+        }
+        if bucket.overflow == 0 {
+            break;
+        }
+    }
+    None
 }
 
 /// A copy of a counter that counted the same origin from the first to the last byte read.

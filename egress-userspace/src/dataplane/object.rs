@@ -8,6 +8,7 @@ use aya::programs::{ProgramError, RawTracePoint, SchedClassifier, TestRun as _, 
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::EbpfSectionKind;
 use egress_common::expiry::Progress;
+use egress_common::index::buckets;
 use egress_common::layout::{LAYOUT, Layout};
 
 use super::births::{self, Tracepoint};
@@ -27,9 +28,9 @@ const ARM: &str = "arm";
 const EMPTY_FRAME: [u8; 14] = [0; 14];
 
 /// Maps whose size is `max_flows`.
-const BY_FLOWS: [&str; 6] = [
-    "FLOWS4", "REVERSE4", "SLOTS4", "FLOWS6", "REVERSE6", "SLOTS6",
-];
+const BY_FLOWS: [&str; 2] = ["SLOTS4", "SLOTS6"];
+/// Maps of as many buckets as `max_flows` flows need.
+const BY_BUCKETS: [&str; 4] = ["FLOWS4", "REVERSE4", "FLOWS6", "REVERSE6"];
 /// Maps whose size is `max_origins`.
 const BY_ORIGINS: [&str; 4] = ["ORIGINS4", "COUNTS4", "ORIGINS6", "COUNTS6"];
 /// Maps whose size is the number of free lists.
@@ -72,6 +73,8 @@ pub(super) fn layout(config: &Dataplane) -> Result<Layout, DataPlaneError> {
 fn size(name: &str, layout: &Layout) -> Option<u32> {
     if BY_FLOWS.contains(&name) {
         Some(layout.max_flows)
+    } else if BY_BUCKETS.contains(&name) {
+        Some(buckets(layout.max_flows))
     } else if BY_ORIGINS.contains(&name) {
         Some(layout.max_origins)
     } else if BY_LISTS.contains(&name) {
@@ -131,6 +134,7 @@ impl Object {
     pub(super) fn load(directory: &Path, layout: &Layout) -> Result<Self, DataPlaneError> {
         let [load] = first::random()?;
         let shapes = shapes(layout)?;
+        let buckets = buckets(layout.max_flows);
         let mut loader = EbpfLoader::new();
         for (name, shape) in &shapes {
             loader
@@ -140,6 +144,7 @@ impl Object {
         loader
             .override_global("MARK_MASK", &layout.mark_mask, true)
             .override_global("MAX_FLOWS", &layout.max_flows, true)
+            .override_global("BUCKETS", &buckets, true)
             .override_global("MAX_ORIGINS", &layout.max_origins, true)
             .override_global("LISTS", &layout.lists, true)
             .override_global("LOAD_ID", &load, true);
@@ -335,7 +340,7 @@ mod tests {
             ..Layout::default()
         };
         let shapes = shapes(&layout).unwrap();
-        assert_eq!(shapes["FLOWS4"].entries, 77);
+        assert_eq!(shapes["FLOWS4"].entries, buckets(77));
         assert_eq!(shapes["SLOTS4"].entries, 77);
         assert_eq!(shapes["COUNTS4"].entries, 33);
         assert_eq!(shapes["FREE_SLOTS4"].entries, 3);

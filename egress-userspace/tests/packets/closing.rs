@@ -3,6 +3,7 @@
 use egress_common::key::TCP;
 use egress_common::reason::Reason;
 use egress_common::slot::{Slot, State};
+use egress_common::tcp::{Direction, Way};
 
 use crate::harness::{DataPlane, Hook};
 use crate::packet::{ACK, Endpoint, FIN, PSH, Packet, RST, SYN};
@@ -244,12 +245,12 @@ fn nat_7_a_syn_on_a_closed_flow_opens_a_new_one() {
     each(|tcp| {
         tcp.back(RST, 0, 0);
         tcp.is(State::Closed);
-        let before = tcp.plane.slot(INSIDE, ORIGIN, TCP).unwrap();
+        let before = tcp.plane.index(INSIDE, ORIGIN, TCP).unwrap();
         let again = Packet::tcp(INSIDE, ORIGIN, SYN).numbers(tcp.ours.wrapping_add(90_000), 0);
         tcp.plane.leaves(&again);
         let after = tcp.plane.slot(INSIDE, ORIGIN, TCP).unwrap();
         assert_eq!(after.word().state, State::TcpHalfOpen);
-        assert_ne!((before.generation, before.opened), (after.generation, 0));
+        assert_ne!(Some(before), tcp.plane.index(INSIDE, ORIGIN, TCP));
         assert_eq!(tcp.plane.active(EGRESS, ORIGIN, TCP), 1);
         assert_eq!(tcp.plane.count(EGRESS, ORIGIN, TCP).unwrap().admitted, 2);
         tcp.plane.consistent();
@@ -298,12 +299,18 @@ fn nat_7_window_scaling_is_taken_from_both_syns() {
         .with_options(&scale(10));
     plane.arrives(&answer, INSIDE);
     let mut ack = Packet::tcp(INSIDE, ORIGIN, ACK).numbers(1, 1);
-    ack.segment().window = 100;
+    ack.segment().window = 1_000;
     plane.leaves(&ack);
     let slot = plane.slot(INSIDE, ORIGIN, TCP).unwrap();
     assert_eq!(slot.scale, 0xa7);
-    assert_eq!(slot.out.window, 100 << 7);
-    assert_eq!(slot.back.window, 64_240, "a SYN's window is not scaled");
+    let [out, back] = slot.windows;
+    let window = |way, side, kept| Direction::of(slot.word(), way, side, kept).window;
+    assert_eq!(window(Way::Out, slot.out, out), 1_024 << 7);
+    assert_eq!(
+        window(Way::Back, slot.back, back),
+        256 << 10,
+        "a SYN's window is the least"
+    );
 }
 
 #[test]

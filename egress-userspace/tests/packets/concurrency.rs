@@ -1,16 +1,17 @@
 //! CAP-2, SAFE-1: exact and never mixed up, with packets on two CPUs at once.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::time::{Duration, Instant};
 
-use egress_common::key::{FlowKey, Reference, ReverseKey, TCP, UDP};
+use egress_common::index::buckets;
+use egress_common::key::{FlowKey, ReverseKey, TCP, UDP};
 use egress_common::reason::Reason;
 use egress_common::slot::State;
 
 use crate::harness::{DataPlane, Hook};
+use crate::index::{HASH_KEY, collision};
 use crate::packet::{ACK, Endpoint, FIN, Packet, RST, SYN};
 use crate::run::{Meta, Verdict};
-use crate::world::{EGRESS, EGRESS_2, ORIGIN, World};
+use crate::world::{EGRESS, INSIDE, ORIGIN, World};
 
 /// Threads meet here and leave together, within nanoseconds.
 #[derive(Default)]
@@ -232,165 +233,149 @@ fn nat_7_both_ends_closing_on_both_cpus_close_once() {
     plane.consistent();
 }
 
-/// A signal that does nothing, as often as the kernel sends it: each is an interruption of whatever
-/// the thread does, also between two instructions of a program.
-struct Interruptions(libc::timer_t);
-
-impl Interruptions {
-    fn every(period: Duration) -> Self {
-        extern "C" fn nothing(_: libc::c_int) {}
-        // SAFETY: plain data for the calls; the handler does nothing.
-        unsafe {
-            let handler: extern "C" fn(libc::c_int) = nothing;
-            libc::signal(libc::SIGRTMIN(), handler as libc::sighandler_t);
-            let mut event: libc::sigevent = std::mem::zeroed();
-            event.sigev_notify = libc::SIGEV_THREAD_ID;
-            event.sigev_signo = libc::SIGRTMIN();
-            event.sigev_notify_thread_id = libc::gettid();
-            let mut timer: libc::timer_t = std::mem::zeroed();
-            assert_eq!(
-                libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer),
-                0
-            );
-            let period = libc::timespec {
-                tv_sec: 0,
-                tv_nsec: period.as_nanos() as libc::c_long,
-            };
-            let times = libc::itimerspec {
-                it_interval: period,
-                it_value: period,
-            };
-            assert_eq!(
-                libc::timer_settime(timer, 0, &raw const times, std::ptr::null_mut()),
-                0
-            );
-            Self(timer)
-        }
-    }
-}
-
-impl Drop for Interruptions {
-    fn drop(&mut self) {
-        // SAFETY: the timer is ours.
-        unsafe { libc::timer_delete(self.0) };
-    }
-}
-
 #[test]
 fn safe_1_no_packet_with_another_flows_address_while_elements_are_recycled() {
-    /// Encounters that are enough, and how long to wait for them: a packet meets a recycled element
-    /// only if it is interrupted between two particular instructions.
-    const ENOUGH: u64 = 4;
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const ROUNDS: usize = 20_000;
     if !two_cpus() {
         return;
     }
-    let both = [EGRESS, EGRESS_2];
-    let Some(mut plane) = DataPlane::of(World::default().with_addresses(&both).with_flows(64))
-    else {
+    let Some(mut plane) = DataPlane::of(World::default().with_flows(64)) else {
         return;
     };
-    // Two hosts that leave from different egress IPs.
-    let mut hosts = vec![([10, 1, 0, 2], 40_000)];
-    let mut egress = vec![plane.leaves(&Packet::udp(hosts[0], ORIGIN, b""))];
-    for last in 3..40 {
-        let inside = ([10, 1, 0, last], 41_000);
-        let leaves = plane.leaves(&Packet::udp(inside, ORIGIN, b""));
-        if leaves.0 != egress[0].0 {
-            hosts.push(inside);
-            egress.push(leaves);
-            break;
-        }
-    }
-    assert_eq!(hosts.len(), 2);
-    let flows = [0, 1].map(|nth| {
-        let key = FlowKey {
-            inside: hosts[nth].0,
-            origin: ORIGIN.0,
-            inside_port: hosts[nth].1,
-            origin_port: ORIGIN.1,
-            protocol: UDP,
-            ..FlowKey::default()
-        };
+    // Two flows whose entries cannot be told apart, in one index and in the other one.
+    let origins = |one: u32| {
         (
-            key,
-            key.reverse(egress[nth].0, egress[nth].1),
-            plane.flows.get(&key, 0).unwrap(),
+            [198, 51, 100, (one >> 12) as u8],
+            2_048 + (one & 0xfff) as u16,
         )
-    });
+    };
+    let hosts =
+        (0..1 << 20_u32).map(|one| ([10, 1, (one >> 14) as u8, 1], (one & 0x3fff) as u16 + 2_048));
+    let of_host = |host: &Endpoint| FlowKey {
+        inside: host.0,
+        origin: ORIGIN.0,
+        inside_port: host.1,
+        origin_port: ORIGIN.1,
+        protocol: UDP,
+        ..FlowKey::default()
+    };
+    let inside = collision(buckets(64), hosts, |host| of_host(host).hash(&HASH_KEY))
+        .map(|host| (host, ORIGIN));
+    let of_origin = |origin: &Endpoint| ReverseKey {
+        egress: EGRESS,
+        origin: origin.0,
+        egress_port: INSIDE.1,
+        origin_port: origin.1,
+        protocol: UDP,
+        ..ReverseKey::default()
+    };
+    let outside = collision(buckets(64), (0..1 << 20_u32).map(origins), |origin| {
+        of_origin(origin).hash(&HASH_KEY)
+    })
+    .map(|origin| (INSIDE, origin));
+    let flows =
+        [inside, outside].map(|pair| pair.map(|(inside, origin)| Case::of(&plane, inside, origin)));
+    // Both entries at once already are a test: each leads to the other's slot.
+    for case in flows.iter().flatten() {
+        assert!(case.pass(&plane).iter().all(|passed| *passed == Some(true)));
+    }
+    assert_ne!(plane.reason(Reason::IndexInconsistent), 0);
     // A packet that finds no flow opens none, or it would be in the way.
     let mut closed = World::default().with_addresses(&[]);
     closed.settings.refuse_reset = 0;
     plane.write(1, &closed);
     plane.switch(1);
-    let (over, packets, wrong) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let missed = AtomicU64::new(0);
+    let cells = flows.each_ref().map(|[one, other]| {
+        let index = if one.origin == other.origin {
+            &plane.flows
+        } else {
+            &plane.reverse
+        };
+        let place = index.place(if one.origin == other.origin {
+            of_host(&one.inside).hash(&HASH_KEY)
+        } else {
+            of_origin(&one.origin).hash(&HASH_KEY)
+        });
+        let (mine, taken) = (index.cell(place, one.slot), index.cell(place, other.slot));
+        taken.set(0);
+        (mine, [place.entry(one.slot), place.entry(other.slot)])
+    });
+    let over = AtomicBool::new(false);
+    let (passed, missed, wrong) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     at_once(|thread| {
         if thread == 1 {
-            recycle(&plane, flows, &over);
+            // One element for two flows in turn, as it is when flows end and others begin.
+            let mut turn = 0;
+            while !over.load(SeqCst) {
+                turn = 1 - turn;
+                for (cell, entries) in &cells {
+                    cell.set(entries[turn]);
+                }
+            }
             return;
         }
-        // Address and port in a packet on its way out, and in one on its way back.
-        let places = [26..30, 34..36, 30..34, 36..38];
-        let cases: Vec<_> = (0..2)
-            .flat_map(|nth| {
-                let out = Packet::udp(hosts[nth], ORIGIN, b"");
-                let back = Packet::udp(ORIGIN, egress[nth], b"");
-                let (left, arrived) = (
-                    out.clone().sent_from(egress[nth]),
-                    back.clone().sent_to(hosts[nth]),
-                );
-                [
-                    (Hook::UplinkEgress, out.bytes(), left.bytes()),
-                    (Hook::UplinkIngress, back.bytes(), arrived.bytes()),
-                ]
-            })
-            .collect();
-        let _often = Interruptions::every(Duration::from_micros(40));
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline
-            && plane.reason(Reason::IndexInconsistent) + wrong.load(SeqCst) < ENOUGH
-        {
-            for _ in 0..1_000 {
-                for (hook, bytes, right) in &cases {
-                    let outcome = plane.try_bytes(*hook, bytes, Meta::default()).unwrap();
-                    packets.fetch_add(1, SeqCst);
-                    if outcome.verdict == Verdict::Drop {
-                        missed.fetch_add(1, SeqCst);
-                    } else if outcome.verdict != Verdict::Next
-                        || places
-                            .iter()
-                            .any(|at| outcome.bytes[at.clone()] != right[at.clone()])
-                    {
-                        wrong.fetch_add(1, SeqCst);
-                    }
+        for _ in 0..ROUNDS {
+            for case in flows.iter().flatten() {
+                for outcome in case.pass(&plane) {
+                    match outcome {
+                        Some(true) => passed.fetch_add(1, SeqCst),
+                        Some(false) => wrong.fetch_add(1, SeqCst),
+                        None => missed.fetch_add(1, SeqCst),
+                    };
                 }
             }
         }
         over.store(true, SeqCst);
     });
     let recycled = plane.reason(Reason::IndexInconsistent);
-    println!("{packets:?} packets, {missed:?} found nothing, {recycled} met a recycled element");
+    println!("{passed:?} passed, {missed:?} found nothing, {recycled} met another flow's element");
     assert_eq!(wrong.into_inner(), 0, "packets with another flow's address");
-    assert_ne!(recycled, 0, "the test never met what it is about");
+    assert_ne!(passed.into_inner(), 0);
+    assert_ne!(
+        missed.into_inner(),
+        0,
+        "the test never met what it is about"
+    );
 }
 
-/// A flow in both indexes.
-type Entries = (FlowKey<[u8; 4]>, ReverseKey<[u8; 4]>, Reference);
+/// A flow, and what must become of its packets.
+struct Case {
+    inside: Endpoint,
+    origin: Endpoint,
+    slot: u32,
+    /// Hook, packet, and what it must leave as.
+    packets: [(Hook, Vec<u8>, Vec<u8>); 2],
+}
 
-/// One element of each index for two flows in turn, as it is when flows end and others begin: a
-/// deleted element is the next one used.
-fn recycle(plane: &DataPlane, flows: [Entries; 2], over: &AtomicBool) {
-    let mut indexes = plane.indexes.lock().unwrap();
-    let [first, second] = flows;
-    indexes.flows.remove(&second.0).unwrap();
-    indexes.reverse.remove(&second.1).unwrap();
-    while !over.load(SeqCst) {
-        for (old, new) in [(first, second), (second, first)] {
-            indexes.flows.remove(&old.0).unwrap();
-            indexes.flows.insert(new.0, new.2, 0).unwrap();
-            indexes.reverse.remove(&old.1).unwrap();
-            indexes.reverse.insert(new.1, new.2, 0).unwrap();
+impl Case {
+    fn of(plane: &DataPlane, inside: Endpoint, origin: Endpoint) -> Self {
+        let out = Packet::udp(inside, origin, b"");
+        let egress = plane.leaves(&out);
+        let back = Packet::udp(origin, egress, b"");
+        let (left, arrived) = (out.clone().sent_from(egress), back.clone().sent_to(inside));
+        Self {
+            inside,
+            origin,
+            slot: plane.index(inside, origin, UDP).unwrap(),
+            packets: [
+                (Hook::UplinkEgress, out.bytes(), left.bytes()),
+                (Hook::UplinkIngress, back.bytes(), arrived.bytes()),
+            ],
         }
+    }
+
+    /// Sends one packet each way: whether it passed as it must, if it passed.
+    fn pass(&self, plane: &DataPlane) -> [Option<bool>; 2] {
+        // Address and port in a packet on its way out, and in one on its way back.
+        let places = [26..30, 34..36, 30..34, 36..38];
+        self.packets.each_ref().map(|(hook, bytes, right)| {
+            let outcome = plane.try_bytes(*hook, bytes, Meta::default()).unwrap();
+            (outcome.verdict != Verdict::Drop).then(|| {
+                outcome.verdict == Verdict::Next
+                    && places
+                        .iter()
+                        .all(|at| outcome.bytes[at.clone()] == right[at.clone()])
+            })
+        })
     }
 }

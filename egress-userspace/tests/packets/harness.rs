@@ -2,17 +2,18 @@
 //! nothing.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod};
+use egress_common::clock::Moment;
 use egress_common::count::Count;
 use egress_common::expiry::Progress;
 use egress_common::family::V4;
 use egress_common::free::{self, FreeList};
+use egress_common::index::buckets;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::reason::{Counter, Reason};
 use egress_common::settings::{
@@ -24,6 +25,7 @@ use egress_common::siphash::Secret;
 use egress_common::slot::{Slot, State, flag};
 use egress_common::tag::{Tag, TagField};
 
+use crate::index::{HASH_KEY, Index};
 use crate::packet::{ACK, Endpoint, Packet, SYN};
 use crate::run::{Meta, Outcome, Verdict, run};
 use crate::world::{INSIDE_INTERFACE, UPLINK, UPLINK_MAC, World};
@@ -72,8 +74,8 @@ pub(crate) struct DataPlane {
     ebpf: Ebpf,
     programs: Vec<(Hook, ProgramFd)>,
     pub(crate) world: World,
-    pub(crate) flows: HashMap<MapData, FlowKey<V4>, Reference>,
-    pub(crate) reverse: HashMap<MapData, ReverseKey<V4>, Reference>,
+    pub(crate) flows: Index,
+    pub(crate) reverse: Index,
     pub(crate) slots: Array<MapData, Slot<V4>>,
     pub(crate) free_slots: Array<MapData, FreeList>,
     pub(crate) origins: HashMap<MapData, OriginKey<V4>, Reference>,
@@ -81,14 +83,6 @@ pub(crate) struct DataPlane {
     pub(crate) free_counts: Array<MapData, FreeList>,
     reasons: PerCpuArray<MapData, Counter>,
     sweeper: Array<MapData, Sweeper>,
-    /// Both indexes again, to change while programs run.
-    pub(crate) indexes: Mutex<Indexes>,
-}
-
-/// The indexes of flows.
-pub(crate) struct Indexes {
-    pub(crate) flows: HashMap<MapData, FlowKey<V4>, Reference>,
-    pub(crate) reverse: HashMap<MapData, ReverseKey<V4>, Reference>,
 }
 
 /// Whether this process may load programs; says `SKIPPED` if not.
@@ -141,8 +135,9 @@ impl DataPlane {
             .override_global("MAX_ORIGINS", &world.max_origins, true)
             .override_global("LISTS", &world.lists, true)
             .override_global("LOAD_ID", &LOAD_ID, true)
-            .map_max_entries("FLOWS4", world.max_flows)
-            .map_max_entries("REVERSE4", world.max_flows)
+            .override_global("BUCKETS", &buckets(world.max_flows), true)
+            .map_max_entries("FLOWS4", buckets(world.max_flows))
+            .map_max_entries("REVERSE4", buckets(world.max_flows))
             .map_max_entries("SLOTS4", world.max_flows)
             .map_max_entries("FREE_SLOTS4", world.lists)
             .map_max_entries("ORIGINS4", world.max_origins)
@@ -169,15 +164,10 @@ impl DataPlane {
             }
             programs.push((hook, program.fd().unwrap().try_clone().unwrap()));
         }
-        let indexes = Mutex::new(Indexes {
-            flows: again(&ebpf, "FLOWS4").try_into().unwrap(),
-            reverse: again(&ebpf, "REVERSE4").try_into().unwrap(),
-        });
         let mut plane = Self {
             programs,
-            indexes,
-            flows: map(&mut ebpf, "FLOWS4", HashMap::try_from),
-            reverse: map(&mut ebpf, "REVERSE4", HashMap::try_from),
+            flows: map(&mut ebpf, "FLOWS4", Array::try_from).into(),
+            reverse: map(&mut ebpf, "REVERSE4", Array::try_from).into(),
             slots: map(&mut ebpf, "SLOTS4", Array::try_from),
             free_slots: map(&mut ebpf, "FREE_SLOTS4", Array::try_from),
             origins: map(&mut ebpf, "ORIGINS4", HashMap::try_from),
@@ -223,7 +213,7 @@ impl DataPlane {
                     .set(
                         index,
                         Slot {
-                            next,
+                            last_seen: Moment(next),
                             ..Slot::default()
                         },
                         0,
@@ -256,6 +246,7 @@ impl DataPlane {
                 k1: 0x89ab_cdef,
             },
         );
+        self.array("HASH_KEY", 0, HASH_KEY);
         for (interface, role) in [(UPLINK, role::UPLINK), (INSIDE_INTERFACE, role::INSIDE)] {
             self.hash(
                 "DEVICES",
@@ -552,7 +543,7 @@ impl DataPlane {
     /// The slot number of a flow of a realm.
     pub(crate) fn index_in(
         &self,
-        realm: u32,
+        realm: u16,
         inside: Endpoint,
         origin: Endpoint,
         protocol: u8,
@@ -566,10 +557,21 @@ impl DataPlane {
             realm,
             ..FlowKey::default()
         };
-        let reference = self.flows.get(&key, 0).ok()?;
-        let slot = self.slots.get(&reference.index, 0).unwrap();
-        assert_eq!((slot.flow, slot.generation), (key, reference.generation));
-        Some(reference.index)
+        self.flow(&key)
+    }
+
+    /// The slot number of a flow.
+    pub(crate) fn flow(&self, key: &FlowKey<V4>) -> Option<u32> {
+        self.flows.find(key.hash(&HASH_KEY), |slot| {
+            self.slots.get(&slot, 0).unwrap().flow == *key
+        })
+    }
+
+    /// The slot number of a flow, as its origin names it.
+    pub(crate) fn holder(&self, key: &ReverseKey<V4>) -> Option<u32> {
+        self.reverse.find(key.hash(&HASH_KEY), |slot| {
+            self.slots.get(&slot, 0).unwrap().reverse() == *key
+        })
     }
 
     /// The record of a flow.
@@ -596,7 +598,7 @@ impl DataPlane {
             let mut next = self.free_slots.get(&list, 0).unwrap().first;
             while next != free::NONE {
                 assert!(seen.insert(next), "slot {next} is on a list twice");
-                next = self.slots.get(&next, 0).unwrap().next;
+                next = self.slots.get(&next, 0).unwrap().last_seen.0;
             }
         }
         seen.len()
@@ -606,35 +608,28 @@ impl DataPlane {
     #[track_caller]
     pub(crate) fn consistent(&self) {
         let mut counted = std::collections::HashMap::new();
-        let (mut linked, mut free) = (0, 0);
+        let (mut linked, mut owners, mut free) = (0, 0, 0);
         for (index, slot) in self.slots.iter().enumerate() {
             let slot = slot.unwrap();
             let state = slot.word().state;
-            let reference = Reference {
-                index: index as u32,
-                generation: slot.generation,
-            };
+            let index = index as u32;
             if state.is_counted() {
                 *counted.entry(slot.counted()).or_insert(0u32) += 1;
             }
             if state.is_linked() {
                 linked += 1;
-                assert_eq!(
-                    self.reverse.get(&slot.reverse(), 0).ok(),
-                    Some(reference),
-                    "{slot:?}"
-                );
+                assert_eq!(self.holder(&slot.reverse()), Some(index), "{slot:?}");
                 if !slot.word().has(flag::ORPHAN) {
-                    assert_eq!(
-                        self.flows.get(&slot.flow, 0).ok(),
-                        Some(reference),
-                        "{slot:?}"
-                    );
+                    owners += 1;
+                    assert_eq!(self.flow(&slot.flow), Some(index), "{slot:?}");
                 }
             }
             free += usize::from(state == State::Free);
         }
-        assert_eq!(self.reverse.keys().count(), linked, "entries of no slot");
+        assert_eq!(self.reverse.len(), linked, "entries of no slot");
+        assert_eq!(self.flows.len(), owners, "entries of no flow");
+        self.reverse.at_rest();
+        self.flows.at_rest();
         assert_eq!(free, self.free(), "free slots");
         let known: std::collections::HashMap<OriginKey<V4>, u32> = self
             .origins
@@ -685,13 +680,4 @@ pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
 
 fn map<T>(ebpf: &mut Ebpf, name: &str, typed: impl FnOnce(Map) -> Result<T, MapError>) -> T {
     typed(ebpf.take_map(name).expect(name)).expect(name)
-}
-
-/// Another handle to a map.
-fn again(ebpf: &Ebpf, name: &str) -> Map {
-    let Some(Map::HashMap(data)) = ebpf.map(name) else {
-        panic!("{name} is a hash");
-    };
-    let fd = data.fd().as_fd().try_clone_to_owned().unwrap();
-    Map::HashMap(MapData::from_fd(fd).unwrap())
 }

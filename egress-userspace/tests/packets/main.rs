@@ -27,6 +27,7 @@ mod full;
 mod fuzz;
 mod guard;
 mod icmp;
+mod index;
 mod inside;
 mod malformed;
 mod model;
