@@ -3,7 +3,10 @@
 //! Runs of the variants alternate, and ratios are taken within a round, so that a machine that changes its speed
 //! does not change the answer. Absolute numbers hold for this machine only.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use egress_tests::{
@@ -68,12 +71,28 @@ struct Setting {
 type Benchmark = fn(&Setting) -> Result<Table>;
 
 /// All benchmarks by name.
-const BENCHMARKS: [(&str, Benchmark); 4] = [
+const BENCHMARKS: [(&str, Benchmark); 5] = [
     ("established", established),
     ("new-flow", new_flow),
     ("connections", connections),
-    ("memory", memory),
+    ("memory", |setting| memory(setting, Family::V4)),
+    ("memory-ipv6", |setting| memory(setting, Family::V6)),
 ];
+
+/// Whose tables are weighed: each family has its own, by the last letter of their names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// Whether a map is this family's. What is nobody's, the configuration, is counted to IPv4.
+    fn has(self, map: &Path) -> bool {
+        let v6 = map.to_string_lossy().ends_with('6');
+        (self == Self::V6) == v6
+    }
+}
 
 /// Measures what was named.
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -192,12 +211,16 @@ fn connections(setting: &Setting) -> Result<Table> {
     Ok(table)
 }
 
-/// Kernel memory for each flow the table has room for (PERF-8).
-fn memory(setting: &Setting) -> Result<Table> {
+/// Kernel memory for each flow the tables of a family have room for (PERF-8).
+fn memory(setting: &Setting, family: Family) -> Result<Table> {
+    let (name, maps) = match family {
+        Family::V4 => ("memory", "all maps but IPv6's"),
+        Family::V6 => ("memory-ipv6", "IPv6's maps"),
+    };
     let mut table = Table::new(
-        "memory",
+        name,
         format!(
-            "all maps with room for {MANY_FLOWS} flows; for snat an nf_conntrack entry without its hash"
+            "{maps}, with room for {MANY_FLOWS} flows; for snat an nf_conntrack entry without its hash"
         ),
         "B/flow",
         "PERF-8: <= 130 B",
@@ -222,12 +245,12 @@ fn memory(setting: &Setting) -> Result<Table> {
         for map in std::fs::read_dir(&maps)
             .with_context(|| format!("no pinned maps in {}", maps.display()))?
         {
+            let map = map?.path();
+            if !family.has(&map) {
+                continue;
+            }
             let mut command = std::process::Command::new("bpftool");
-            let shown = netns::run(
-                command
-                    .args(["-j", "map", "show", "pinned"])
-                    .arg(map?.path()),
-            )?;
+            let shown = netns::run(command.args(["-j", "map", "show", "pinned"]).arg(map))?;
             let shown: Value = serde_json::from_str(&shown)?;
             bytes += shown["bytes_memlock"]
                 .as_u64()
