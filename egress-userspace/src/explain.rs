@@ -5,6 +5,7 @@
 
 mod render;
 mod rule;
+mod way;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -13,10 +14,11 @@ use serde::{Deserialize, Serialize};
 
 pub use rule::Rule;
 use rule::matching;
+use way::on_its_way;
 
 use crate::config::IcmpQueries;
 use crate::dataplane::api::{
-    DataPlaneView, FlowKey, FlowRecord, OriginFilter, OriginMatch, Protocol,
+    DataPlaneView, Exit, FlowKey, FlowRecord, OriginFilter, OriginMatch, Protocol, Traveller, Way,
 };
 use crate::desired::{Candidate, Desired, DesiredZone};
 
@@ -64,6 +66,9 @@ pub trait LiveView {
 
     /// The order in which a new flow tries a pool's addresses (CAP-9).
     fn order(&self, pool: u16, inside: IpAddr, realm: Option<u16>) -> Option<Vec<Ipv4Addr>>;
+
+    /// The way of the packet through this host.
+    fn way(&self, query: &Query) -> Way;
 }
 
 /// When there is no data plane to ask.
@@ -81,6 +86,10 @@ impl LiveView for NothingLive {
 
     fn order(&self, _: u16, _: IpAddr, _: Option<u16>) -> Option<Vec<Ipv4Addr>> {
         None
+    }
+
+    fn way(&self, _: &Query) -> Way {
+        Way::default()
     }
 }
 
@@ -110,6 +119,17 @@ impl LiveView for Live<'_> {
 
     fn order(&self, pool: u16, inside: IpAddr, realm: Option<u16>) -> Option<Vec<Ipv4Addr>> {
         self.0.candidate_order(pool, inside, realm).ok()
+    }
+
+    fn way(&self, query: &Query) -> Way {
+        let traveller = Traveller {
+            source: query.source,
+            destination: query.destination,
+            mark: query.mark,
+            interface: query.interface.clone(),
+            own: query.cgroup.is_some(),
+        };
+        self.0.way(&traveller).unwrap_or_default()
     }
 }
 
@@ -166,6 +186,16 @@ pub enum Outcome {
         /// Why.
         text: String,
     },
+    /// It leaves by no interface at all.
+    NoRoute {
+        /// Why.
+        text: String,
+    },
+    /// It does not leave for the outside, so nothing is translated.
+    StaysInside {
+        /// Where it goes.
+        text: String,
+    },
 }
 
 /// The answer to a [`Query`].
@@ -185,6 +215,9 @@ pub struct Explanation {
     pub candidates: Vec<CandidateVerdict>,
     /// Where the flow egresses: `local`.
     pub path: Option<String>,
+    /// Where it leaves, if anybody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
     /// What becomes of it.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -192,6 +225,17 @@ pub struct Explanation {
 
 /// Explains what becomes of the packet that `query` describes.
 pub fn explain(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanation {
+    let mut explanation = by_rules(desired, query, live);
+    let way = live.way(query);
+    if let Some(outcome) = on_its_way(&explanation, &way) {
+        explanation.outcome = outcome;
+    }
+    explanation.exit = way.exit;
+    explanation
+}
+
+/// What rules, pools and counts say.
+fn by_rules(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanation {
     let mut rules = matching(desired, query);
     let realm = realm(&rules, query);
     let zone = rules.first().map(|(zone, _)| *zone);
@@ -211,6 +255,7 @@ pub fn explain(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explana
         pool: pool.map(|pool| pool.id.clone()),
         candidates: Vec::new(),
         path: None,
+        exit: None,
         outcome: default_egress("no zone selects this packet"),
     };
     if let Some(flow) = live_flow(query, realm, live) {

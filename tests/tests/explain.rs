@@ -1,16 +1,22 @@
 //! OBS-5: `egress why` names rule, pool, candidates and outcome, and is right about what then happens.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
-    config::{POOL_NAME, Resources, ZONE_NAME},
+    config::{POOL_NAME, Resources, Server, ZONE_NAME},
     needs,
     origin::ECHO_PORT,
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
-    standard::{BOUND, BOUND_ADDRESS, POOL, UNBOUND_ADDRESS},
+    standard::{
+        BOUND, BOUND_ADDRESS, GATEWAY, Options, POOL, SECOND_UPLINK, UNBOUND_ADDRESS, UPLINK,
+    },
 };
 use serde_json::Value;
 
 const CAP: usize = 5;
+/// For what is not answered.
+const SOON: Duration = Duration::from_millis(500);
 
 fn why(site: &Site, source: &str, destination: &str) -> Result<Value> {
     site.gateway.json(&["why", source, destination])
@@ -115,6 +121,99 @@ fn admitted_refused_unbound_and_live() -> Result<()> {
     ensure!(
         text.contains(ZONE_NAME) && text.contains(POOL_NAME),
         "{text}"
+    );
+    Ok(())
+}
+
+/// What rules and counts promise may not be what happens: routes, hooks and tables have their say.
+#[test]
+fn routes_hooks_and_tables_count() -> Result<()> {
+    const TEST: &str = "routes_hooks_and_tables_count";
+    const FLOWS: usize = 1_000;
+
+    let Some(_turn) = needs::turn(TEST, &["nft", "bpftool"]) else {
+        return Ok(());
+    };
+    let mut site = Site::start(&Plan {
+        network: Options {
+            second_uplink: true,
+            ..Options::default()
+        },
+        server: Server {
+            max_flows: FLOWS as u32,
+            dataplane: "attach = \"tcx\"".to_owned(),
+            ..Server::default()
+        },
+        ..Plan::default()
+    })?;
+    let (origin, other) = (site.at_a(ECHO_PORT), site.at_b(ECHO_PORT));
+    let (bound, unbound) = (BOUND_ADDRESS.to_string(), UNBOUND_ADDRESS.to_string());
+    let ask = |site: &Site| why(site, &bound, &origin.to_string());
+    let route = |site: &Site, change: &str| {
+        let words = format!("ip route {change}");
+        site.lab
+            .exec(GATEWAY, &words.split(' ').collect::<Vec<_>>())
+    };
+    let mut clients = site.clients(BOUND, 1)?;
+
+    let answer = ask(&site)?;
+    ensure!(
+        answer["outcome"] == "admitted"
+            && answer["exit"]["kind"] == "uplink"
+            && answer["exit"]["interface"] == UPLINK,
+        "{answer}"
+    );
+    let answer = why(&site, &bound, &format!("{UNBOUND_ADDRESS}:80"))?;
+    ensure!(answer["outcome"] == "stays-inside", "{answer}");
+
+    // No route: it is not even tried.
+    route(&site, &format!("add unreachable {}/32", origin.ip()))?;
+    let answer = ask(&site)?;
+    ensure!(answer["outcome"] == "no-route", "{answer}");
+    ensure!(clients.open(origin, 1, SOON)?.succeeded == 0);
+    route(&site, &format!("del unreachable {}/32", origin.ip()))?;
+
+    // By an interface that is no uplink the guard drops it; whoever is not bound may leave there.
+    route(
+        &site,
+        &format!("add {}/32 dev {SECOND_UPLINK}", origin.ip()),
+    )?;
+    let answer = ask(&site)?;
+    ensure!(
+        answer["outcome"] == "refused"
+            && answer["reason"] == "hook_missing"
+            && answer["exit"]["kind"] == "elsewhere",
+        "{answer}"
+    );
+    let free = why(&site, &unbound, &origin.to_string())?;
+    ensure!(free["outcome"] == "default-egress", "{free}");
+    ensure!(clients.open(origin, 1, SOON)?.succeeded == 0);
+    route(
+        &site,
+        &format!("del {}/32 dev {SECOND_UPLINK}", origin.ip()),
+    )?;
+    all_succeeded(&clients.open(origin, 1, CONNECT_LIMIT)?, 1)?;
+
+    // A full table refuses (CAP-6).
+    let rest = FLOWS - 1;
+    all_succeeded(&clients.open(other, rest, CONNECT_LIMIT)?, rest)?;
+    let answer = ask(&site)?;
+    ensure!(
+        answer["outcome"] == "refused" && answer["reason"] == "table_full",
+        "{answer}"
+    );
+    ensure!(clients.open(origin, 1, CONNECT_LIMIT)?.refusals() == 1);
+    drop(clients);
+
+    // A program that somebody took off, and nobody is there to put it back.
+    site.gateway.kill()?;
+    site.gateway.remove_program(UPLINK, "uplink_egress")?;
+    let answer = ask(&site)?;
+    ensure!(
+        answer["outcome"] == "refused"
+            && answer["reason"] == "hook_missing"
+            && answer["exit"]["missing"][0] == "uplink_egress",
+        "{answer}"
     );
     Ok(())
 }

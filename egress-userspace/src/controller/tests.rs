@@ -6,7 +6,7 @@ use super::*;
 use crate::control::{Client, Filter, Handler, Request, Server};
 use crate::dataplane::api::{
     ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Names,
-    OriginFilter, OriginRecord, PoolLive,
+    OriginFilter, OriginRecord, PoolLive, Traveller, Way,
 };
 use crate::inventory::{DaemonState, PoolRecord, Status};
 use crate::store::SqliteStore;
@@ -56,6 +56,10 @@ impl DataPlaneView for Fake {
         _: Option<u16>,
     ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
         Ok(Vec::new())
+    }
+
+    fn way(&self, _: &Traveller) -> Result<Way, DataPlaneError> {
+        Ok(Way::default())
     }
 }
 

@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::Desired;
 
+mod way;
+
+pub use way::{Exit, Traveller, Way};
+
 /// Reading the data plane: counts, flows and hooks as the pinned maps and links hold them now.
 pub trait DataPlaneView {
     /// Which hooks are in place, how full the tables are, and the counters by reason.
@@ -44,6 +48,9 @@ pub trait DataPlaneView {
         inside: IpAddr,
         realm: Option<u16>,
     ) -> Result<Vec<Ipv4Addr>, DataPlaneError>;
+
+    /// The way of a packet through this host, as its routes, hooks and tables are now (OBS-5).
+    fn way(&self, traveller: &Traveller) -> Result<Way, DataPlaneError>;
 }
 
 /// Changing the data plane.

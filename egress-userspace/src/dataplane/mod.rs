@@ -15,7 +15,7 @@
 //! | `tables`, `versions`, `addresses` | a configuration as map entries; two versions and a switch; egress IPs |
 //! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
-//! | `view`, `flows` | hooks, tables, flows and counts, read from pins and mapped memory |
+//! | `view`, `flows`, `route` | a packet's route, hooks, tables, flows and counts, read from pins and mapped memory |
 //! | `events` | the log of refusals |
 //! | `detach` | everything off again |
 //! | `maps`, `sys`, `netlink`, `types` | typed maps; the system calls and messages that libraries lack; the kernel's structures |
@@ -43,6 +43,7 @@ mod object;
 mod pins;
 mod plane;
 mod privileges;
+mod route;
 mod ruleset;
 mod start;
 mod sys;

@@ -39,13 +39,19 @@ impl Request {
     }
 
     /// Adds an attribute that is a text with a terminating zero.
-    pub(super) fn text(mut self, kind: u16, value: &str) -> Self {
-        let length = ATTRIBUTE + value.len() + 1;
+    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+        let mut bytes = value.as_bytes().to_vec();
+        bytes.push(0);
+        self.attribute(kind, &bytes)
+    }
+
+    /// Adds an attribute.
+    pub(super) fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
+        let length = ATTRIBUTE + value.len();
         self.bytes
             .extend_from_slice(&u16::try_from(length).unwrap_or(u16::MAX).to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(value.as_bytes());
-        self.bytes.push(0);
+        self.bytes.extend_from_slice(value);
         pad(&mut self.bytes);
         self
     }

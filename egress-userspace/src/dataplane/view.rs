@@ -23,13 +23,14 @@ use super::interfaces::Interface;
 use super::maps::Maps;
 use super::pins::Pins;
 use super::privileges;
+use super::route::{self, Route};
 use super::tables::Tables;
 use super::versions;
 use crate::config::{Attach, Dataplane};
 use crate::dataplane::api::{
-    DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, HookStatus,
-    Names, OriginFilter, OriginRecord, PoolAddressLive, PoolLive, ReasonCount, TableStatus,
-    utilization,
+    DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
+    HookStatus, Names, OriginFilter, OriginRecord, PoolAddressLive, PoolLive, ReasonCount,
+    TableStatus, Traveller, Way, utilization,
 };
 
 /// A reader of the data plane. The command line opens one itself when no daemon answers.
@@ -246,5 +247,43 @@ impl DataPlaneView for View {
         let start = preferred(secret, inside.octets().digest(), realm, order.len() as u32);
         order.rotate_left(start as usize);
         Ok(order)
+    }
+
+    fn way(&self, traveller: &Traveller) -> Result<Way, DataPlaneError> {
+        let status = self.status()?;
+        let full = |name: &str| {
+            status
+                .tables
+                .iter()
+                .any(|table| table.table == name && table.used >= table.capacity)
+        };
+        let exit = match route::of(traveller)? {
+            Route::Here => Exit::Here,
+            Route::None(text) => Exit::NoRoute { text },
+            Route::By(index) => {
+                let interface = Interface::all()?
+                    .into_iter()
+                    .find(|interface| interface.index == index)
+                    .map_or_else(|| format!("#{index}"), |interface| interface.name);
+                if self.config.uplink.contains(&interface) {
+                    let missing = status
+                        .hooks
+                        .iter()
+                        .filter(|hook| hook.interface == interface && !hook.in_place)
+                        .map(|hook| hook.hook.clone())
+                        .collect();
+                    Exit::Uplink { interface, missing }
+                } else if self.config.inside.contains(&interface) {
+                    Exit::Inside { interface }
+                } else {
+                    Exit::Elsewhere { interface }
+                }
+            }
+        };
+        Ok(Way {
+            exit: Some(exit),
+            flows_full: full("flows"),
+            origins_full: full("origins"),
+        })
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Explanation, Outcome, Query, Rule, Traffic, Verdict};
+use super::{Exit, Explanation, Outcome, Query, Rule, Traffic, Verdict};
 
 impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,6 +87,14 @@ impl fmt::Display for Explanation {
         if let Some(path) = &self.path {
             writeln!(f, "path        {path}")?;
         }
+        if let Some(
+            Exit::Uplink { interface, .. }
+            | Exit::Inside { interface }
+            | Exit::Elsewhere { interface },
+        ) = &self.exit
+        {
+            writeln!(f, "leaves by   {interface}")?;
+        }
         write!(f, "outcome     ")?;
         match &self.outcome {
             Outcome::LiveFlow { flow } => {
@@ -101,6 +109,8 @@ impl fmt::Display for Explanation {
             }
             Outcome::Refused { reason, text } => write!(f, "refused: {reason}: {text}"),
             Outcome::DefaultEgress { text } => write!(f, "default egress: {text}"),
+            Outcome::NoRoute { text } => write!(f, "no route: {text}"),
+            Outcome::StaysInside { text } => write!(f, "not translated: {text}"),
         }
     }
 }

@@ -8,6 +8,7 @@ struct Fake {
     active: HashMap<Ipv4Addr, u64>,
     flow: Option<FlowRecord>,
     order: Option<Vec<Ipv4Addr>>,
+    way: Way,
 }
 
 impl LiveView for Fake {
@@ -23,6 +24,10 @@ impl LiveView for Fake {
 
     fn order(&self, _: u16, _: IpAddr, _: Option<u16>) -> Option<Vec<Ipv4Addr>> {
         self.order.clone()
+    }
+
+    fn way(&self, _: &Query) -> Way {
+        self.way.clone()
     }
 }
 

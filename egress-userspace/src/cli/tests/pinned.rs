@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::control::Failure;
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, HookStatus,
-    Names, OriginFilter, OriginRecord, PoolLive, Protocol, utilization,
+    Names, OriginFilter, OriginRecord, PoolLive, Protocol, Traveller, Way, utilization,
 };
 
 /// Pinned maps with one flow, or none at all.
@@ -84,6 +84,10 @@ impl DataPlaneView for View {
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
         Ok(Vec::new())
+    }
+
+    fn way(&self, _: &Traveller) -> Result<Way, DataPlaneError> {
+        Ok(Way::default())
     }
 
     fn candidate_order(

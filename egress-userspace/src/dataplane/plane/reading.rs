@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use super::Plane;
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, OriginFilter,
-    OriginRecord, PoolLive,
+    OriginRecord, PoolLive, Traveller, Way,
 };
 
 impl DataPlaneView for Plane {
@@ -41,5 +41,9 @@ impl DataPlaneView for Plane {
         realm: Option<u16>,
     ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
         self.view.candidate_order(pool, inside, realm)
+    }
+
+    fn way(&self, traveller: &Traveller) -> Result<Way, DataPlaneError> {
+        self.view.way(traveller)
     }
 }

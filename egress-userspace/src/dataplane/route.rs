@@ -1,0 +1,110 @@
+//! Which interface a packet leaves by: asked of the kernel's own routing (`RTM_GETROUTE`).
+
+use std::io;
+use std::net::IpAddr;
+
+use super::interfaces::Interface;
+use super::netlink::{self, Request};
+use crate::dataplane::api::{DataPlaneError, Traveller};
+
+/// Length of `struct rtmsg`.
+const HEADER: usize = 12;
+
+/// What the kernel answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// It leaves by the interface of this index.
+    By(u32),
+    /// It is for this host itself.
+    Here,
+    /// Nowhere, and why.
+    None(String),
+}
+
+/// The route of a packet. Where it is not said by which interface it enters, it is a packet of this host if its source
+/// is, and else enters where the way back to its source leaves.
+pub(super) fn of(traveller: &Traveller) -> Result<Route, DataPlaneError> {
+    let entering = match &traveller.interface {
+        _ if traveller.own => None,
+        Some(name) => match Interface::find(name)? {
+            Some(interface) => Some(interface.index),
+            None => return Ok(Route::None(format!("there is no interface {name}"))),
+        },
+        None => match ask(traveller.source, None, None, 0)? {
+            Route::By(index) => Some(index),
+            Route::Here => None,
+            Route::None(text) => {
+                return Ok(Route::None(format!("no way back to its source: {text}")));
+            }
+        },
+    };
+    let source = (!traveller.own).then_some(traveller.source);
+    ask(traveller.destination, source, entering, traveller.mark)
+}
+
+fn ask(
+    destination: IpAddr,
+    source: Option<IpAddr>,
+    entering: Option<u32>,
+    mark: u32,
+) -> Result<Route, DataPlaneError> {
+    let bytes = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let (family, bits) = match destination {
+        IpAddr::V4(_) => (libc::AF_INET, 32),
+        IpAddr::V6(_) => (libc::AF_INET6, 128),
+    };
+    let mut header = [0; HEADER];
+    header[0] = family as u8;
+    header[1] = bits;
+    header[2] = source.map_or(0, |_| bits);
+    let mut request = Request::new(libc::RTM_GETROUTE, 0, &header)
+        .attribute(libc::RTA_DST, &bytes(destination))
+        .attribute(libc::RTA_MARK, &mark.to_ne_bytes());
+    if let Some(source) = source {
+        request = request.attribute(libc::RTA_SRC, &bytes(source));
+    }
+    if let Some(index) = entering {
+        request = request.attribute(libc::RTA_IIF, &index.to_ne_bytes());
+    }
+    match request.send(libc::NETLINK_ROUTE) {
+        Ok(answer) => Ok(answer
+            .first()
+            .and_then(|message| parse(&message.body))
+            .unwrap_or_else(|| Route::None("the kernel names no interface".to_owned()))),
+        Err(error) => refusal(&error).map(Route::None).ok_or_else(|| {
+            DataPlaneError::failed(
+                format!("asking the kernel for the route to {destination}"),
+                error,
+            )
+        }),
+    }
+}
+
+fn parse(body: &[u8]) -> Option<Route> {
+    let kind = *body.get(7)?;
+    if kind == libc::RTN_LOCAL {
+        return Some(Route::Here);
+    }
+    netlink::attributes(body.get(HEADER..)?)
+        .find(|(kind, _)| *kind == libc::RTA_OIF)
+        .and_then(|(_, content)| netlink::number(content))
+        .map(Route::By)
+}
+
+/// What the kernel's routing means by an error; `None` for one that is not about the packet.
+fn refusal(error: &io::Error) -> Option<String> {
+    Some(
+        match error.raw_os_error()? {
+            libc::ENETUNREACH => "network unreachable",
+            libc::EHOSTUNREACH => "host unreachable, or this host does not forward",
+            libc::EACCES => "prohibited",
+            libc::EINVAL => "a black hole, or a source that cannot enter there",
+            libc::EXDEV => "the reverse path filter drops it",
+            _ => return None,
+        }
+        .to_owned(),
+    )
+}
