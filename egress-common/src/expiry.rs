@@ -78,7 +78,8 @@ pub fn lifetime(word: SlotWord, timers: &Timers, pressure: Pressure) -> Option<u
         State::UdpUnanswered => Some(pressure.patience(timers.udp)),
         State::UdpAnswered => Some(timers.udp),
         State::Closed => {
-            let rest = if timers.quarantine > timers.tcp_closing {
+            // Late packets of an orphan pass no more: only its port rests.
+            let rest = if word.has(flag::ORPHAN) || timers.quarantine > timers.tcp_closing {
                 timers.quarantine
             } else {
                 timers.tcp_closing
@@ -87,6 +88,13 @@ pub fn lifetime(word: SlotWord, timers: &Timers, pressure: Pressure) -> Option<u
         }
         State::Unlinked => Some(GRACE),
     }
+}
+
+/// Whether the port of a flow that closed `age` ns ago has rested long enough for anybody (CAP-7). Until
+/// somebody takes it, late packets of the flow pass on.
+#[inline(always)]
+pub const fn has_rested(age: u64, timers: &Timers) -> bool {
+    age >= timers.quarantine
 }
 
 /// How far the sweep got; stands behind the timer (16 bytes) in its map.
@@ -122,6 +130,8 @@ pub enum Sweep {
     Keep,
     /// The flow fell idle: it leaves the count; its port rests (`Closed` and expired).
     Expire,
+    /// It closed so long ago that late packets pass no more; its port rests on (`Closed` and expired).
+    Silence,
     /// It leaves both indexes; if it was counted, it leaves the count.
     Unlink,
     /// It returns to the free list.
@@ -135,7 +145,12 @@ pub fn judge(word: SlotWord, age: u64, timers: &Timers, pressure: Pressure) -> S
         return Sweep::Keep;
     };
     if age < lifetime {
-        return Sweep::Keep;
+        let late = matches!(word.state, State::Closed) && age >= timers.tcp_closing;
+        return if late && !word.has(flag::EXPIRED) {
+            Sweep::Silence
+        } else {
+            Sweep::Keep
+        };
     }
     match word.state {
         State::Unlinked => Sweep::Free,
@@ -183,6 +198,35 @@ mod tests {
         assert_eq!(life(State::UdpAnswered, 0), Some(300 * SECOND));
         assert_eq!(life(State::Closed, 0), Some(120 * SECOND));
         assert_eq!(life(State::Free, 0), None);
+    }
+
+    #[test]
+    fn cap_7_port_and_late_packets_have_times_of_their_own() {
+        let short = Timers {
+            quarantine: 5 * SECOND,
+            ..TIMERS
+        };
+        let long = Timers {
+            quarantine: 300 * SECOND,
+            ..TIMERS
+        };
+        let closed = word(State::Closed, 0);
+        let at = |word, seconds: u64, timers| judge(word, seconds * SECOND, timers, Pressure::NONE);
+        assert!(!has_rested(5 * SECOND - 1, &short));
+        assert!(has_rested(5 * SECOND, &short));
+        // Taken or not, the slot is there for late packets.
+        assert_eq!(at(closed, 119, &short), Sweep::Keep);
+        assert_eq!(at(closed, 120, &short), Sweep::Unlink);
+        // The port rests on when nothing passes any more.
+        assert_eq!(at(closed, 119, &long), Sweep::Keep);
+        assert_eq!(at(closed, 120, &long), Sweep::Silence);
+        let silent = closed.with_flags(flag::EXPIRED);
+        assert_eq!(at(silent, 299, &long), Sweep::Keep);
+        assert_eq!(at(silent, 300, &long), Sweep::Unlink);
+        // Nobody waits for late packets of a flow whose endpoints have another.
+        let orphan = silent.with_flags(flag::ORPHAN);
+        assert_eq!(at(orphan, 4, &short), Sweep::Keep);
+        assert_eq!(at(orphan, 5, &short), Sweep::Unlink);
     }
 
     proptest! {

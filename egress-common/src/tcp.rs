@@ -18,6 +18,15 @@ pub enum Way {
 }
 
 impl Way {
+    /// The flag that this side's FIN was seen.
+    #[inline(always)]
+    pub const fn fin(self) -> u16 {
+        match self {
+            Self::Out => flag::FIN_OUT,
+            Self::Back => flag::FIN_IN,
+        }
+    }
+
     /// The other one.
     #[inline(always)]
     pub const fn other(self) -> Self {
@@ -252,8 +261,10 @@ pub fn observe(
         if !plausible(word, segment, sender, receiver) {
             return false;
         }
-        // A FIN is the end even if a stranger's data seemed to lie behind it, unless it is an old one.
-        if after(end, sender.end) || segment.has(control::FIN) && !after(receiver.ack, end) {
+        // A FIN is the end even if a stranger's data seemed to lie before or behind it, unless it is an
+        // old one. Whether it was a stranger's itself its receiver knows: see `step`.
+        let fin = segment.has(control::FIN) && !after(receiver.ack, end);
+        if fin || after(end, sender.end) && !word.has(way.fin()) {
             sender.end = end;
         }
         latest = latest && word.has(flag::SYN_IN) && !after(sender.ack, segment.acknowledgment);
@@ -351,13 +362,18 @@ pub fn step(
     {
         next.state = State::TcpEstablished;
     }
+    // Who acknowledges more than the other side's FIN has not taken it for the end: a stranger's, within
+    // our reach but beyond its window (RFC 5961, section 5).
+    if segment.has(control::ACK)
+        && next.has(way.other().fin())
+        && after(segment.acknowledgment, receiver.end)
+    {
+        next.flags &= !way.other().fin();
+    }
     if segment.has(control::FIN) && word.has(flag::SYN_IN) {
         let fin = segment.sequence.wrapping_add(segment.length());
         if !after(receiver.ack, fin) {
-            next = next.with_flags(match way {
-                Way::Out => flag::FIN_OUT,
-                Way::Back => flag::FIN_IN,
-            });
+            next = next.with_flags(way.fin());
         }
     }
     if next.has(flag::FIN_OUT | flag::FIN_IN)
@@ -376,6 +392,28 @@ pub struct Last {
     pub end: u32,
     /// Timestamp value.
     pub timestamp: u32,
+}
+
+/// The numbers of the segments that tell both ends of a flow that it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Farewell {
+    /// Sequence and acknowledgment number of the RST for the inside.
+    pub inside: (u32, u32),
+    /// Sequence number of the RST for the origin, and what it would acknowledge.
+    pub origin: (u32, u32),
+}
+
+/// What ends a connection at both ends: each gets the number it expects next (RFC 5961, section 3.2), as
+/// far as it has said which. Where that is a moment old, the end asks back (a challenge) and the answer
+/// to that fits exactly.
+#[inline(always)]
+pub const fn farewell(word: SlotWord, out: &Side, back: &Side) -> Farewell {
+    let answered = word.has(flag::SYN_IN);
+    let expected = if answered { back.ack } else { out.end };
+    Farewell {
+        inside: (if answered { out.ack } else { 0 }, out.end),
+        origin: (expected, if answered { back.end } else { 0 }),
+    }
 }
 
 /// Whether an origin still in TIME_WAIT on this port would accept this SYN (RFC 6191; CAP-7):

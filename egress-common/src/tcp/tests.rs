@@ -404,3 +404,56 @@ fn cap_7_reuse_needs_sequence_and_timestamp_ahead() {
         Some(51)
     ));
 }
+
+#[test]
+fn nat_7_a_strangers_fin_is_disproved_by_its_receiver() {
+    let one = INSIDE.wrapping_add(1);
+    // Behind what the origin has sent, and before it.
+    for fin_at in [5_000, 200] {
+        let mut wire = Wire::established();
+        wire.send(Way::Back, segment(control::ACK, ORIGIN + 1, one, 1_000));
+        let fin = segment(control::FIN | control::ACK, ORIGIN + fin_at, one, 0);
+        wire.send(Way::Back, fin);
+        assert!(wire.word.has(flag::FIN_IN));
+        for sent in (1_000u32..10_000).step_by(1_000) {
+            let data = segment(control::ACK, ORIGIN + 1 + sent, one, 1_000);
+            wire.send(Way::Back, data);
+            let ack = segment(control::ACK, one, ORIGIN + 1 + sent + 1_000, 0);
+            wire.send(Way::Out, ack);
+        }
+        assert!(!wire.word.has(flag::FIN_IN), "{fin_at}");
+        // The inside has nothing more to say; the origin goes on.
+        let over = segment(control::FIN | control::ACK, one, ORIGIN + 10_001, 0);
+        wire.send(Way::Out, over);
+        let heard = segment(control::ACK, ORIGIN + 10_001, one.wrapping_add(1), 1_000);
+        assert_eq!(wire.send(Way::Back, heard), State::TcpEstablished);
+        let last = segment(
+            control::FIN | control::ACK,
+            ORIGIN + 11_001,
+            one.wrapping_add(1),
+            0,
+        );
+        wire.send(Way::Back, last);
+        let ack = segment(control::ACK, one.wrapping_add(1), ORIGIN + 11_002, 0);
+        assert_eq!(wire.send(Way::Out, ack), State::Closed);
+    }
+}
+
+#[test]
+fn nat_7_a_farewell_carries_what_each_end_expects() {
+    let mut wire = Wire::syn();
+    let one = INSIDE.wrapping_add(1);
+    let early = farewell(wire.word, &wire.out.side(), &wire.back.side());
+    // RFC 9293, 3.10.7.3: acceptable in SYN-SENT, and to an origin in SYN-RECEIVED.
+    assert_eq!((early.inside, early.origin.0), ((0, one), one));
+    wire = Wire::established();
+    wire.send(Way::Back, segment(control::ACK, ORIGIN + 1, one, 700));
+    wire.send(Way::Out, segment(control::ACK, one, ORIGIN + 701, 300));
+    wire.send(
+        Way::Back,
+        segment(control::ACK, ORIGIN + 701, one.wrapping_add(300), 0),
+    );
+    let end = farewell(wire.word, &wire.out.side(), &wire.back.side());
+    assert_eq!(end.inside, (ORIGIN + 701, one.wrapping_add(300)));
+    assert_eq!(end.origin, (one.wrapping_add(300), ORIGIN + 701));
+}
