@@ -27,7 +27,7 @@ pub struct Count<A> {
     pub refused: u64,
     /// Connections admitted.
     pub admitted: u64,
-    /// When `active` last fell to 0, ns of the coarse monotonic clock.
+    /// When a place was last given back, ns of the coarse monotonic clock.
     pub idle_since: u64,
     /// Next free record while this one is free.
     pub next: u32,

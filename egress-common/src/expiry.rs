@@ -93,8 +93,8 @@ pub fn lifetime(word: SlotWord, timers: &Timers, pressure: Pressure) -> Option<u
 /// Whether the port of a flow that closed `age` ns ago has rested long enough for anybody (CAP-7). Until
 /// somebody takes it, late packets of the flow pass on.
 #[inline(always)]
-pub const fn has_rested(age: u64, timers: &Timers) -> bool {
-    age >= timers.quarantine
+pub const fn has_rested(age: u64, quarantine: u64) -> bool {
+    age >= quarantine
 }
 
 /// How far the sweep got; stands behind the timer (16 bytes) in its map.
@@ -212,8 +212,8 @@ mod tests {
         };
         let closed = word(State::Closed, 0);
         let at = |word, seconds: u64, timers| judge(word, seconds * SECOND, timers, Pressure::NONE);
-        assert!(!has_rested(5 * SECOND - 1, &short));
-        assert!(has_rested(5 * SECOND, &short));
+        assert!(!has_rested(5 * SECOND - 1, short.quarantine));
+        assert!(has_rested(5 * SECOND, short.quarantine));
         // Taken or not, the slot is there for late packets.
         assert_eq!(at(closed, 119, &short), Sweep::Keep);
         assert_eq!(at(closed, 120, &short), Sweep::Unlink);

@@ -12,7 +12,7 @@
 //! | [`port`], [`siphash`] | slices, quotas, and the choice of a source port |
 //! | [`slot`], [`tcp`] | the record of a flow and its TCP state |
 //! | [`icmp`] | ICMP errors: what they quote, and what a NAT rewrites in them |
-//! | [`clock`], [`expiry`] | points in time, and when a flow ends |
+//! | [`clock`], [`expiry`], [`ended`] | points in time, when a flow ends, and who is told |
 //! | [`free`] | the list of free records |
 //! | [`checksum`], [`reply`] | packets we make ourselves |
 //! | [`reason`] | why a packet was dropped: one enum from the kernel to the command line |
@@ -26,6 +26,7 @@ pub mod bytes;
 pub mod checksum;
 pub mod clock;
 pub mod count;
+pub mod ended;
 pub mod expiry;
 pub mod family;
 pub mod free;

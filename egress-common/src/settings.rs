@@ -53,6 +53,10 @@ pub struct Settings {
     pub interfaces: u32,
     /// Number of enabled zones.
     pub enabled: u32,
+    /// 1: both ends of an established connection that is ended for its idleness get a RST.
+    pub reset_idle: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// Time-outs in nanoseconds (NAT-7, CAP-7).
@@ -63,9 +67,9 @@ pub struct Timers {
     pub tcp_established: u64,
     /// Half-open TCP, and TCP after both FINs.
     pub tcp_transitory: u64,
-    /// How long a closed TCP flow still translates late packets.
+    /// How long a closed TCP flow still translates late packets, if nobody takes its port before.
     pub tcp_closing: u64,
-    /// How long a closed flow's port rests at most.
+    /// How long a closed flow's port rests; then anybody may take it.
     pub quarantine: u64,
     /// UDP.
     pub udp: u64,

@@ -98,6 +98,8 @@ pub mod flag {
     pub const REDIRECT: u16 = 1 << 7;
     /// Its endpoints opened a new flow, to which their entry in the index belongs: only the port rests.
     pub const ORPHAN: u16 = 1 << 8;
+    /// The flow was ended on purpose: both ends are told, whatever is told of idleness.
+    pub const RESET: u16 = 1 << 9;
 }
 
 /// State, flags and generation in one compare-and-swap word.

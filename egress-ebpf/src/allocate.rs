@@ -11,6 +11,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
 use aya_ebpf::programs::TcContext;
 use egress_common::clock::{Epoch, Moment};
+use egress_common::expiry;
 use egress_common::family::{V4, V6};
 use egress_common::key::{FlowKey, Reference, TCP};
 use egress_common::port::{PROBES, Sequence, preferred};
@@ -34,7 +35,7 @@ use crate::report;
 use crate::slots;
 use crate::verdict;
 
-/// Probes that look for a port nobody uses before a resting one is taken early.
+/// Probes that look for a port nobody uses before one that still has to rest is taken early.
 const FRESH_PROBES: u32 = 4;
 
 /// How far the allocation got.
@@ -46,6 +47,8 @@ pub struct Open<A> {
     place: Reference,
     sequence: Sequence,
     now: u64,
+    /// How long a closed flow's port rests before anybody may take it, ns.
+    quarantine: u64,
     version: u32,
     /// First candidate of the pool, and how many there are.
     first: u32,
@@ -235,6 +238,7 @@ fn prepare<A: Scratch>(
     unsafe {
         (*open).key = *key;
         (*open).now = now;
+        (*open).quarantine = configuration.settings().timers.quarantine;
         (*open).version = configuration.version;
         (*open).first = first;
         (*open).candidates = count;
@@ -484,9 +488,10 @@ unsafe extern "C" fn try_port<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
         }
         let age = (*holder.slot).last_seen.age((*open).now);
         let timestamp = ((*open).has_timestamp != 0).then_some((*open).timestamp);
-        if (nth == 0 || nth > FRESH_PROBES)
-            && (*open).key.protocol == TCP
-            && tcp::reusable(holder.word, last(holder.slot), (*open).syn, timestamp)
+        if expiry::has_rested(age, (*open).quarantine)
+            || (nth == 0 || nth > FRESH_PROBES)
+                && (*open).key.protocol == TCP
+                && tcp::reusable(holder.word, last(holder.slot), (*open).syn, timestamp)
         {
             if take_over(open, &holder, port) {
                 return 1;

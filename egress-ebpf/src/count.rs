@@ -104,7 +104,23 @@ fn find<A: Family>(key: &OriginKey<A>) -> Option<Reference> {
 /// `CapReached`, `OriginTableFull` or `Contended`.
 #[inline(always)]
 pub fn reserve<A: Family>(key: &OriginKey<A>, cap: u32, now: u64) -> Result<Reference, Reason> {
-    let reference = obtain(key, now)?;
+    // Once more if the sweep retired the counter between look-up and reservation: the key has, or gets,
+    // another one.
+    for _ in 0..2 {
+        let reference = obtain(key, now)?;
+        match attempt::<A>(reference, cap) {
+            TAKEN => return Ok(reference),
+            FULL => return Err(Reason::CapReached),
+            STALE => {}
+            _ => break,
+        }
+    }
+    Err(Reason::Contended)
+}
+
+/// Attempts a reservation on a counter; one of the numbers below.
+#[inline(always)]
+fn attempt<A: Family>(reference: Reference, cap: u32) -> u64 {
     let mut attempt = Attempt {
         index: reference.index as u64,
         generation: reference.generation as u64,
@@ -121,11 +137,7 @@ pub fn reserve<A: Family>(key: &OriginKey<A>, cap: u32, now: u64) -> Result<Refe
         );
     }
     // SAFETY: written by the callback, which the compiler does not see.
-    match unsafe { core::ptr::read_volatile(&raw const attempt.result) } {
-        TAKEN => Ok(reference),
-        FULL => Err(Reason::CapReached),
-        _ => Err(Reason::Contended),
-    }
+    unsafe { core::ptr::read_volatile(&raw const attempt.result) }
 }
 
 /// A reservation under way; whole words, as in [`lists::Search`].
@@ -141,6 +153,7 @@ struct Attempt {
 const TAKEN: u64 = 0;
 const FULL: u64 = 1;
 const CONTENDED: u64 = 2;
+const STALE: u64 = 3;
 
 /// One attempt at a reservation; 1 ends them.
 unsafe extern "C" fn attempt_once<A: Family>(_: u32, attempt: *mut c_void) -> i64 {
@@ -167,7 +180,10 @@ unsafe extern "C" fn attempt_once<A: Family>(_: u32, attempt: *mut c_void) -> i6
             unsafe { (*counter).capacity = attempt.cap as u32 };
             1
         }
-        Reservation::Stale => 1,
+        Reservation::Stale => {
+            attempt.result = STALE;
+            1
+        }
         Reservation::Contended => 0,
     }
 }
@@ -196,12 +212,13 @@ pub fn give_back<A: Family>(index: u32, now: u64) {
     let Some(counter) = A::counter(index) else {
         return;
     };
-    // SAFETY: as in `reserve`.
-    let tally = unsafe { MapWord::first_of(counter) };
-    if count::release(&tally) == Some(0) {
-        // SAFETY: a live map value.
-        unsafe { (*counter).idle_since = now };
-    }
+    // SAFETY: as in `attempt`, and a live map value. The time goes first: once the count is 0 the sweep
+    // may retire a counter that was idle for long.
+    let tally = unsafe {
+        core::ptr::write_volatile(&raw mut (*counter).idle_since, now);
+        MapWord::first_of(counter)
+    };
+    count::release(&tally);
 }
 
 /// Gives back the place of a flow.
@@ -218,13 +235,14 @@ pub fn retire<A: Family>(index: u32, before: u64) {
         return;
     };
     // SAFETY: a live map value.
-    let (key, idle_since, tally) = unsafe {
-        // First the key: see `obtain`.
+    let (key, seen, idle_since, tally) = unsafe {
+        // First the key: see `obtain`. The count before the time: see `give_back`.
         let key = core::ptr::read_volatile(&raw const (*counter).key);
+        let tally = MapWord::first_of(counter);
+        let seen = Tally::from_bits(tally.load());
         let idle_since = core::ptr::read_volatile(&raw const (*counter).idle_since);
-        (key, idle_since, MapWord::first_of(counter))
+        (key, seen, idle_since, tally)
     };
-    let seen = Tally::from_bits(tally.load());
     // A time of 0 is long ago, on a machine too that has not run for as long as that.
     let rests = idle_since != 0 && idle_since >= before;
     if key == OriginKey::default() || seen.active != 0 || rests {

@@ -7,9 +7,10 @@
 //! | tc ingress of an inside interface | [`inside`]: decide the zone, write it into the mark |
 //! | tc egress of the uplink | [`uplink`]: find the flow ([`flow`]); else [`classify`], [`allocate`] (with [`count`]), [`translate`] or [`refuse`]; [`icmp`] errors |
 //! | tc egress of the uplink, last | [`guard`]: nothing of a bound zone passes that [`uplink`] has not seen |
-//! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, or drop; [`icmp`]; [`arp`], [`ndp`] |
+//! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, answer for a flow that is [`over`], or drop; [`icmp`]; [`arp`], [`ndp`] |
 //! | tracepoints | [`cgroup`]: selected cgroups that are created anew, and those that are gone |
 //! | a timer | [`sweep`]: end idle flows, free what ended |
+//! | run by the daemon | [`end`]: end a flow, and put on the way in what tells both ends |
 //!
 //! The daemon fills the maps ([`maps`]) and may die at any time.
 #![no_std]
@@ -33,6 +34,7 @@ mod cgroup;
 mod classify;
 mod copied;
 mod count;
+mod end;
 mod extensions;
 mod family;
 mod family6;
@@ -48,6 +50,7 @@ mod maps;
 mod ndp;
 mod options;
 mod outgoing;
+mod over;
 mod refuse;
 mod reply;
 mod report;
@@ -111,6 +114,20 @@ pub fn cgroup_gone(ctx: RawTracePointContext) -> i32 {
 pub fn arm(_ctx: TcContext) -> i32 {
     globals::mark_variant();
     sweep::arm()
+}
+
+/// Never attached: the daemon runs it to end a flow.
+#[classifier]
+pub fn end_flow(ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    end::run(&ctx)
+}
+
+/// Never attached: the daemon runs it to put a packet on the way in of an uplink.
+#[classifier]
+pub fn inject(ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    end::inject(&ctx)
 }
 
 #[panic_handler]

@@ -11,6 +11,7 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use egress_common::count::Count;
+use egress_common::ended::Ended;
 use egress_common::expiry::Progress;
 use egress_common::family::{V4, V6};
 use egress_common::free::FreeList;
@@ -131,6 +132,9 @@ pub static SWEEPER: Array<Sweeper, 1> = Array::new();
 pub static REASONS: PerCpuArray<Counter, { Reason::COUNT }> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
+/// Flows that the sweep has ended and whose ends the daemon is to tell.
+#[btf_map]
+pub static ENDED: RingBuf<Ended, 65_536> = RingBuf::new();
 #[btf_map]
 pub static REPLIES: PerCpuArray<reply::Bucket, 1> = PerCpuArray::new();
 

@@ -54,6 +54,8 @@ pub mod next {
     pub const ADMIT: i32 = 0x101;
     /// It leaves by its slot.
     pub const LEAVE: i32 = 0x102;
+    /// It belongs to a flow that is over.
+    pub const OVER: i32 = 0x106;
     /// It is refused for its reason.
     pub const REFUSE: i32 = 0x103;
 }

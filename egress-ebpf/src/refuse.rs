@@ -19,7 +19,7 @@ use egress_common::checksum::{fold, sum};
 use egress_common::family::V6;
 use egress_common::ipv6::{IPV6, next};
 use egress_common::key::{TCP, UDP};
-use egress_common::packet::{IPV4_MIN, Ip, Ipv4, TCP_MIN};
+use egress_common::packet::{IPV4_MIN, Ip, Ipv4, Segment, TCP_MIN};
 use egress_common::reason::Reason;
 use egress_common::reply::{self, ICMP_HEADER, TTL};
 
@@ -60,15 +60,17 @@ pub fn run<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     if !A::answerable(&packet.ip) {
         return report::drop(ctx, Reason::Unanswerable);
     }
-    let Some(bucket) = REPLIES.get_ptr_mut(0) else {
-        return DROP;
-    };
-    // SAFETY: this CPU's own element.
-    if !unsafe { (*bucket).take(slots::now()) } {
+    if !allowed() {
         return report::drop(ctx, Reason::ReplyLimited);
     }
     let made = if packet.ip.protocol == TCP {
-        make_reset(ctx, packet)
+        let key = &packet.key;
+        make_reset(
+            ctx,
+            &packet.ip,
+            &packet.segment,
+            (key.inside_port, key.origin_port),
+        )
     } else {
         make_unreachable(ctx, &packet.ip, packet.reason)
     };
@@ -76,6 +78,16 @@ pub fn run<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
         return report::drop(ctx, Reason::Unanswerable);
     }
     hand_back(ctx, packet.redirect).unwrap_or_else(|()| report::drop(ctx, Reason::Unanswerable))
+}
+
+/// Whether we may make another packet now (NAT-11).
+#[inline(always)]
+pub fn allowed() -> bool {
+    let Some(bucket) = REPLIES.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: this CPU's own element.
+    unsafe { (*bucket).take(slots::now()) }
 }
 
 /// Writes `bytes` at `offset`.
@@ -175,18 +187,21 @@ pub fn write_ipv6(ctx: &TcContext, ip: &Ip<V6>, protocol: u8, payload: usize) ->
     Ok(())
 }
 
-/// Turns a TCP segment into its RST (RFC 9293, 3.10.7.1).
+/// Turns a TCP segment, with the ports it is from and to, into its RST (RFC 9293, 3.10.7.1).
 #[inline(always)]
-fn make_reset<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), ()> {
-    let (sequence, acknowledgment, control) = reply::reset(&packet.segment).ok_or(())?;
-    let ip = &packet.ip;
-    let key = &packet.key;
+pub fn make_reset<A: Family>(
+    ctx: &TcContext,
+    ip: &Ip<A>,
+    segment: &Segment,
+    (from, to): (u16, u16),
+) -> Result<(), ()> {
+    let (sequence, acknowledgment, control) = reply::reset(segment).ok_or(())?;
     // The checksum field is bytes 16 and 17 of the header: see the top of the file.
     let left_to_device = set_length(ctx, ip.transport() + 17).is_err();
     set_length(ctx, ip.transport() + TCP_MIN)?;
     A::answer(ctx, ip, TCP, TCP_MIN)?;
-    let [p0, p1] = key.origin_port.to_be_bytes();
-    let [q0, q1] = key.inside_port.to_be_bytes();
+    let [p0, p1] = to.to_be_bytes();
+    let [q0, q1] = from.to_be_bytes();
     let [s0, s1, s2, s3] = sequence.to_be_bytes();
     let [a0, a1, a2, a3] = acknowledgment.to_be_bytes();
     let mut bytes: [u8; TCP_MIN] = [

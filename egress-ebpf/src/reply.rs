@@ -17,7 +17,7 @@ use crate::icmp::Outer;
 use crate::outgoing::next;
 use crate::translate::{self, Endpoint, Place};
 use crate::verdict::{self, NEXT};
-use crate::{arp, icmp, report};
+use crate::{arp, icmp, over, report};
 
 pub fn run(ctx: &TcContext) -> i32 {
     // A wire does not speak for our marks.
@@ -38,11 +38,11 @@ pub fn run(ctx: &TcContext) -> i32 {
 /// the steps would not fit the stack.
 #[repr(C)]
 pub struct Incoming<A> {
-    ip: Ip<A>,
+    pub ip: Ip<A>,
     /// Of TCP packets; otherwise left over from an earlier one.
-    segment: Segment,
-    egress_port: u16,
-    origin_port: u16,
+    pub segment: Segment,
+    pub egress_port: u16,
+    pub origin_port: u16,
     /// The slot it belongs to, once that is known.
     slot: u32,
 }
@@ -61,6 +61,9 @@ fn packet<A: Family>(ctx: &TcContext, offset: usize) -> i32 {
     }
     if step == next::KNOWN {
         step = known(ctx, packet);
+    }
+    if step == next::OVER {
+        step = over::answer(ctx, packet);
     }
     if step == next::LEAVE {
         step = back(ctx, packet);
@@ -121,13 +124,13 @@ fn message<A: Family>(ctx: &TcContext, ip: &Ip<A>) -> i32 {
 #[inline(never)]
 fn known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> i32 {
     match try_known(ctx, packet) {
-        Ok(()) => next::LEAVE,
+        Ok(step) => step,
         Err(reason) => report::drop(ctx, reason),
     }
 }
 
 #[inline(always)]
-fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<(), Reason> {
+fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<i32, Reason> {
     let ip = &packet.ip;
     let frame = &Frame::now(ctx);
     let rest = ip.payload();
@@ -143,13 +146,15 @@ fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<(),
         pad2: 0,
     };
     let found = flow::incoming(&key).ok_or(Reason::Unsolicited)?;
-    if found.word.has(flag::EXPIRED) {
-        return Err(Reason::Unsolicited);
-    }
     if ip.protocol == TCP {
         packet.segment = packet::tcp(frame, ip.transport(), rest).map_err(|_| Reason::Malformed)?;
     } else {
         packet::udp(frame, ip.transport(), rest).map_err(|_| Reason::Malformed)?;
+    }
+    if found.word.has(flag::EXPIRED) && !over::passes(&found, &packet.segment) {
+        return over::told(&found, ip.protocol)
+            .then_some(next::OVER)
+            .ok_or(Reason::Unsolicited);
     }
     if found.word.has(flag::REDIRECT) && last_hop::<A>(frame, ip.network()) {
         return Err(Reason::Malformed);
@@ -167,7 +172,7 @@ fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<(),
             frame,
         },
     );
-    Ok(())
+    Ok(next::LEAVE)
 }
 
 /// Sends the packet to whom its flow belongs to.

@@ -11,11 +11,12 @@ use aya_ebpf::helpers::{
 use egress_common::expiry::{self, Cursor, Pressure, Sweep};
 use egress_common::family::{V4, V6};
 use egress_common::settings::Timers;
-use egress_common::slot::{SlotWord, State, flag};
+use egress_common::slot::{SlotWord, State, advance, flag};
 use egress_common::word::Word;
 
 use crate::classify::Configuration;
 use crate::count;
+use crate::end;
 use crate::family::Family;
 use crate::flow::Found;
 use crate::globals;
@@ -201,7 +202,13 @@ unsafe extern "C" fn judge_slot<A: Family>(nth: u32, _: *mut c_void) -> i64 {
             }
             Sweep::Expire => {
                 let closed = word.with_state(State::Closed).with_flags(flag::EXPIRED);
-                slots::close::<A>(slot, word, closed, now);
+                if slots::close::<A>(slot, word, closed, now) {
+                    end::tell(&found);
+                }
+            }
+            Sweep::Silence => {
+                // A lost race is an end.
+                advance(&slots::word_of(slot), word, word.with_flags(flag::EXPIRED));
             }
             Sweep::Unlink => {
                 slots::unlink::<A>(&found, now);

@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::bytes::Bytes;
 use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
 use egress_common::key::{FlowKey, TCP, UDP, realm};
-use egress_common::packet::{self, Fragment, IcmpKind, Options};
+use egress_common::packet::{self, Fragment, IcmpKind, Options, control};
 use egress_common::reason::Reason;
 use egress_common::settings::{Zone, zone_flag};
 use egress_common::slot::{State, flag};
@@ -188,7 +188,8 @@ fn live<A: Family>(packet: &Outgoing<A>, found: &Found<A>) -> Live {
     if packet.segment.opens() && (over || word.has(flag::FIN_IN | flag::FIN_OUT)) {
         return Live::Anew;
     }
-    if over && word.has(flag::EXPIRED) {
+    // A RST is the answer that the other end wants too.
+    if over && word.has(flag::EXPIRED) && !packet.segment.has(control::RST) {
         return Live::Over;
     }
     Live::Translate

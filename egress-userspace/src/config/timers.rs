@@ -7,7 +7,7 @@ use crate::document::Table;
 /// A week: longer than any idle connection is worth its port.
 const MAX_SECONDS: u32 = 7 * 24 * 3600;
 
-/// Idle times and holds, in whole seconds from 1 to 604,800.
+/// Idle times and holds, in whole seconds from 1 to 604,800, and whether their end is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
     /// An established TCP connection without a packet ends after this; 7,440 s (RFC 5382 REQ-5: at least
@@ -15,12 +15,16 @@ pub struct Timers {
     pub tcp_established: Duration,
     /// A TCP connection that is opening ends after this; 240 s (RFC 5382 REQ-5: at least 4 minutes).
     pub tcp_transitory: Duration,
-    /// A TCP connection that is closing ends after this; 120 s.
+    /// Late packets of a closed TCP connection pass for this long, unless its port is taken before; 120 s.
     pub tcp_closing: Duration,
-    /// A closed flow's port rests this long at most; 120 s.
+    /// A closed flow's port rests this long, then anybody may take it; 120 s. Before that only a connection that
+    /// an origin in TIME_WAIT would accept, or anybody if no other port is left.
     pub quarantine: Duration,
     /// A UDP flow without a packet ends after this; 300 s (RFC 4787 REQ-5: at least 2 minutes).
     pub udp: Duration,
+    /// Whether both ends of an established connection that is ended for its idleness get a RST; true. Otherwise
+    /// the origin hears nothing, and the inside hears of it with its next packet.
+    pub reset_idle: bool,
 }
 
 impl Default for Timers {
@@ -31,6 +35,7 @@ impl Default for Timers {
             tcp_closing: Duration::from_secs(120),
             quarantine: Duration::from_secs(120),
             udp: Duration::from_secs(300),
+            reset_idle: true,
         }
     }
 }
@@ -74,6 +79,10 @@ impl Timers {
                 Some((120, "RFC 4787 REQ-5")),
                 default.udp,
             ),
+            reset_idle: table
+                .get("reset_idle", "reset_idle = true")
+                .and_then(|value| value.boolean())
+                .unwrap_or(default.reset_idle),
         };
         table.finish();
         timers

@@ -18,6 +18,7 @@ struct Fake(Arc<Mutex<FakeState>>);
 #[derive(Default)]
 struct FakeState {
     applied: Vec<Desired>,
+    reset: Vec<IpAddr>,
     broken: bool,
 }
 
@@ -79,6 +80,11 @@ impl DataPlane for Fake {
 
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError> {
         Ok(Vec::new())
+    }
+
+    fn reset(&mut self, addresses: &[IpAddr]) -> Result<u64, DataPlaneError> {
+        self.0.lock().unwrap().reset.extend(addresses);
+        Ok(7)
     }
 
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {

@@ -63,9 +63,16 @@ pub trait DataPlane: DataPlaneView + Send {
     /// Returns what it did, one line each; empty when all was in place.
     fn repair(&mut self) -> Result<Vec<String>, DataPlaneError>;
 
-    /// Housekeeping that nobody waits for, about once a second: forgets addresses whose last flow has ended, and
-    /// takes up selected cgroups that came or were created anew. Returns what it did, one line each.
+    /// Housekeeping that nobody waits for, about once a second: tells both ends of connections that were ended for
+    /// their idleness, forgets addresses whose last flow has ended, and takes up selected cgroups that came or were
+    /// created anew. Returns what it did, one line each.
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError>;
+
+    /// Ends every live flow that leaves by one of `addresses`: both ends of a TCP connection get a RST, a UDP flow
+    /// just ends. They leave the counts. Returns how many there were.
+    ///
+    /// New flows may still be admitted to an address that does not drain.
+    fn reset(&mut self, addresses: &[IpAddr]) -> Result<u64, DataPlaneError>;
 
     /// Removes programs, links, pins, the guard and helper interfaces; says what it removed (SAFE-4).
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError>;

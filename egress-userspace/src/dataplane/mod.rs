@@ -15,6 +15,7 @@
 //! | `tables`, `versions`, `addresses` | a configuration as map entries; two versions and a switch; egress IPs |
 //! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
+//! | `farewell` | flows that end without their doing: both ends are told |
 //! | `view`, `flows`, `route` | a packet's route, hooks, tables, flows and counts, read from pins and mapped memory |
 //! | `events` | the log of refusals |
 //! | `detach` | everything off again |
@@ -30,6 +31,7 @@ mod clsact;
 mod detach;
 mod devices;
 mod events;
+mod farewell;
 mod first;
 mod flows;
 mod guard;

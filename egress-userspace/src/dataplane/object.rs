@@ -7,6 +7,7 @@ use std::path::Path;
 use aya::programs::{ProgramError, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::EbpfSectionKind;
+use egress_common::ended::{self, Ended};
 use egress_common::expiry::Progress;
 use egress_common::index::buckets;
 use egress_common::layout::{LAYOUT, Layout};
@@ -24,8 +25,22 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 /// Never attached: run once after each load, so that the sweep's timer calls this load's callback.
 const ARM: &str = "arm";
 
+/// Never attached: run to end a flow on purpose.
+const END: &str = "end_flow";
+
+/// Never attached: run to put a packet on the way in of an uplink.
+const INJECT: &str = "inject";
+
+/// The programs that are run and never attached.
+const RUN: [&str; 3] = [ARM, END, INJECT];
+
+/// Size of `struct __sk_buff`, and where in it the interface's number is.
+const CONTEXT: usize = 192;
+const CONTEXT_INTERFACE: usize = 40;
+
 /// The shortest packet that `BPF_PROG_TEST_RUN` takes: an Ethernet header (ETH_HLEN).
 const EMPTY_FRAME: [u8; 14] = [0; 14];
+const _: () = assert!(EMPTY_FRAME.len() == ended::OFFSET as usize);
 
 /// Maps whose size is `max_flows`.
 const BY_FLOWS: [&str; 2] = ["SLOTS4", "SLOTS6"];
@@ -162,7 +177,7 @@ impl Object {
             load,
             tracepoints: Ok(()),
         };
-        for name in Hook::ALL.map(Hook::program).into_iter().chain([ARM]) {
+        for name in Hook::ALL.map(Hook::program).into_iter().chain(RUN) {
             load_program(object.classifier(name)?)
                 .map_err(|error| refused_by_kernel(name, error))?;
         }
@@ -265,6 +280,37 @@ impl Object {
             ));
         }
         Ok(())
+    }
+
+    /// Runs a program that is never attached; its answer.
+    fn run(
+        &mut self,
+        name: &'static str,
+        packet: &[u8],
+        interface: u32,
+    ) -> Result<u32, DataPlaneError> {
+        let mut context = [0; CONTEXT];
+        context[CONTEXT_INTERFACE..][..4].copy_from_slice(&interface.to_ne_bytes());
+        self.classifier(name)?
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                ctx_in: (interface != 0).then_some(&context[..]),
+                ..TestRunOptions::default()
+            })
+            .map(|result| result.return_value)
+            .map_err(|error| DataPlaneError::failed(format!("running program {name}"), error))
+    }
+
+    /// Puts a frame on the way in of an interface; false if the interface does not take it.
+    pub(super) fn inject(&mut self, frame: &[u8], interface: u32) -> Result<bool, DataPlaneError> {
+        Ok(self.run(INJECT, frame, interface)? != 0)
+    }
+
+    /// Ends a flow; false if it has ended already.
+    pub(super) fn end(&mut self, flow: Ended) -> Result<bool, DataPlaneError> {
+        let mut packet = [0; EMPTY_FRAME.len() + size_of::<Ended>()];
+        packet[EMPTY_FRAME.len()..].copy_from_slice(&flow.bytes());
+        Ok(self.run(END, &packet, 0)? != 0)
     }
 }
 

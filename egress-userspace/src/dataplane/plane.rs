@@ -3,8 +3,9 @@
 mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use aya::maps::{MapData, RingBuf};
 use egress_common::settings::Device;
 use egress_common::tag::TagField;
 
@@ -15,6 +16,7 @@ use super::cgroups::{self, Cgroups};
 use super::detach;
 use super::devices;
 use super::events::EventLog;
+use super::farewell;
 use super::guard::Guard;
 use super::hook::Hook;
 use super::interfaces::{Interface, Watcher};
@@ -60,6 +62,8 @@ pub struct Plane {
     births: u64,
     /// Hooks of interfaces that left the configuration are yet to be taken off.
     departed: bool,
+    /// What the sweep has ended and nobody has told yet.
+    ended: RingBuf<MapData>,
     lock: Lock,
 }
 
@@ -99,6 +103,7 @@ impl Plane {
             remedy: "write, for instance, mark_mask = \"0xffff0000\"".to_owned(),
         })?;
         let maps = Maps::open(&pins)?;
+        let ended = maps.ring("ENDED")?;
         object.arm(&maps)?;
         let mut plane = Self {
             config: config.clone(),
@@ -117,6 +122,7 @@ impl Plane {
             absent_cgroups: BTreeSet::new(),
             births: 0,
             departed: true,
+            ended,
             lock,
         };
         plane.guard.begin()?;
@@ -314,6 +320,38 @@ impl Plane {
             .inspect_err(|_| addresses::take_out(&self.maps, &added))
     }
 
+    /// The uplinks on which every program is in place.
+    fn ready_uplinks(&self) -> Vec<Interface> {
+        self.seen
+            .values()
+            .flatten()
+            .filter(|interface| self.ready.contains(&interface.index))
+            .cloned()
+            .collect()
+    }
+
+    /// Tells both ends of the flows that the sweep has ended, if that is wanted; what came before stays untold.
+    fn tell_ended(&mut self) -> Result<(), DataPlaneError> {
+        let wanted = self
+            .desired
+            .as_ref()
+            .is_some_and(|desired| desired.timers.reset_idle);
+        let uplinks = if wanted {
+            self.ready_uplinks()
+        } else {
+            Vec::new()
+        };
+        let uplinks: Vec<&Interface> = uplinks.iter().collect();
+        let told = farewell::tell_ended(&self.maps, &mut self.object, &mut self.ended, &uplinks)?;
+        if wanted && told > 0 {
+            tracing::info!(
+                connections = told,
+                "ended for their idleness: both ends were told"
+            );
+        }
+        Ok(())
+    }
+
     fn remove_departed(&self) -> Result<(), DataPlaneError> {
         let keep = |interface: &str, hook: Hook| {
             let names = match hook {
@@ -403,6 +441,7 @@ impl DataPlane for Plane {
             .into_iter()
             .map(|address| format!("{address} is no egress IP any more: its last flow has ended"))
             .collect();
+        self.tell_ended()?;
         if let Some(desired) = self.desired.clone()
             && selects_cgroups(&desired)
         {
@@ -412,6 +451,13 @@ impl DataPlane for Plane {
             }
         }
         Ok(done)
+    }
+
+    fn reset(&mut self, addresses: &[IpAddr]) -> Result<u64, DataPlaneError> {
+        let uplinks = self.ready_uplinks();
+        let uplinks: Vec<&Interface> = uplinks.iter().collect();
+        let addresses = addresses.iter().copied().collect();
+        farewell::reset(&self.maps, &mut self.object, &addresses, &uplinks)
     }
 
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {

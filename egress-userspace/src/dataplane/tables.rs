@@ -134,6 +134,8 @@ impl Tables {
             exempt: (tables.exempt4.len() + tables.exempt6.len()) as u32,
             interfaces: tables.interfaces.len() as u32,
             enabled: desired.zones.iter().filter(|zone| zone.enabled).count() as u32,
+            reset_idle: u32::from(desired.timers.reset_idle),
+            pad: 0,
         };
         tables.check()?;
         Ok(tables)

@@ -3,12 +3,14 @@
 use crate::harness::{DataPlane, Hook};
 
 /// Programs, and the most instructions the verifier may look at.
-const BUDGETS: [(&str, u32); 5] = [
+const BUDGETS: [(&str, u32); 7] = [
     ("inside_ingress", 1_500),
     ("uplink_egress", 240_000),
     ("uplink_guard", 50_000),
     ("uplink_ingress", 200_000),
     ("arm", 24_000),
+    ("end_flow", 10_000),
+    ("inject", 100),
 ];
 
 #[test]

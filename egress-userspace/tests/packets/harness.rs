@@ -5,11 +5,12 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::{Duration, Instant};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod};
 use egress_common::clock::Moment;
 use egress_common::count::Count;
+use egress_common::ended::{self, Ended};
 use egress_common::expiry::Progress;
 use egress_common::family::V4;
 use egress_common::free::{self, FreeList};
@@ -46,15 +47,19 @@ pub(crate) enum Hook {
     UplinkGuard,
     UplinkIngress,
     Arm,
+    EndFlow,
+    Inject,
 }
 
 impl Hook {
-    pub(crate) const ALL: [(Self, &'static str); 5] = [
+    pub(crate) const ALL: [(Self, &'static str); 7] = [
         (Self::InsideIngress, "inside_ingress"),
         (Self::UplinkEgress, "uplink_egress"),
         (Self::UplinkGuard, "uplink_guard"),
         (Self::UplinkIngress, "uplink_ingress"),
         (Self::Arm, "arm"),
+        (Self::EndFlow, "end_flow"),
+        (Self::Inject, "inject"),
     ];
 }
 
@@ -649,6 +654,60 @@ impl DataPlane {
             .try_bytes(Hook::Arm, &[0; 14], Meta::default())
             .unwrap();
         assert_eq!(outcome.verdict, Verdict::Other(0));
+    }
+
+    /// Ends a slot's flow as the daemon does; whether it was alive.
+    pub(crate) fn end(&self, slot: Reference) -> bool {
+        let mut packet = vec![0; ended::OFFSET as usize];
+        packet.extend(Ended::new::<V4>(slot).bytes());
+        let outcome = self.try_bytes(Hook::EndFlow, &packet, Meta::default());
+        outcome.unwrap().verdict == Verdict::Other(1)
+    }
+
+    /// A packet of an origin is answered: it goes back to where it came from as another one, marked as dealt
+    /// with.
+    #[track_caller]
+    pub(crate) fn turned_round(&self, packet: &Packet) -> Packet {
+        // Whose sum a device has made is not compared: it is dropped when the packet is made longer.
+        let outcome = self.run(Hook::UplinkIngress, packet, Meta::default());
+        assert_eq!(
+            outcome.verdict,
+            Verdict::Redirect,
+            "{packet:?} {:?}",
+            self.all_reasons()
+        );
+        assert_eq!(outcome.mark, done(self.world.mark_mask));
+        let answer = Packet::read(&outcome.bytes);
+        assert_eq!(
+            (answer.source, answer.destination),
+            (packet.destination, packet.source)
+        );
+        answer
+    }
+
+    /// Uses up what may be said for a long time to come.
+    pub(crate) fn no_more_replies(&mut self) {
+        let map = self.ebpf.map_mut("REPLIES").unwrap();
+        let mut buckets: PerCpuArray<_, [u64; 2]> = map.try_into().unwrap();
+        let cpus = buckets.get(&0, 0).unwrap().len();
+        let empty = PerCpuValues::try_from(vec![[u64::MAX, 0]; cpus]).unwrap();
+        buckets.set(0, empty, 0).unwrap();
+    }
+
+    /// The flows that the sweep has said it ended, since the last time somebody asked.
+    pub(crate) fn told(&mut self) -> Vec<Reference> {
+        let map = self.ebpf.map_mut("ENDED").unwrap();
+        let mut ring = RingBuf::try_from(map).unwrap();
+        let mut found = Vec::new();
+        while let Some(item) = ring.next() {
+            let word = |at: usize| u32::from_ne_bytes(item[at..at + 4].try_into().unwrap());
+            assert_eq!((item.len(), word(8)), (16, 4));
+            found.push(Reference {
+                index: word(0),
+                generation: word(4),
+            });
+        }
+        found
     }
 
     /// How far the sweep got.

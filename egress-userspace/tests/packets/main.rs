@@ -31,6 +31,7 @@ mod index;
 mod inside;
 mod malformed;
 mod model;
+mod over;
 mod passing;
 mod quarantine;
 mod random;

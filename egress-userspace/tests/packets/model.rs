@@ -339,7 +339,8 @@ impl Flow {
                 latest = acknowledged >= sender.acknowledged;
             }
             let end = start + length;
-            if end > sender.sent || has(FIN) && end >= receiver.acknowledged {
+            // A FIN is the end, until its receiver acknowledges more.
+            if end > sender.sent && !sender.finished || has(FIN) && end >= receiver.acknowledged {
                 sender.sent = end;
             }
         }
@@ -356,6 +357,11 @@ impl Flow {
         } else {
             (&mut self.origin, &mut self.inside)
         };
+        if position(receiver, tcp.acknowledgment)
+            .is_some_and(|acknowledged| has(ACK) && acknowledged > receiver.sent)
+        {
+            receiver.finished = false;
+        }
         if has(FIN)
             && answered
             && position(sender, tcp.sequence).unwrap() + length >= receiver.acknowledged

@@ -87,6 +87,7 @@ impl Default for World {
                 refuse_reset: 1,
                 icmp_queries: 1,
                 answer_arp: 1,
+                reset_idle: 1,
                 ..Settings::default()
             },
             zones: vec![
