@@ -24,7 +24,10 @@ use crate::{slots, verdict};
 pub fn tell<A: Family>(found: &Found<A>) {
     // The next packet of either side is answered in any case.
     if let Some(mut entry) = ENDED.reserve(0) {
-        entry.write(Ended::new::<A>(found.reference()));
+        entry.write(Ended::new::<A>(Reference {
+            index: found.index,
+            generation: found.word.generation,
+        }));
         entry.submit(0);
     }
 }
@@ -68,10 +71,10 @@ pub fn run(ctx: &TcContext) -> i32 {
 fn one<A: Family>(reference: Reference) -> bool {
     // Again if a packet of the flow has advanced it meanwhile.
     for _ in 0..4 {
-        let Some(found) = flow::linked::<A>(reference) else {
+        let Some(found) = flow::at::<A>(reference.index) else {
             return false;
         };
-        if !found.word.state.is_counted() {
+        if found.word.generation != reference.generation || !found.word.state.is_counted() {
             return false;
         }
         let now = slots::now();

@@ -4,6 +4,7 @@
 //! The order is always: read, plan, check the whole, commit, put in force; when putting in force fails, the
 //! commit is undone. A daemon that dies in between finds the commit at its next start and puts it in force then.
 
+mod draining;
 mod requests;
 
 use std::path::{Path, PathBuf};

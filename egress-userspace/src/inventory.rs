@@ -224,7 +224,7 @@ fn pool_record(resources: &Resources, pool: &Pool, live: Option<&PoolLive>) -> P
             address: address.to_string(),
             capacity: live.map(|live| live.cap),
             active: live.map(|live| live.active),
-            draining: pool.draining.contains(address),
+            draining: resources.drains(pool, address),
         }
     });
     let uses = |zone: &&Zone| {

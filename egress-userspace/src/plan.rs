@@ -90,6 +90,8 @@ impl Plan {
             match object {
                 conflicting if written.contains(&(conflicting.kind(), conflicting.id())) => {}
                 Object::Setting(setting) if !keeps_setting(file, stored, &setting.zone) => {}
+                // What drained has gone.
+                Object::Drain(drain) if !is_member(file, &drain.subject) => {}
                 other => after.push(other.clone()),
             }
         }
@@ -142,7 +144,7 @@ impl Plan {
                 Action::Add
             };
             self.step(action, &object, fields);
-            let owner = if object.kind() == Kind::Setting {
+            let owner = if matches!(object.kind(), Kind::Setting | Kind::Drain) {
                 Owner::Api
             } else {
                 Owner::File
@@ -177,6 +179,17 @@ impl Plan {
             fields,
         });
     }
+}
+
+/// Whether this is a pool, or an address of one.
+fn is_member(file: &Resources, subject: &str) -> bool {
+    file.pools.iter().any(|pool| {
+        pool.id == subject
+            || pool
+                .addresses
+                .iter()
+                .any(|address| address.to_string() == subject)
+    })
 }
 
 fn stored_zone<'a>(stored: &'a Stored, id: &str) -> Option<&'a Zone> {
@@ -340,6 +353,11 @@ impl fmt::Display for Step {
             Kind::Setting => write!(
                 f,
                 "{sign} setting of zone {} (of API and command line)",
+                self.name
+            )?,
+            Kind::Drain => write!(
+                f,
+                "{sign} draining of {} (of API and command line)",
                 self.name
             )?,
             kind => write!(f, "{sign} {} {}", kind.noun(), self.name)?,

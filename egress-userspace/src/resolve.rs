@@ -83,7 +83,11 @@ pub fn resolve(
     }
     let mut pools = Vec::with_capacity(resources.pools.len());
     for pool in &resources.pools {
-        pools.push(resolve_pool(pool, pool_number(numbers, &pool.id, limits)?));
+        pools.push(resolve_pool(
+            resources,
+            pool,
+            pool_number(numbers, &pool.id, limits)?,
+        ));
     }
     zones.sort_by_key(|zone| zone.number);
     pools.sort_by_key(|pool| pool.number);
@@ -150,7 +154,7 @@ fn resolve_zone(
     })
 }
 
-fn resolve_pool(pool: &Pool, number: u16) -> DesiredPool {
+fn resolve_pool(resources: &Resources, pool: &Pool, number: u16) -> DesiredPool {
     // Without locations or placements this server owns every slice of every address.
     let slices = port::ALL_SLICES;
     let cap = pool.connections_per_origin.min(port::capacity(slices));
@@ -161,7 +165,7 @@ fn resolve_pool(pool: &Pool, number: u16) -> DesiredPool {
         prefixes: Vec::new(),
     };
     for address in &pool.addresses {
-        let draining = pool.draining.contains(address);
+        let draining = resources.drains(pool, address);
         match *address {
             Address::V4(address) => resolved.candidates.push(Candidate {
                 address,

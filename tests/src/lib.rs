@@ -14,6 +14,7 @@
 //! | [`offload`] | checksum offload of an interface |
 //! | [`worker`] | a helper process driven by JSON lines |
 //! | [`origin`], [`client`] | the two helpers: a server that tells callers who they are, a client that counts |
+//! | [`peer`] | one connection with both of its ends in hand |
 //! | [`pattern`] | a byte stream that any offset of can be verified |
 //! | [`packet`], [`capture`], [`pcap`] | what was on the wire |
 //! | [`leak`] | SAFE-1: no packet with a foreign source |
@@ -44,6 +45,7 @@ pub mod origin;
 pub mod packet;
 pub mod pattern;
 pub mod pcap;
+pub mod peer;
 pub mod programs;
 pub mod registry;
 pub mod seed;

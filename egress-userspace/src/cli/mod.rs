@@ -12,6 +12,7 @@ mod filter;
 mod flows;
 mod origins;
 mod place;
+mod pool;
 mod pools;
 mod run;
 mod status;
@@ -73,6 +74,11 @@ enum Command {
     Zone {
         #[command(subcommand)]
         change: zone::Change,
+    },
+    /// Keep new flows from an egress IP or a pool, or let them in again.
+    Pool {
+        #[command(subcommand)]
+        change: pool::Change,
     },
     /// Explain which way a packet leaves, and why.
     Why(why::Args),
@@ -179,6 +185,7 @@ fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, CliErro
         Command::Pools(args) => pools::run(context, &args.into()),
         Command::Zones(args) => zones::run(context, &args.into()),
         Command::Zone { change } => zone::run(context, change),
+        Command::Pool { change } => pool::run(context, change),
         Command::Why(args) => why::run(context, args),
         Command::Detach(place) => detach::run(context, &place),
     }

@@ -2,7 +2,7 @@
 
 use super::context::{self, Context};
 use super::place::Place;
-use super::{CliError, Exit, table};
+use super::{CliError, Exit, pool, table};
 use crate::control::{Failure, Request};
 use crate::dataplane::api::DataPlaneStatus;
 use crate::inventory::{DaemonState, Status};
@@ -82,6 +82,9 @@ fn text(status: &Status) -> String {
             &[1, 2],
             &rows,
         ));
+    }
+    if !status.dataplane.draining.is_empty() {
+        parts.push(pool::left(&status.dataplane.draining));
     }
     let counted: Vec<_> = status
         .dataplane

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::dataplane::api::OriginMatch;
+use crate::dataplane::api::{DrainingStatus, OriginMatch};
 use crate::diagnostic::Diagnostics;
 use crate::explain::Query;
 
@@ -53,6 +53,18 @@ pub enum Request {
         enabled: bool,
         /// The pool, by id or name; the one it has when absent.
         pool: Option<String>,
+    },
+    /// Keeps new flows from an address or a pool (POOL-9). Answer: a [`Drained`].
+    Drain {
+        /// The address, or the pool by id or name.
+        subject: String,
+        /// End its live flows at both ends.
+        reset: bool,
+    },
+    /// Lets new flows in again. Answer: a [`Drained`].
+    Undrain {
+        /// The address, or the pool by id or name.
+        subject: String,
     },
     /// Explains a decision. Answer: an explanation.
     Why {
@@ -102,6 +114,17 @@ pub struct Applied {
     pub warnings: Diagnostics,
     /// What else to know, a line each: settings that need a restart, for instance.
     pub notes: Vec<String>,
+}
+
+/// What came of draining or its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// The address, or the pool's id.
+    pub subject: String,
+    /// Its addresses that take no new flows, and what is left on them.
+    pub addresses: Vec<DrainingStatus>,
+    /// Flows that were ended at both ends.
+    pub ended: u64,
 }
 
 /// Why something did not work.

@@ -93,6 +93,8 @@ impl Handler for Service {
                     .controller()
                     .zone_set(&zone, enabled, pool.as_deref())?,
             ),
+            Request::Drain { subject, reset } => value(&self.controller().drain(&subject, reset)?),
+            Request::Undrain { subject } => value(&self.controller().undrain(&subject)?),
             Request::Why { query } => {
                 let view = self.view()?;
                 let controller = self.controller();

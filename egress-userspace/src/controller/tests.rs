@@ -18,7 +18,7 @@ struct Fake(Arc<Mutex<FakeState>>);
 #[derive(Default)]
 struct FakeState {
     applied: Vec<Desired>,
-    reset: Vec<IpAddr>,
+    reset: Vec<ipnet::IpNet>,
     broken: bool,
 }
 
@@ -82,7 +82,7 @@ impl DataPlane for Fake {
         Ok(Vec::new())
     }
 
-    fn reset(&mut self, addresses: &[IpAddr]) -> Result<u64, DataPlaneError> {
+    fn reset(&mut self, addresses: &[ipnet::IpNet]) -> Result<u64, DataPlaneError> {
         self.0.lock().unwrap().reset.extend(addresses);
         Ok(7)
     }

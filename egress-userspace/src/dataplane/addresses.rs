@@ -38,6 +38,15 @@ fn read(maps: &Maps) -> Result<BTreeMap<Ipv4Addr, u32>, DataPlaneError> {
         .map_err(|error| DataPlaneError::failed(format!("reading map {NAME}"), error))
 }
 
+/// Addresses that left their pools and still have flows, or ports that rest.
+pub(super) fn retired(maps: &Maps) -> Result<BTreeSet<Ipv4Addr>, DataPlaneError> {
+    Ok(read(maps)?
+        .into_iter()
+        .filter(|(_, flags)| flags & egress_flag::RETIRED != 0)
+        .map(|(address, _)| address)
+        .collect())
+}
+
 /// Refuses addresses that are configured on this host: replies to the host's own connections would be taken for
 /// an egress IP's and dropped, and what it sends for a forgery.
 pub(super) fn check_not_own(desired: &Desired) -> Result<(), DataPlaneError> {

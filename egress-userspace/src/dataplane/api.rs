@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::Desired;
@@ -72,7 +73,7 @@ pub trait DataPlane: DataPlaneView + Send {
     /// just ends. They leave the counts. Returns how many there were.
     ///
     /// New flows may still be admitted to an address that does not drain.
-    fn reset(&mut self, addresses: &[IpAddr]) -> Result<u64, DataPlaneError>;
+    fn reset(&mut self, addresses: &[IpNet]) -> Result<u64, DataPlaneError>;
 
     /// Removes programs, links, pins, the guard and helper interfaces; says what it removed (SAFE-4).
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError>;
@@ -310,6 +311,20 @@ pub struct DataPlaneStatus {
     pub tables: Vec<TableStatus>,
     /// Packets by reason, named as in the data plane.
     pub reasons: Vec<ReasonCount>,
+    /// Addresses that take no new flows, with those that are left on them (POOL-9).
+    #[serde(default)]
+    pub draining: Vec<DrainingStatus>,
+}
+
+/// An address that takes no new flows while live ones finish.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainingStatus {
+    /// The egress IP.
+    pub egress_ip: IpAddr,
+    /// Live flows that are left on it, over all origins.
+    pub active: u64,
+    /// Whether it has left its pool: it goes when the last flow and its port's rest have ended.
+    pub retired: bool,
 }
 
 /// One attachment of a program of ours.

@@ -7,7 +7,6 @@
 //! the route that the kernel has for it. A raw socket would have its packets dropped by our own guard and
 //! programs (SAFE-6), would need a next hop where they are not, and could not speak for the origin at all.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use aya::maps::{MapData, RingBuf};
@@ -20,6 +19,7 @@ use egress_common::packet::{IPV4_MIN, TCP_MIN, control};
 use egress_common::reply::TTL;
 use egress_common::slot::{Slot, SlotWord, State, flag};
 use egress_common::tcp;
+use ipnet::IpNet;
 
 use super::interfaces::Interface;
 use super::maps::{Maps, Records};
@@ -207,7 +207,7 @@ where
 pub(super) fn reset(
     maps: &Maps,
     object: &mut Object,
-    addresses: &BTreeSet<IpAddr>,
+    addresses: &[IpNet],
     uplinks: &[&Interface],
 ) -> Result<u64, DataPlaneError> {
     let four = maps.records::<Slot<V4>>(V4::SLOTS)?;
@@ -229,7 +229,7 @@ pub(super) fn reset(
 fn reset_once<A: Made>(
     slots: &Records<Slot<A>>,
     object: &mut Object,
-    addresses: &BTreeSet<IpAddr>,
+    addresses: &[IpNet],
     uplinks: &[&Interface],
 ) -> Result<u64, DataPlaneError>
 where
@@ -244,7 +244,9 @@ where
             continue;
         }
         let Some(slot) = slots.copy(index) else { break };
-        if slot.generation != word.generation || !addresses.contains(&slot.egress.into()) {
+        let egress: IpAddr = slot.egress.into();
+        let meant = addresses.iter().any(|net| net.contains(&egress));
+        if slot.generation != word.generation || !meant {
             continue;
         }
         let flow = Ended::new::<A>(Reference {
@@ -269,7 +271,7 @@ where
 mod tests {
     use super::*;
     use egress_common::key::FlowKey;
-    use egress_common::slot::Direction;
+    use egress_common::slot::Side;
 
     fn slot() -> Slot<V4> {
         Slot {
@@ -285,15 +287,13 @@ mod tests {
             },
             egress: [198, 51, 100, 1],
             egress_port: 50_000,
-            out: Direction {
+            out: Side {
                 end: 1_000,
                 ack: 5_000,
-                ..Direction::default()
             },
-            back: Direction {
+            back: Side {
                 end: 5_000,
                 ack: 1_000,
-                ..Direction::default()
             },
             ..Slot::default()
         }

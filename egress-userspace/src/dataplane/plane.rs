@@ -3,11 +3,12 @@
 mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use aya::maps::{MapData, RingBuf};
 use egress_common::settings::Device;
 use egress_common::tag::TagField;
+use ipnet::IpNet;
 
 use super::addresses;
 use super::attach::{self, Kind, Outcome};
@@ -453,11 +454,10 @@ impl DataPlane for Plane {
         Ok(done)
     }
 
-    fn reset(&mut self, addresses: &[IpAddr]) -> Result<u64, DataPlaneError> {
+    fn reset(&mut self, addresses: &[IpNet]) -> Result<u64, DataPlaneError> {
         let uplinks = self.ready_uplinks();
         let uplinks: Vec<&Interface> = uplinks.iter().collect();
-        let addresses = addresses.iter().copied().collect();
-        farewell::reset(&self.maps, &mut self.object, &addresses, &uplinks)
+        farewell::reset(&self.maps, &mut self.object, addresses, &uplinks)
     }
 
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {

@@ -13,6 +13,7 @@ use egress_common::reason::{Counter, Reason};
 use egress_common::settings::{Settings, candidate_flag, role};
 use egress_common::siphash::Secret;
 
+use super::addresses;
 use super::attach::{self, Kind};
 use super::births;
 use super::devices;
@@ -28,9 +29,9 @@ use super::tables::Tables;
 use super::versions;
 use crate::config::{Attach, Dataplane};
 use crate::dataplane::api::{
-    DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
-    HookStatus, Names, OriginFilter, OriginRecord, PoolAddressLive, PoolLive, ReasonCount,
-    TableStatus, Traveller, Way, utilization,
+    DataPlaneError, DataPlaneStatus, DataPlaneView, DrainingStatus, Exit, FlowFilter, FlowKey,
+    FlowRecord, HookStatus, Names, OriginFilter, OriginRecord, PoolAddressLive, PoolLive,
+    ReasonCount, TableStatus, Traveller, Way, utilization,
 };
 
 /// A reader of the data plane. The command line opens one itself when no daemon answers.
@@ -152,6 +153,40 @@ impl View {
         Ok(found)
     }
 
+    /// Live flows over all origins, by egress IP.
+    fn active(&self) -> Result<BTreeMap<[u8; 4], u64>, DataPlaneError> {
+        let mut active: BTreeMap<[u8; 4], u64> = BTreeMap::new();
+        flows::visit_counts(&self.maps, |count| {
+            *active.entry(count.key.egress).or_default() += u64::from(count.active);
+        })?;
+        Ok(active)
+    }
+
+    fn draining(&self) -> Result<Vec<DrainingStatus>, DataPlaneError> {
+        let retired = addresses::retired(&self.maps)?;
+        let mut found: BTreeMap<Ipv4Addr, bool> =
+            retired.into_iter().map(|address| (address, true)).collect();
+        for (_, candidates) in self.tables_in_force()?.pools() {
+            for candidate in candidates {
+                if candidate.flags & candidate_flag::DRAINING != 0 {
+                    found.insert(candidate.address.into(), false);
+                }
+            }
+        }
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        let active = self.active()?;
+        Ok(found
+            .into_iter()
+            .map(|(address, retired)| DrainingStatus {
+                egress_ip: address.into(),
+                active: active.get(&address.octets()).copied().unwrap_or(0),
+                retired,
+            })
+            .collect())
+    }
+
     fn tables_in_force(&self) -> Result<Tables, DataPlaneError> {
         Tables::read(&self.maps, versions::in_force(&self.maps)?)
     }
@@ -169,6 +204,7 @@ impl DataPlaneView for View {
                 self.table("origins", "FREE_COUNTS4", layout.max_origins)?,
             ],
             reasons: self.reasons()?,
+            draining: self.draining()?,
         })
     }
 
@@ -204,10 +240,7 @@ impl DataPlaneView for View {
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
         let tables = self.tables_in_force()?;
-        let mut active: BTreeMap<[u8; 4], u64> = BTreeMap::new();
-        flows::visit_counts(&self.maps, |count| {
-            *active.entry(count.key.egress).or_default() += u64::from(count.active);
-        })?;
+        let active = self.active()?;
         Ok(tables
             .pools()
             .map(|(number, candidates)| PoolLive {

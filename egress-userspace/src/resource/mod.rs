@@ -18,7 +18,7 @@ mod pool;
 mod prefix;
 mod zone;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use account::Account;
 pub use address::Address;
 pub use mark::Mark;
-pub use object::{Object, Owner, Setting};
+pub use object::{Drain, Object, Owner, Setting};
 pub use place::{Kind, Place, Places};
 pub use pool::{Pool, PoolKind, PoolUse};
 pub use prefix::{Prefix, Service};
@@ -60,6 +60,8 @@ pub struct Resources {
     pub zones: Vec<Zone>,
     /// Settings made through API and command line, by zone id; for zones whose file has no `[zone.aegis]`.
     pub settings: BTreeMap<String, Aegis>,
+    /// Addresses and ids of pools that drain through API and command line, whatever their pools say.
+    pub drains: BTreeSet<String>,
 }
 
 impl Resources {
@@ -101,6 +103,13 @@ impl Resources {
             .clone()
             .or_else(|| self.settings.get(&zone.id).cloned())
             .unwrap_or_default()
+    }
+
+    /// Whether a member of a pool takes no new flows (POOL-9): its pool's file says so, or it was told to.
+    pub fn drains(&self, pool: &Pool, address: &Address) -> bool {
+        pool.draining.contains(address)
+            || self.drains.contains(&pool.id)
+            || self.drains.contains(&address.to_string())
     }
 
     /// The most specific BYOIP prefix around `net`; without one, the address is leased.

@@ -38,6 +38,15 @@ pub enum Object {
     Zone(Zone),
     /// A zone's setting that is an object of its own.
     Setting(Setting),
+    /// An address or pool that drains though its pool does not say so.
+    Drain(Drain),
+}
+
+/// New flows are kept from an address, or from all of a pool's, through API or command line (POOL-9).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// The address, or the pool's id; no id can be read as an address.
+    pub subject: String,
 }
 
 /// A zone's setting, made through API or command line.
@@ -58,6 +67,7 @@ impl Object {
             Self::Pool(_) => Kind::Pool,
             Self::Zone(_) => Kind::Zone,
             Self::Setting(_) => Kind::Setting,
+            Self::Drain(_) => Kind::Drain,
         }
     }
 
@@ -69,6 +79,7 @@ impl Object {
             Self::Pool(pool) => pool.id.clone(),
             Self::Zone(zone) => zone.id.clone(),
             Self::Setting(setting) => setting.zone.clone(),
+            Self::Drain(drain) => drain.subject.clone(),
         }
     }
 
@@ -78,7 +89,7 @@ impl Object {
             Self::Account(account) => account.name.clone(),
             Self::Pool(pool) => pool.name.clone().unwrap_or_else(|| pool.id.clone()),
             Self::Zone(zone) => zone.name.clone(),
-            Self::Prefix(_) | Self::Setting(_) => self.id(),
+            Self::Prefix(_) | Self::Setting(_) | Self::Drain(_) => self.id(),
         }
     }
 }
@@ -92,6 +103,11 @@ impl Resources {
                 aegis: aegis.clone(),
             })
         });
+        let drains = self.drains.iter().map(|subject| {
+            Object::Drain(Drain {
+                subject: subject.clone(),
+            })
+        });
         self.accounts
             .iter()
             .cloned()
@@ -100,6 +116,7 @@ impl Resources {
             .chain(self.pools.iter().cloned().map(Object::Pool))
             .chain(self.zones.iter().cloned().map(Object::Zone))
             .chain(settings)
+            .chain(drains)
             .collect()
     }
 
@@ -112,6 +129,9 @@ impl Resources {
             Object::Zone(zone) => self.zones.push(zone),
             Object::Setting(setting) => {
                 self.settings.insert(setting.zone, setting.aegis);
+            }
+            Object::Drain(drain) => {
+                self.drains.insert(drain.subject);
             }
         }
     }

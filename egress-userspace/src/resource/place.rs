@@ -20,16 +20,19 @@ pub enum Kind {
     Zone,
     /// A zone's setting, where it is an object of its own (made through API or command line).
     Setting,
+    /// An address or pool that was told to drain through API or command line.
+    Drain,
 }
 
 impl Kind {
     /// Every kind, in the order in which objects refer to earlier ones.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Account,
         Self::Prefix,
         Self::Pool,
         Self::Zone,
         Self::Setting,
+        Self::Drain,
     ];
 
     /// The noun for people and for the store.
@@ -40,6 +43,7 @@ impl Kind {
             Self::Pool => "pool",
             Self::Zone => "zone",
             Self::Setting => "setting",
+            Self::Drain => "drain",
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn write(
             match kind {
                 Kind::Zone => number(&transaction, "zone", &id, limits.last_zone)?,
                 Kind::Pool => number(&transaction, "pool", &id, limits.last_pool)?,
-                Kind::Account | Kind::Prefix | Kind::Setting => {}
+                Kind::Account | Kind::Prefix | Kind::Setting | Kind::Drain => {}
             }
         }
     }

@@ -1,0 +1,297 @@
+//! NAT-7, CAP-7, POOL-9, ZONE-1 with real sockets: how connections end, and who learns of it.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use egress_tests::{
+    config::{Resources, Server, ZONE_NAME},
+    needs,
+    peer::{self, Caller, Peers, was_reset},
+    site::{CONNECT_LIMIT, HOST, Plan, Site},
+    standard::{A, BOUND, INSIDE_BOUND, Masquerade, Options, POOL},
+};
+
+/// The port at which the tests themselves are the origin.
+const PORT: u16 = 9_000;
+/// What idle connections are given, in seconds.
+const IDLE: u64 = 2;
+/// How long it may take until an idle connection was ended: its time, a round of the sweep, a round of the
+/// daemon, and a machine that has others to serve.
+const TOLD_LIMIT: Duration = Duration::from_secs(IDLE + 10);
+
+fn impatient() -> Server {
+    Server {
+        sections: format!("[timers]\ntcp_established = {IDLE}\ntcp_transitory = {IDLE}"),
+        ..Server::default()
+    }
+}
+
+fn at_a(site: &Site) -> SocketAddr {
+    site.at_a(PORT)
+}
+
+fn active(site: &Site, expected: u64) -> Result<()> {
+    site.wait_active(at_a(site), "tcp", expected, TOLD_LIMIT)
+}
+
+/// Who calls, and by what the gateway knows the zone.
+struct Case {
+    name: &'static str,
+    node: &'static str,
+    mark: Option<u32>,
+    selectors: String,
+    masquerade: Masquerade,
+}
+
+fn cases() -> [Case; 4] {
+    let forwarded = || Resources::default().selectors;
+    [
+        Case {
+            name: "forwarded",
+            node: BOUND,
+            mark: None,
+            selectors: forwarded(),
+            masquerade: Masquerade::Nobody,
+        },
+        Case {
+            name: "masqueraded",
+            node: BOUND,
+            mark: None,
+            selectors: forwarded(),
+            masquerade: Masquerade::Everybody,
+        },
+        Case {
+            name: "a realm's",
+            node: BOUND,
+            mark: None,
+            selectors: format!("interfaces = [\"{INSIDE_BOUND}\"]"),
+            masquerade: Masquerade::Nobody,
+        },
+        Case {
+            name: "the gateway's own",
+            node: HOST,
+            mark: Some(161),
+            selectors: "marks = [161]".to_owned(),
+            masquerade: Masquerade::Nobody,
+        },
+    ]
+}
+
+#[test]
+fn both_ends_of_an_idle_connection_are_told() -> Result<()> {
+    const TEST: &str = "both_ends_of_an_idle_connection_are_told";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    for case in cases() {
+        told(&case).with_context(|| case.name.to_owned())?;
+    }
+    Ok(())
+}
+
+fn told(case: &Case) -> Result<()> {
+    let mut site = Site::start(&Plan {
+        network: Options {
+            masquerade: case.masquerade,
+            ..Options::default()
+        },
+        server: impatient(),
+        resources: Resources {
+            selectors: case.selectors.clone(),
+            ..Resources::default()
+        },
+        ..Plan::default()
+    })?;
+    let check = site.watch()?;
+    let node = site.node(case.node);
+    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    let caller = Caller {
+        mark: case.mark,
+        ..Caller::default()
+    };
+    // Neither end does anything.
+    let mut peers = Peers::connect(&node, caller, &listener)?;
+    ensure!(POOL.map(Into::into).contains(&peers.seen.ip()), "{peers:?}");
+    was_reset(&mut peers.inside, TOLD_LIMIT, "the inside")?;
+    was_reset(&mut peers.origin, TOLD_LIMIT, "the origin")?;
+    active(&site, 0)?;
+
+    // Without a daemon whoever speaks is told, and the other end of it as well.
+    let mut speaks = Peers::connect(&node, caller, &listener)?;
+    let mut hears = Peers::connect(&node, caller, &listener)?;
+    active(&site, 2)?;
+    site.gateway.kill()?;
+    active(&site, 0)?;
+    speaks.inside.write_all(b"anybody there?")?;
+    was_reset(&mut speaks.inside, TOLD_LIMIT, "the inside that spoke")?;
+    hears.origin.write_all(b"anybody there?")?;
+    was_reset(&mut hears.origin, TOLD_LIMIT, "the origin that spoke")?;
+
+    // What ended meanwhile the next daemon tells.
+    let mut quiet = Peers::connect(&node, caller, &listener)?;
+    active(&site, 1)?;
+    active(&site, 0)?;
+    site.gateway.restart()?;
+    was_reset(&mut quiet.inside, TOLD_LIMIT, "the inside, later")?;
+    was_reset(&mut quiet.origin, TOLD_LIMIT, "the origin, later")?;
+    check.finish()?;
+    Ok(())
+}
+
+/// A site with the ordinary timers, and somebody listening at A.
+fn ordinary() -> Result<(Site, std::net::TcpListener)> {
+    let site = Site::start(&Plan::default())?;
+    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    Ok((site, listener))
+}
+
+fn read_all(socket: &mut TcpStream) -> Result<usize> {
+    let mut got = Vec::new();
+    socket.read_to_end(&mut got)?;
+    Ok(got.len())
+}
+
+#[test]
+fn a_half_closed_connection_counts_until_both_have_said_all() -> Result<()> {
+    const TEST: &str = "a_half_closed_connection_counts_until_both_have_said_all";
+    const BYTES: usize = 300_000;
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let (site, listener) = ordinary()?;
+    let check = site.watch()?;
+    let node = site.node(BOUND);
+    for inside_first in [true, false] {
+        let mut peers = Peers::connect(&node, Caller::default(), &listener)?;
+        let (first, second) = if inside_first {
+            (&mut peers.inside, &mut peers.origin)
+        } else {
+            (&mut peers.origin, &mut peers.inside)
+        };
+        first.shutdown(Shutdown::Write)?;
+        ensure!(read_all(second)? == 0);
+        active(&site, 1)?;
+        std::thread::scope(|scope| -> Result<()> {
+            let sending = scope.spawn(|| -> Result<()> {
+                second.write_all(&vec![7; BYTES])?;
+                second.shutdown(Shutdown::Write)?;
+                Ok(())
+            });
+            ensure!(read_all(first)? == BYTES, "cut off");
+            sending
+                .join()
+                .map_err(|_| anyhow::anyhow!("the sender panicked"))?
+        })?;
+        active(&site, 0)?;
+    }
+    check.finish()?;
+    Ok(())
+}
+
+#[test]
+fn a_port_may_be_used_again_at_once_by_the_same_client() -> Result<()> {
+    const TEST: &str = "a_port_may_be_used_again_at_once_by_the_same_client";
+    const OWN: u16 = 40_123;
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let (site, listener) = ordinary()?;
+    let check = site.watch()?;
+    let node = site.node(BOUND);
+    let caller = Caller {
+        port: Some(OWN),
+        ..Caller::default()
+    };
+    let mut seen = Vec::new();
+    // The origin closes first and holds TIME_WAIT: each SYN comes to a flow that is closed.
+    for _ in 0..20 {
+        let mut peers = Peers::connect(&node, caller, &listener)?;
+        active(&site, 1)?;
+        seen.push(peers.seen);
+        drop(peers.origin);
+        ensure!(read_all(&mut peers.inside)? == 0);
+        drop(peers.inside);
+        // And so that the clock of its timestamps, a millisecond exact, has gone on.
+        active(&site, 0)?;
+    }
+    ensure!(
+        seen.iter().all(|seen| seen.port() == OWN),
+        "ahead of what the origin remembers, so the port is kept: {seen:?}"
+    );
+    check.finish()?;
+    Ok(())
+}
+
+#[test]
+fn half_open_connections_end_and_refused_ones_at_once() -> Result<()> {
+    const TEST: &str = "half_open_connections_end_and_refused_ones_at_once";
+    const SILENT: u16 = 4_444;
+    const CLOSED: u16 = 4_445;
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = Site::start(&Plan {
+        server: impatient(),
+        ..Plan::default()
+    })?;
+    site.node(A).nft(&format!(
+        "table ip silent {{\n chain input {{\n type filter hook input priority 0;\n tcp dport {SILENT} drop\n }}\n}}"
+    ))?;
+    let mut clients = site.clients(BOUND, 1)?;
+    let refused = clients.open(site.at_a(CLOSED), 10, CONNECT_LIMIT)?;
+    ensure!(refused.refusals() == 10, "{refused:?}");
+    site.wait_active(site.at_a(CLOSED), "tcp", 0, CONNECT_LIMIT)?;
+    let silent = clients.open(site.at_a(SILENT), 10, Duration::from_millis(300))?;
+    ensure!(silent.timed_out == 10, "{silent:?}");
+    site.wait_active(site.at_a(SILENT), "tcp", 10, CONNECT_LIMIT)?;
+    site.wait_active(site.at_a(SILENT), "tcp", 0, TOLD_LIMIT)?;
+    Ok(())
+}
+
+/// ZONE-1, with a daemon that runs: the zone is enabled while its client talks to the origin by the default way.
+#[test]
+fn enabling_a_zone_resets_what_was_open_before() -> Result<()> {
+    const TEST: &str = "enabling_a_zone_resets_what_was_open_before";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let off = Resources {
+        enabled: false,
+        ..Resources::default()
+    };
+    let site = Site::start(&Plan {
+        resources: off.clone(),
+        ..Plan::default()
+    })?;
+    let node = site.node(BOUND);
+    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    let mut before = Peers::connect(&node, Caller::default(), &listener)?;
+    ensure!(!POOL.map(Into::into).contains(&before.seen.ip()));
+    let is = |enabled: bool| {
+        move |gateway: &egress_tests::gateway::Gateway| {
+            let zones = gateway.json(&["zones"])?;
+            Ok(zones[0]["name"] == ZONE_NAME && zones[0]["enabled"] == enabled)
+        }
+    };
+    site.gateway.reload(&Resources::default(), is(true))?;
+    let check = site.watch()?;
+    before.inside.write_all(b"?")?;
+    was_reset(&mut before.inside, CONNECT_LIMIT, "the inside")?;
+    let mut during = Peers::connect(&node, Caller::default(), &listener)?;
+    ensure!(POOL.map(Into::into).contains(&during.seen.ip()));
+    // Disabling leaves it where it was admitted.
+    check.finish()?;
+    site.gateway.reload(&off, is(false))?;
+    during.exchange()?;
+    ensure!(site.active(at_a(&site), "tcp")? == 1);
+    Ok(())
+}
