@@ -2,7 +2,7 @@
 
 use crate::bytes::Bytes;
 use crate::checksum;
-use crate::family::{Address, V4};
+use crate::family::{Address, ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4};
 use crate::key::{ICMP, TCP, UDP};
 
 /// Length of an Ethernet header.
@@ -44,6 +44,19 @@ pub fn ethernet(packet: &(impl Bytes + ?Sized)) -> Option<Network> {
         return None;
     }
     Some(Network { ethertype, offset })
+}
+
+/// Whether `packet` begins as an IP packet does of the version that `ethertype` names.
+///
+/// An Ethernet frame may, too: its first byte belongs to an address.
+#[inline(always)]
+pub fn begins(packet: &(impl Bytes + ?Sized), ethertype: u16) -> bool {
+    let version = match ethertype {
+        ETHERTYPE_IPV4 => 4,
+        ETHERTYPE_IPV6 => 6,
+        _ => return false,
+    };
+    packet.u8(0).is_some_and(|first| first >> 4 == version)
 }
 
 /// Whether a packet is a fragment.

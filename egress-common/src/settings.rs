@@ -274,8 +274,18 @@ pub struct Device {
     pub role: u32,
     /// Link-layer address.
     pub mac: [u8; 6],
+    /// Not zero if its packets begin with the network header, without a link layer (tun, wireguard).
+    pub bare: u8,
     /// Always zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
+}
+
+impl Device {
+    /// Whether its packets begin with the network header.
+    #[inline(always)]
+    pub const fn is_bare(&self) -> bool {
+        self.bare != 0
+    }
 }
 
 /// Values of [`Device::role`].

@@ -11,6 +11,7 @@ use egress_common::tag::Tag;
 
 use crate::classify::{self, Configuration, Owner};
 use crate::frame::Frame;
+use crate::link;
 use crate::verdict::{self, NEXT};
 use crate::{globals, report};
 
@@ -43,7 +44,7 @@ fn bound(ctx: &TcContext, tag: Tag) -> Option<bool> {
 #[inline(always)]
 fn selected(ctx: &TcContext, configuration: &Configuration, tag: Tag) -> Option<Owner> {
     let frame = Frame::headers(ctx);
-    let network = packet::ethernet(&frame)?;
+    let network = link::network(ctx)?;
     match network.ethertype {
         ETHERTYPE_IPV4 => {
             let ip = packet::ipv4(&frame, network.offset, ctx.len()).ok()?;

@@ -9,6 +9,7 @@ use egress_common::tag::Tag;
 
 use crate::classify::{self, Configuration};
 use crate::frame::Frame;
+use crate::link;
 use crate::verdict::{self, NEXT};
 
 pub fn run(ctx: &TcContext) -> i32 {
@@ -23,7 +24,7 @@ pub fn run(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn zone(ctx: &TcContext) -> Option<u32> {
     let frame = Frame::headers(ctx);
-    let network = packet::ethernet(&frame)?;
+    let network = link::network(ctx)?;
     let interface = verdict::interface(ctx);
     match network.ethertype {
         ETHERTYPE_IPV4 => {

@@ -45,6 +45,7 @@ mod guard;
 mod icmp;
 mod index;
 mod inside;
+mod link;
 mod lists;
 mod maps;
 mod ndp;

@@ -77,7 +77,7 @@ pub fn run<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     if made.is_err() {
         return report::drop(ctx, Reason::Unanswerable);
     }
-    hand_back(ctx, packet.redirect).unwrap_or_else(|()| report::drop(ctx, Reason::Unanswerable))
+    hand_back(ctx, packet).unwrap_or_else(|()| report::drop(ctx, Reason::Unanswerable))
 }
 
 /// Whether we may make another packet now (NAT-11).
@@ -285,20 +285,22 @@ fn make_unreachable<A: Family>(ctx: &TcContext, ip: &Ip<A>, reason: Reason) -> R
 
 /// Sends the answer back to where the packet came from.
 #[inline(always)]
-fn hand_back(ctx: &TcContext, redirect: bool) -> Result<i32, ()> {
+fn hand_back(ctx: &TcContext, packet: &Outgoing) -> Result<i32, ()> {
     let entered = verdict::ingress_interface(ctx);
     // The user's mark was meant for the way out; the way back is routed like the origin's packets.
     verdict::set_mark(ctx, 0);
-    if redirect && entered != 0 {
+    if packet.redirect && entered != 0 {
         // SAFETY: the helper takes no parameters besides the interface.
         return Ok(unsafe { bpf_redirect_neigh(entered, core::ptr::null_mut(), 0, 0) } as i32);
     }
-    let frame = crate::frame::Frame::now(ctx);
-    let to = frame.at::<6>(0).ok_or(())?;
-    let from = frame.at::<6>(6).ok_or(())?;
-    // SAFETY: checked to lie within the packet; the helper needs no more.
-    unsafe {
-        core::ptr::swap(from, to);
-        Ok(bpf_redirect(verdict::interface(ctx), BPF_F_INGRESS as u64) as i32)
+    // Without a link layer there are no addresses to swap.
+    if packet.ip.network() != 0 {
+        let frame = crate::frame::Frame::now(ctx);
+        let to = frame.at::<6>(0).ok_or(())?;
+        let from = frame.at::<6>(6).ok_or(())?;
+        // SAFETY: checked to lie within the packet.
+        unsafe { core::ptr::swap(from, to) };
     }
+    // SAFETY: the helper takes no parameters besides the interface.
+    unsafe { Ok(bpf_redirect(verdict::interface(ctx), BPF_F_INGRESS as u64) as i32) }
 }

@@ -15,6 +15,7 @@ use crate::flow::{self, Arrival};
 use crate::frame::Frame;
 use crate::icmp::Outer;
 use crate::outgoing::next;
+use crate::link;
 use crate::translate::{self, Endpoint, Place};
 use crate::verdict::{self, NEXT};
 use crate::{arp, icmp, over, report};
@@ -23,7 +24,7 @@ pub fn run(ctx: &TcContext) -> i32 {
     // A wire does not speak for our marks.
     verdict::set_tag(ctx, Tag::None);
     let frame = Frame::headers(ctx);
-    let Some(network) = packet::ethernet(&frame) else {
+    let Some(network) = link::network(ctx) else {
         return NEXT;
     };
     match network.ethertype {

@@ -18,6 +18,7 @@ use crate::family::{End, Family};
 use crate::flow::{self, Arrival, Found};
 use crate::frame::Frame;
 use crate::icmp::Leaving;
+use crate::link;
 use crate::options;
 use crate::outgoing::{Outgoing, next};
 use crate::translate::{self, Endpoint};
@@ -31,7 +32,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         return verdict::NEXT;
     }
     let frame = Frame::headers(ctx);
-    let Some(network) = packet::ethernet(&frame) else {
+    let Some(network) = link::network(ctx) else {
         return report::drop(ctx, Reason::Malformed);
     };
     match network.ethertype {

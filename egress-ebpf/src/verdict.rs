@@ -66,6 +66,14 @@ pub fn interface(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
+/// The protocol that the kernel found the packet to carry, as an ethertype: after a VLAN tag that it keeps beside the
+/// packet, but a tag within the packet itself counts as the protocol.
+#[inline(always)]
+pub fn protocol(ctx: &TcContext) -> u16 {
+    // SAFETY: as above.
+    u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16)
+}
+
 /// Packets on the wire this packet stands for (segmentation offload).
 #[inline(always)]
 pub fn segments(ctx: &TcContext) -> u32 {

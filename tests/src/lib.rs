@@ -12,6 +12,7 @@
 //! | [`lab`] | a topology that is up; taken down on drop |
 //! | [`standard`] | the one-gateway topologies that most tests use, and their addresses |
 //! | [`offload`] | checksum offload of an interface |
+//! | [`links`], [`tun`] | devices of other kinds in place of the plain links |
 //! | [`worker`] | a helper process driven by JSON lines |
 //! | [`origin`], [`client`] | the two helpers: a server that tells callers who they are, a client that counts |
 //! | [`peer`] | one connection with both of its ends in hand |
@@ -37,6 +38,7 @@ pub mod gateway;
 pub mod interrupt;
 pub mod lab;
 pub mod leak;
+pub mod links;
 pub mod needs;
 pub mod netns;
 pub mod odd;
@@ -53,5 +55,6 @@ pub mod service;
 pub mod site;
 pub mod standard;
 pub mod topology;
+pub mod tun;
 pub mod wait;
 pub mod worker;

@@ -34,8 +34,29 @@ pub(super) struct Interface {
     pub(super) mac: [u8; 6],
     /// Whether it is switched on.
     pub(super) up: bool,
-    /// Whether its packets begin with an Ethernet header, where the programs look for addresses.
-    pub(super) ethernet: bool,
+    /// What its packets begin with.
+    pub(super) link: Link,
+}
+
+/// What the packets of an interface begin with, as the programs see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// An Ethernet header.
+    Ethernet,
+    /// The network header: tun, wireguard.
+    Bare,
+    /// Something else, of this hardware type (`ARPHRD_*` of linux/if_arp.h).
+    Other(u16),
+}
+
+impl Link {
+    fn of(hardware: u16) -> Self {
+        match hardware {
+            libc::ARPHRD_ETHER => Self::Ethernet,
+            libc::ARPHRD_NONE => Self::Bare,
+            other => Self::Other(other),
+        }
+    }
 }
 
 impl Interface {
@@ -89,17 +110,18 @@ impl Interface {
     /// Refuses an interface on which the programs would not find addresses: what they cannot read they cannot
     /// hold back (SAFE-1).
     pub(super) fn check_kind(&self) -> Result<(), DataPlaneError> {
-        if self.ethernet {
+        let Link::Other(hardware) = self.link else {
             return Ok(());
-        }
+        };
         Err(DataPlaneError::Refused {
             reason: format!(
-                "interface {} has no Ethernet header (tun, ppp, wireguard or the like)",
+                "the packets of interface {} begin neither with an Ethernet nor with an IP header (hardware type \
+                 {hardware}: loopback, ppp, gre, ipip, sit or the like)",
                 self.name
             ),
-            remedy:
-                "name an Ethernet interface; devices without a link layer are not supported yet"
-                    .to_owned(),
+            remedy: "name an Ethernet interface (VLAN, bond, bridge, macvlan and vxlan devices are), a tun or a \
+                     wireguard device"
+                .to_owned(),
         })
     }
 }
@@ -113,7 +135,7 @@ fn parse(body: &[u8]) -> Option<Interface> {
         index: u32::from_ne_bytes([i0, i1, i2, i3]),
         mac: [0; 6],
         up: flags & libc::IFF_UP as u32 != 0,
-        ethernet: u16::from_ne_bytes([k0, k1]) == libc::ARPHRD_ETHER,
+        link: Link::of(u16::from_ne_bytes([k0, k1])),
     };
     for (kind, content) in netlink::attributes(body.get(INFO..)?) {
         match kind {

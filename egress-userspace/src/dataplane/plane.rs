@@ -20,7 +20,7 @@ use super::events::EventLog;
 use super::farewell;
 use super::guard::Guard;
 use super::hook::Hook;
-use super::interfaces::{Interface, Watcher};
+use super::interfaces::{Interface, Link, Watcher};
 use super::lock::Lock;
 use super::maps::Maps;
 use super::neighbours;
@@ -200,6 +200,7 @@ impl Plane {
             let device = Device {
                 role,
                 mac: interface.mac,
+                bare: (interface.link == Link::Bare).into(),
                 ..Device::default()
             };
             wanted.insert(interface.index, device);

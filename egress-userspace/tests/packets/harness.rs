@@ -259,7 +259,7 @@ impl DataPlane {
                 Device {
                     role,
                     mac: UPLINK_MAC,
-                    pad: [0; 2],
+                    ..Device::default()
                 },
             );
         }

@@ -29,6 +29,7 @@ mod guard;
 mod icmp;
 mod index;
 mod inside;
+mod link;
 mod malformed;
 mod model;
 mod over;
