@@ -21,7 +21,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         verdict::set_tag(ctx, Tag::None);
         return NEXT;
     }
-    if bound(ctx, tag).unwrap_or(false) {
+    if bound(ctx, tag) {
         return report::drop(ctx, Reason::HookMissing);
     }
     verdict::set_tag(ctx, Tag::None);
@@ -30,29 +30,33 @@ pub fn run(ctx: &TcContext) -> i32 {
 
 /// Whether the packet belongs to an enabled zone.
 #[inline(always)]
-fn bound(ctx: &TcContext, tag: Tag) -> Option<bool> {
-    let configuration = Configuration::now()?;
-    let owner = selected(ctx, &configuration, tag).or(match tag {
+fn bound(ctx: &TcContext, tag: Tag) -> bool {
+    let Some(configuration) = Configuration::now() else {
+        return false;
+    };
+    match (selected(ctx, &configuration, tag), tag) {
+        (Some(bound), _) => bound,
         // Whatever became of its headers: it entered as a packet of this zone.
-        Tag::Zone(zone) => Some(Owner::Zone(zone as u32)),
-        _ => None,
-    })?;
-    Some(owner.is_bound(&configuration))
+        (None, Tag::Zone(zone)) => Owner::Zone(zone as u32).is_bound(&configuration),
+        (None, _) => false,
+    }
 }
 
-/// Whose the packet is, if its headers can be read.
+/// Whether the packet's headers say that it is bound, if they can be read.
 #[inline(always)]
-fn selected(ctx: &TcContext, configuration: &Configuration, tag: Tag) -> Option<Owner> {
+fn selected(ctx: &TcContext, configuration: &Configuration, tag: Tag) -> Option<bool> {
     let frame = Frame::headers(ctx);
     let network = link::network(ctx)?;
     match network.ethertype {
         ETHERTYPE_IPV4 => {
             let ip = packet::ipv4(&frame, network.offset, ctx.len()).ok()?;
-            Some(classify::leaving(ctx, configuration, tag, ip.source))
+            let owner = classify::leaving(ctx, configuration, tag, ip.source);
+            Some(owner.is_bound(configuration))
         }
         ETHERTYPE_IPV6 => {
             let ip = ipv6(&frame, network.offset, ctx.len()).ok()?;
-            Some(classify::leaving(ctx, configuration, tag, ip.source))
+            let owner = classify::leaving(ctx, configuration, tag, ip.source);
+            Some(owner.is_bound(configuration))
         }
         _ => None,
     }

@@ -182,7 +182,7 @@ impl Link {
                 vec![
                     format!("address add {own}/30 dev {below}"),
                     format!(
-                        "link add {device} type vxlan id 9 dstport 4789 local {own} remote {peer} dev {below}"
+                        "link add {device} type vxlan id {number} dstport 4789 local {own} remote {peer} dev {below}"
                     ),
                 ]
             }
