@@ -45,8 +45,8 @@ fn bound(ctx: &TcContext, tag: Tag) -> bool {
 /// Whether the packet's headers say that it is bound, if they can be read.
 #[inline(always)]
 fn selected(ctx: &TcContext, configuration: &Configuration, tag: Tag) -> Option<bool> {
-    let frame = Frame::headers(ctx);
     let network = link::network(ctx)?;
+    let frame = Frame::now(ctx);
     match network.ethertype {
         ETHERTYPE_IPV4 => {
             let ip = packet::ipv4(&frame, network.offset, ctx.len()).ok()?;

@@ -23,8 +23,8 @@ pub fn run(ctx: &TcContext) -> i32 {
 /// The zone of the packet, if it is an IP packet of one.
 #[inline(always)]
 fn zone(ctx: &TcContext) -> Option<u32> {
-    let frame = Frame::headers(ctx);
     let network = link::network(ctx)?;
+    let frame = Frame::now(ctx);
     let interface = verdict::interface(ctx);
     match network.ethertype {
         ETHERTYPE_IPV4 => {

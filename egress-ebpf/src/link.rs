@@ -8,7 +8,7 @@ use crate::frame::Frame;
 use crate::maps::DEVICES;
 use crate::verdict;
 
-/// Reads the link layer of a packet of the interface the program runs on.
+/// Makes the headers linear and reads the link layer of a packet of the interface the program runs on.
 #[inline(always)]
 pub fn network(ctx: &TcContext) -> Option<Network> {
     match located(ctx) {
@@ -27,7 +27,7 @@ pub fn network(ctx: &TcContext) -> Option<Network> {
 /// has noted of which kind the interface is.
 #[inline(never)]
 fn located(ctx: &TcContext) -> u32 {
-    let frame = Frame::now(ctx);
+    let frame = Frame::headers(ctx);
     let protocol = verdict::protocol(ctx);
     if packet::begins(&frame, protocol) && is_bare(ctx, frame.u16(12) == Some(protocol)) {
         return (protocol as u32) << 16;

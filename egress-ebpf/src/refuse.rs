@@ -285,7 +285,7 @@ fn make_unreachable<A: Family>(ctx: &TcContext, ip: &Ip<A>, reason: Reason) -> R
 
 /// Sends the answer back to where the packet came from.
 #[inline(always)]
-fn hand_back(ctx: &TcContext, packet: &Outgoing) -> Result<i32, ()> {
+fn hand_back<A>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<i32, ()> {
     let entered = verdict::ingress_interface(ctx);
     // The user's mark was meant for the way out; the way back is routed like the origin's packets.
     verdict::set_mark(ctx, 0);

@@ -23,7 +23,6 @@ use crate::{arp, icmp, over, report};
 pub fn run(ctx: &TcContext) -> i32 {
     // A wire does not speak for our marks.
     verdict::set_tag(ctx, Tag::None);
-    let frame = Frame::headers(ctx);
     let Some(network) = link::network(ctx) else {
         return NEXT;
     };

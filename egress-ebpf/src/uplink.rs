@@ -31,7 +31,6 @@ pub fn run(ctx: &TcContext) -> i32 {
         // Translated already: it was redirected here.
         return verdict::NEXT;
     }
-    let frame = Frame::headers(ctx);
     let Some(network) = link::network(ctx) else {
         return report::drop(ctx, Reason::Malformed);
     };

@@ -38,6 +38,7 @@ mod quarantine;
 mod random;
 mod realm;
 mod refusal;
+mod rfc;
 mod seed;
 mod sweep;
 mod translation;

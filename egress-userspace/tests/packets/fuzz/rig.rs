@@ -30,7 +30,7 @@ impl Rig {
             let device = Device {
                 role,
                 mac: UPLINK_MAC,
-                pad: [0; 2],
+                ..Device::default()
             };
             plane.hash("DEVICES", interface, device);
         }

@@ -1,0 +1,49 @@
+//! Requirements of the RFCs on NAT that no rule of ours says (`docs/rfc-compliance.md`).
+
+use egress_common::key::{TCP, UDP};
+
+use crate::harness::{DataPlane, eventually};
+use crate::packet::{Packet, SYN};
+use crate::world::{EGRESS, INSIDE, ORIGIN, SECOND, World};
+
+#[test]
+fn rfc_4787_req_6a_replies_alone_keep_a_flow() {
+    let mut world = World::default();
+    world.settings.timers.udp = SECOND / 4;
+    let Some(plane) = DataPlane::of(world) else {
+        return;
+    };
+    let egress = plane.leaves(&Packet::udp(INSIDE, ORIGIN, b""));
+    plane.arm();
+    let ticks = plane.progress().ticks;
+    // A hundred ticks are a second: four times as long as a flow lives without packets.
+    eventually("a hundred ticks", || {
+        plane.arrives(&Packet::udp(ORIGIN, egress, b"again"), INSIDE);
+        plane.progress().ticks > ticks + 100
+    });
+    assert_eq!(plane.count(EGRESS, ORIGIN, UDP).unwrap().admitted, 1);
+    assert_eq!(plane.active(EGRESS, ORIGIN, UDP), 1);
+}
+
+#[test]
+fn rfc_6888_req_3_a_pool_is_any_list_of_addresses() {
+    let addresses = [
+        EGRESS,
+        [198, 51, 100, 77],
+        [192, 0, 2, 255],
+        [8, 0, 8, 0],
+        [203, 0, 113, 3],
+    ];
+    let world = World::default().with_addresses(&addresses).with_capacity(3);
+    let Some(plane) = DataPlane::of(world) else {
+        return;
+    };
+    for port in 0..15 {
+        let (address, _) = plane.leaves(&Packet::tcp((INSIDE.0, 3_000 + port), ORIGIN, SYN));
+        assert!(addresses.contains(&address), "{address:?}");
+    }
+    assert_eq!(
+        addresses.map(|egress| plane.active(egress, ORIGIN, TCP)),
+        [3; 5]
+    );
+}
