@@ -8,6 +8,7 @@ use clap::Parser;
 
 mod bench;
 mod build;
+mod fuzz;
 mod lab;
 mod packages;
 mod programs;
@@ -32,6 +33,8 @@ enum Task {
     Lab(lab::Args),
     /// Measure
     Bench(bench::Args),
+    /// Look for inputs and packets that break a promise
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::main(args).map(|()| ExitCode::SUCCESS),
         Task::Lab(args) => lab::main(args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::main(args).map(|()| ExitCode::SUCCESS),
+        Task::Fuzz(args) => fuzz::main(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");
