@@ -1,0 +1,212 @@
+//! What a start refuses, and by what name.
+
+use std::fs;
+use std::process::Command;
+
+use aya::maps::{Array, Map, MapData};
+use egress_userspace::config::{Attach, Dataplane};
+use egress_userspace::dataplane::api::{DataPlane as _, DataPlaneError};
+use egress_userspace::dataplane::{Plane, detach};
+
+use super::open;
+use crate::bench::{desired, ip, run};
+
+fn refusal(result: Result<Plane, DataPlaneError>) -> String {
+    match result {
+        Ok(_) => panic!("this was to be refused"),
+        Err(error) => {
+            assert!(
+                matches!(error, DataPlaneError::Refused { .. }),
+                "no refusal: {error:?}"
+            );
+            format!("{error}; {}", error.remedy().unwrap())
+        }
+    }
+}
+
+#[test]
+fn safe_2_pins_of_another_layout_are_refused_by_name() {
+    run(
+        "safe_2_pins_of_another_layout_are_refused_by_name",
+        |bench| {
+            drop(open(bench));
+            let layout = bench.pin.join("maps/LAYOUT");
+            let mut map: Array<MapData, [u32; 6]> =
+                Map::from_map_data(MapData::from_pin(&layout).unwrap())
+                    .unwrap()
+                    .try_into()
+                    .unwrap();
+            let right = map.get(&0, 0).unwrap();
+            let mut wrong = right;
+            wrong[0] += 1;
+            map.set(0, wrong, 0).unwrap();
+            let said = refusal(Plane::open_or_create(&bench.config()));
+            assert!(said.contains(bench.pin.to_str().unwrap()), "{said}");
+            assert!(
+                said.contains("egress detach") && said.contains("live flows"),
+                "{said}"
+            );
+            bench.assert_in_place();
+
+            map.set(0, right, 0).unwrap();
+            fs::remove_file(bench.pin.join("maps/MARKS")).unwrap();
+            let said = refusal(Plane::open_or_create(&bench.config()));
+            assert!(said.contains("map MARKS is missing"), "{said}");
+
+            MapData::from_pin(bench.pin.join("maps/ZONES"))
+                .unwrap()
+                .pin(bench.pin.join("maps/MARKS"))
+                .unwrap();
+            let said = refusal(Plane::open_or_create(&bench.config()));
+            assert!(said.contains("map MARKS has value size"), "{said}");
+        },
+    );
+}
+
+#[test]
+fn a_second_daemon_is_refused_with_the_pid_of_the_first() {
+    run(
+        "a_second_daemon_is_refused_with_the_pid_of_the_first",
+        |bench| {
+            let plane = open(bench);
+            let said = refusal(Plane::open_or_create(&bench.config()));
+            assert!(
+                said.contains(&format!("pid {}", std::process::id())),
+                "{said}"
+            );
+            assert!(said.contains(bench.pin.to_str().unwrap()), "{said}");
+            assert!(
+                detach(&bench.pin).is_err(),
+                "nobody takes a running daemon's data plane off"
+            );
+            drop(plane);
+            drop(open(bench));
+        },
+    );
+}
+
+#[test]
+fn a_second_instance_on_one_uplink_is_refused_by_the_pins_of_the_first() {
+    run(
+        "a_second_instance_on_one_uplink_is_refused_by_the_pins_of_the_first",
+        |bench| {
+            for attach in [Attach::Auto, Attach::Clsact] {
+                let first = Dataplane {
+                    attach,
+                    ..bench.config()
+                };
+                // With its daemon and without: what is attached counts.
+                let plane = Plane::open_or_create(&first).unwrap();
+                let second = Dataplane {
+                    pin: bench.beside("_second"),
+                    ..first.clone()
+                };
+                let said = refusal(Plane::open_or_create(&second));
+                drop(plane);
+                assert_eq!(refusal(Plane::open_or_create(&second)), said);
+                let expected = format!("pins are in {}, already", bench.pin.display());
+                assert!(
+                    said.contains(&expected) && said.contains("uplink up0"),
+                    "{said}"
+                );
+                assert!(!second.pin.exists(), "nothing was begun");
+                bench.assert_in_place();
+                // Another uplink is free, and so is this one once the first is off.
+                let elsewhere = Dataplane {
+                    uplink: vec!["mgmt0".into()],
+                    inside: Vec::new(),
+                    ..second.clone()
+                };
+                drop(Plane::open_or_create(&elsewhere).unwrap());
+                detach(&second.pin).unwrap();
+                bench.assert_in_place();
+                detach(&first.pin).unwrap();
+                drop(Plane::open_or_create(&second).unwrap());
+                detach(&second.pin).unwrap();
+            }
+        },
+    );
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_named() {
+    run("an_interface_that_does_not_exist_is_named", |bench| {
+        let config = Dataplane {
+            uplink: vec!["up7".into()],
+            ..bench.config()
+        };
+        let said = refusal(Plane::open_or_create(&config));
+        assert!(said.contains("up7") && said.contains("uplink"), "{said}");
+        assert!(!bench.pin.exists(), "nothing was begun");
+    });
+}
+
+#[test]
+fn an_interface_whose_packets_cannot_be_read_is_refused_by_name() {
+    run(
+        "an_interface_whose_packets_cannot_be_read_is_refused_by_name",
+        |bench| {
+            let config = Dataplane {
+                uplink: vec!["lo".into()],
+                ..bench.config()
+            };
+            let said = refusal(Plane::open_or_create(&config));
+            assert!(
+                said.contains("interface lo") && said.contains("hardware type 772"),
+                "{said}"
+            );
+            assert!(!bench.pin.exists(), "nothing was begun");
+        },
+    );
+}
+
+#[test]
+fn an_address_of_this_host_is_refused_as_an_egress_ip() {
+    run(
+        "an_address_of_this_host_is_refused_as_an_egress_ip",
+        |bench| {
+            ip("addr add 203.0.113.2/24 dev up0");
+            ip("addr add 203.0.113.3 peer 203.0.113.4 dev mgmt0");
+            let mut plane = open(bench);
+            let right = desired(true, &["10.1.0.0/16"], &["192.0.2.10"]);
+            let version = plane.apply(&right).unwrap().version;
+            for (address, interface) in [("203.0.113.2", "up0"), ("203.0.113.3", "mgmt0")] {
+                let wrong = desired(true, &["10.1.0.0/16"], &["192.0.2.11", address]);
+                let error = plane.apply(&wrong).unwrap_err();
+                let said = format!("{error}; {}", error.remedy().unwrap());
+                assert!(
+                    said.contains(&format!("{address} is configured on interface {interface}"))
+                        && said.contains(&format!("remove {address} from {interface}")),
+                    "{said}"
+                );
+            }
+            let again = plane.apply(&right).unwrap();
+            assert_eq!((again.changed, again.version), (0, version));
+            assert_eq!(plane.tidy().unwrap(), Vec::<String>::new());
+            // The other end of a point-to-point interface is somebody else.
+            plane
+                .apply(&desired(true, &["10.1.0.0/16"], &["203.0.113.4"]))
+                .unwrap();
+            // An address that was given to an interface later keeps nothing from being repaired.
+            ip("addr add 203.0.113.4/32 dev lo");
+            ip("link del up0");
+            bench.link("up0");
+            plane.repair().unwrap();
+            bench.assert_in_place();
+        },
+    );
+}
+
+#[test]
+fn a_foreign_directory_is_left_alone() {
+    run("a_foreign_directory_is_left_alone", |bench| {
+        fs::create_dir_all(bench.pin.join("theirs")).unwrap();
+        let said = refusal(Plane::open_or_create(&bench.config()));
+        assert!(said.contains("did not put there"), "{said}");
+        assert!(detach(&bench.pin).is_err());
+        assert!(bench.pin.join("theirs").exists());
+        fs::remove_dir(bench.pin.join("theirs")).unwrap();
+        drop(open(bench));
+        bench.assert_in_place();
+    });
+}
