@@ -1,7 +1,6 @@
 //! What a start refuses, and by what name.
 
 use std::fs;
-use std::process::Command;
 
 use aya::maps::{Array, Map, MapData};
 use egress_userspace::config::{Attach, Dataplane};
