@@ -198,7 +198,7 @@ pub struct Slot<A> {
     pub zone: u16,
     /// Pool it was admitted to.
     pub pool: u16,
-    /// Receive windows last advertised by the inside and by the origin: powers of two that hold them
+    /// Widest receive windows advertised by the inside and by the origin: powers of two that hold them
     /// (see [`crate::tcp::Window`]).
     pub windows: [u8; 2],
     /// Counter record that holds this flow's place, and by that stays this flow's.

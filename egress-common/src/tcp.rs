@@ -44,7 +44,7 @@ pub struct Direction {
     pub end: u32,
     /// Highest acknowledgment number sent.
     pub ack: u32,
-    /// Receive window last advertised, bytes.
+    /// Widest receive window advertised, bytes.
     pub window: u32,
 }
 
@@ -272,7 +272,12 @@ pub fn observe(
     if latest {
         sender.ack = segment.acknowledgment;
         let plain = segment.has(control::SYN);
-        sender.window = (segment.window as u32) << if plain { 0 } else { shift(word, way) };
+        let offered = (segment.window as u32) << if plain { 0 } else { shift(word, way) };
+        // The widest: of two segments on two CPUs the older one may be seen last, and its window may be none.
+        // A side that is believed too little soon seems to acknowledge what was never sent, for good.
+        if offered > sender.window {
+            sender.window = offered;
+        }
     }
     true
 }

@@ -282,6 +282,22 @@ fn an_old_acknowledgment_does_not_bring_back_its_window() {
 }
 
 #[test]
+fn a_window_that_seems_closed_does_not_leave_what_follows_disbelieved() {
+    let mut wire = Wire::established();
+    let one = INSIDE.wrapping_add(1);
+    // 128,000 bytes were offered. Two segments that change places: open again, and closed before that.
+    wire.send(Way::Out, segment(control::ACK, one, ORIGIN + 1, 0));
+    let mut closed = segment(control::ACK, one, ORIGIN + 1, 0);
+    closed.window = 0;
+    wire.send(Way::Out, closed);
+    for sent in [0, 128_000] {
+        let data = segment(control::ACK, ORIGIN + 1 + sent, one, 128_000);
+        wire.send(Way::Back, data);
+    }
+    assert_eq!(wire.back.end, ORIGIN + 256_001);
+}
+
+#[test]
 fn a_missed_segment_does_not_leave_its_acknowledgment_disbelieved() {
     let mut wire = Wire::established();
     let later = INSIDE.wrapping_add(1).wrapping_add(1_400);

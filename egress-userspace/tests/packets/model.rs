@@ -347,7 +347,7 @@ impl Flow {
         if latest {
             sender.acknowledged = acknowledged.unwrap();
             // No window scaling: the model's packets do not offer it.
-            sender.window = i64::from(tcp.window);
+            sender.window = sender.window.max(i64::from(tcp.window));
         }
         if self.life == Life::HalfOpen && out && answered && has(ACK) {
             self.life = Life::Established;

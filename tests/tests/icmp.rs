@@ -1,0 +1,427 @@
+//! NAT-4 with real kernels at both ends: they believe an ICMP error only if the packet that it quotes is one of
+//! theirs and every checksum is right. And nothing that leaves names anybody inside (SAFE-1).
+
+use std::{
+    io,
+    mem::size_of_val,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use egress_tests::{
+    capture::{Capture, Frame},
+    client::{Clients, Options as ClientOptions, Outcome},
+    config::Resources,
+    needs,
+    netns::Namespace,
+    offload::{self, Offload},
+    origin::ECHO_PORT,
+    packet::{ACK, ICMP, Transport},
+    site::{CONNECT_LIMIT, HOST, Plan, Site, all_succeeded},
+    standard::{
+        A, BOUND, BOUND_ADDRESS, GATEWAY, INSIDE_BOUND, Masquerade, NET, Options, POOL, UPLINK,
+        ZONE_PREFIX,
+    },
+    wait,
+};
+
+/// The mark that binds the gateway's own sockets.
+const MARK: u32 = 0x42;
+/// Errors wanted of each kind.
+const ERRORS: usize = 5;
+/// What an error may take.
+const LIMIT: Duration = Duration::from_secs(5);
+/// A host behind the bound client, which is its router.
+const DEEP: &str = "deep";
+const DEEP_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 1, 5, 2);
+/// Addresses behind the router `net` of which it says that they are prohibited and unreachable.
+const PROHIBITED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
+const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 67);
+
+fn start(masquerade: Masquerade) -> Result<Site> {
+    let site = Site::start(&Plan {
+        network: Options {
+            masquerade,
+            ..Options::default()
+        },
+        resources: Resources {
+            selectors: format!("sources = [\"{ZONE_PREFIX}\"]\nmarks = [{MARK}]"),
+            ..Resources::default()
+        },
+        ..Plan::default()
+    })?;
+    // Kernels send few errors to one address: here they send what is asked for.
+    for node in [BOUND, GATEWAY, NET, A] {
+        site.node(node).sysctl("net.ipv4.icmp_ratelimit", "0")?;
+    }
+    Ok(site)
+}
+
+/// Whether the kept bytes of a frame hold an address of somebody inside, wherever.
+fn names_the_inside(frame: &Frame) -> bool {
+    let inside = [
+        BOUND_ADDRESS,
+        DEEP_ADDRESS,
+        Ipv4Addr::new(10, 1, 0, 1),
+        Ipv4Addr::new(10, 1, 5, 1),
+    ];
+    frame
+        .bytes
+        .windows(4)
+        .any(|bytes| inside.iter().any(|address| address.octets() == bytes))
+}
+
+/// Nothing that left the gateway names the inside; the ICMP errors among it came from the pool: how many.
+fn discreet(frames: &[Frame]) -> Result<usize> {
+    let mut errors = 0;
+    for frame in frames.iter().filter(|frame| frame.received) {
+        ensure!(
+            !names_the_inside(frame),
+            "an inside address left: {:02x?}",
+            frame.bytes
+        );
+        let Some(packet) = frame.packet() else {
+            continue;
+        };
+        if packet.protocol == ICMP {
+            ensure!(
+                POOL.iter().any(|address| packet.source == *address),
+                "{packet}"
+            );
+            errors += 1;
+        }
+    }
+    Ok(errors)
+}
+
+fn refused(outcome: &Outcome, error: &str, case: &str) -> Result<()> {
+    ensure!(
+        outcome.refused.get(error) == Some(&ERRORS),
+        "{case}: expected {ERRORS} x {error}: {outcome:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn nat_4_errors_from_outside_reach_whoever_sent_what_they_quote() -> Result<()> {
+    const TEST: &str = "nat_4_errors_from_outside_reach_whoever_sent_what_they_quote";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    for masquerade in Masquerade::ALL {
+        let site = start(masquerade)?;
+        // Not by routes: about those a kernel sends one error a second.
+        site.node(NET).nft(&format!(
+            "table ip router {{
+                chain forward {{
+                    type filter hook forward priority 0;
+                    ip daddr {PROHIBITED} reject with icmp admin-prohibited
+                    ip daddr {UNREACHABLE} reject with icmp host-unreachable
+                }}
+            }}"
+        ))?;
+        let check = site.watch()?;
+        for on in [true, false] {
+            for (node, interface) in [(BOUND, "eth0"), (GATEWAY, INSIDE_BOUND), (GATEWAY, UPLINK)] {
+                offload::set(&site.node(node), interface, Offload::TxChecksum, on)?;
+            }
+            let marked = ClientOptions {
+                mark: Some(MARK),
+                ..ClientOptions::default()
+            };
+            let mut all = [
+                ("forwarded", site.clients(BOUND, 1)?),
+                ("own", Clients::start(&site.node(HOST), 1, &marked)?),
+            ];
+            for (who, clients) in &mut all {
+                let case = format!("{who}, masquerade {masquerade:?}, offload {on}");
+                // The origin's own: nobody listens at that port.
+                let outcome = clients.udp(site.at_a(9), ERRORS, LIMIT, false)?;
+                refused(&outcome, "ECONNREFUSED", &case)?;
+                // A router's on the way, about datagrams and about SYNs.
+                let at = |address: Ipv4Addr| SocketAddr::new(address.into(), 7);
+                let outcome = clients.udp(at(PROHIBITED), ERRORS, LIMIT, false)?;
+                refused(&outcome, "EHOSTUNREACH", &case)?;
+                // That a host is out of reach may pass: only a SYN's sender tells.
+                for address in [PROHIBITED, UNREACHABLE] {
+                    let outcome = clients.open(at(address), ERRORS, LIMIT)?;
+                    refused(&outcome, "EHOSTUNREACH", &case)?;
+                }
+            }
+        }
+        check.finish()?;
+    }
+    Ok(())
+}
+
+/// A socket of `node`, that tells of errors which applications need not know about.
+fn socket(node: &Namespace, address: SocketAddrV4) -> Result<UdpSocket> {
+    let socket = node.run(|| UdpSocket::bind(address))??;
+    socket.set_read_timeout(Some(LIMIT))?;
+    let on = 1i32;
+    // SAFETY: the value lives until the call returns.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_RECVERR,
+            (&raw const on).cast(),
+            size_of_val(&on) as u32,
+        )
+    };
+    ensure!(status == 0, "IP_RECVERR: {}", io::Error::last_os_error());
+    Ok(socket)
+}
+
+/// The error that a socket meets.
+fn met(socket: &UdpSocket) -> Result<Option<i32>> {
+    match socket.recv(&mut [0; 64]) {
+        Ok(bytes) => anyhow::bail!("{bytes} bytes instead of an error"),
+        Err(error) => Ok(error.raw_os_error()),
+    }
+}
+
+/// A host behind the bound one.
+fn dig_in(site: &Site) -> Result<()> {
+    let deep = Namespace::create(site.node(DEEP).name())?;
+    let bound = site.node(BOUND);
+    bound.sysctl("net.ipv4.ip_forward", "1")?;
+    bound.ip(&format!(
+        "link add deep0 type veth peer name eth0 netns {}",
+        deep.name()
+    ))?;
+    bound.ip("address add 10.1.5.1/24 dev deep0")?;
+    bound.ip("link set deep0 up")?;
+    deep.ip(&format!("address add {DEEP_ADDRESS}/24 dev eth0"))?;
+    deep.ip("link set eth0 up")?;
+    deep.ip("route add default via 10.1.5.1")?;
+    site.node(GATEWAY)
+        .ip(&format!("route add 10.1.5.0/24 via {BOUND_ADDRESS}"))?;
+    Ok(())
+}
+
+#[test]
+fn nat_4_errors_from_inside_leave_from_the_egress_ip_whoever_made_them() -> Result<()> {
+    const TEST: &str = "nat_4_errors_from_inside_leave_from_the_egress_ip_whoever_made_them";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    for masquerade in Masquerade::ALL {
+        let site = start(masquerade)?;
+        dig_in(&site)?;
+        let check = site.watch()?;
+        let capture = Capture::start(&site.node(NET), UPLINK)?;
+        let origin = SocketAddrV4::new(site.kind.origin(A), 9_000);
+        let far = socket(&site.node(A), origin)?;
+        // Where the origin's packets end: at the gateway, at the router behind it, at the host itself.
+        for (hops, error) in [
+            (2, libc::EHOSTUNREACH),
+            (3, libc::EHOSTUNREACH),
+            (64, libc::ECONNREFUSED),
+        ] {
+            let case = format!("{hops} hops, masquerade {masquerade:?}");
+            let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+            let near = socket(&site.node(DEEP), any)?;
+            near.connect(origin)?;
+            near.send(b"hello")?;
+            let (_, caller) = far.recv_from(&mut [0; 64]).context(case.clone())?;
+            ensure!(
+                POOL.iter().any(|address| caller.ip() == *address),
+                "{case}: {caller}"
+            );
+            // Answers are to be believed by the kernel: of a socket that is connected to their receiver.
+            far.connect(caller)?;
+            far.set_ttl(hops)?;
+            drop(near);
+            far.send(b"too late")?;
+            let what = met(&far).context(case.clone())?;
+            ensure!(what == Some(error), "{case}: {what:?}");
+            far.set_ttl(64)?;
+            disconnect(&far)?;
+        }
+        capture.wait_for("three errors", LIMIT, |frames| {
+            discreet(frames).is_ok_and(|errors| errors == 3)
+        })?;
+        ensure!(discreet(&capture.finish()?)? == 3);
+        check.finish()?;
+    }
+    Ok(())
+}
+
+/// Lets a socket receive from anybody again.
+fn disconnect(socket: &UdpSocket) -> Result<()> {
+    // SAFETY: all-zero is a valid address: of no family.
+    let nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    // SAFETY: the address lives until the call returns.
+    let status = unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            &raw const nobody,
+            size_of_val(&nobody) as u32,
+        )
+    };
+    ensure!(status == 0, "disconnecting: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// Packets counted under a reason.
+fn counted(site: &Site, reason: &str) -> Result<u64> {
+    let status = site.gateway.json(&["status"])?;
+    let reasons = status["dataplane"]["reasons"].as_array();
+    let reasons = reasons.or_else(|| status["reasons"].as_array());
+    Ok(reasons
+        .context("egress status lists no reasons")?
+        .iter()
+        .filter(|entry| entry["reason"] == reason)
+        .filter_map(|entry| entry["packets"].as_u64())
+        .sum())
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
+        .sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+/// An ICMP message that quotes a segment as it left.
+fn forged(kind: u8, code: u8, mtu: u16, segment: &Segment, sequence: u32) -> Vec<u8> {
+    let mut quote = vec![0x45, 0, 5, 220, 0, 1, 0x40, 0, 60, 6, 0, 0];
+    quote.extend(segment.source.ip().octets());
+    quote.extend(segment.destination.ip().octets());
+    let sum = checksum(&quote);
+    quote[10..12].copy_from_slice(&sum);
+    quote.extend(segment.source.port().to_be_bytes());
+    quote.extend(segment.destination.port().to_be_bytes());
+    quote.extend(sequence.to_be_bytes());
+    let mut message = vec![kind, code, 0, 0, 0, 0];
+    message.extend(mtu.to_be_bytes());
+    message.extend(quote);
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum);
+    message
+}
+
+/// Sends an ICMP message from a node.
+fn send(node: &Namespace, to: Ipv4Addr, message: &[u8]) -> Result<()> {
+    let raw = node.run(|| {
+        // SAFETY: a system call without pointers.
+        match unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP) } {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: a new descriptor that nobody else owns.
+            fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        }
+    })??;
+    // A raw socket is told where to by the same call as any other.
+    let socket = UdpSocket::from(raw);
+    let sent = socket.send_to(message, (to, 0))?;
+    ensure!(sent == message.len());
+    Ok(())
+}
+
+/// Where the last segment that left the gateway came from, where it went, and the number after it.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    source: SocketAddrV4,
+    destination: SocketAddrV4,
+    next: u32,
+}
+
+fn last_segment(frames: &[Frame], port: u16) -> Option<Segment> {
+    let mut of_flow = frames.iter().filter(|frame| frame.received).rev();
+    of_flow.find_map(|frame| {
+        let packet = frame.packet()?;
+        let (std::net::IpAddr::V4(from), std::net::IpAddr::V4(to)) =
+            (packet.source, packet.destination)
+        else {
+            return None;
+        };
+        match packet.transport {
+            Transport::Tcp {
+                source,
+                destination,
+                flags,
+                sequence,
+                ..
+            } if destination == port && flags == ACK => Some(Segment {
+                source: SocketAddrV4::new(from, source),
+                destination: SocketAddrV4::new(to, destination),
+                next: sequence,
+            }),
+            _ => None,
+        }
+    })
+}
+
+#[test]
+fn nat_4_a_forged_error_changes_nothing_unless_its_numbers_fit_and_never_ends_a_flow() -> Result<()>
+{
+    const TEST: &str =
+        "nat_4_a_forged_error_changes_nothing_unless_its_numbers_fit_and_never_ends_a_flow";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = start(Masquerade::Nobody)?;
+    let capture = Capture::start(&site.node(NET), UPLINK)?;
+    let origin = site.at_a(ECHO_PORT);
+    let mut clients = site.clients(BOUND, 1)?;
+    all_succeeded(&clients.open(origin, 1, CONNECT_LIMIT)?, 1)?;
+    all_succeeded(&clients.check(CONNECT_LIMIT)?, 1)?;
+    let learned = || -> Result<bool> {
+        let route = site.node(BOUND).ip(&format!("route get {}", origin.ip()))?;
+        Ok(route.contains("mtu 600"))
+    };
+    capture.wait_for("a segment", LIMIT, |frames| {
+        last_segment(frames, ECHO_PORT).is_some()
+    })?;
+    let segment = last_segment(&capture.finish()?, ECHO_PORT).context("no segment was captured")?;
+    let net = site.node(NET);
+    let egress = *segment.source.ip();
+
+    // Of a stranger who knows addresses and ports, but not the numbers.
+    for (forgeries, distance) in [1_000_000u32, 0x8000_0000, 0xf000_0000]
+        .into_iter()
+        .enumerate()
+    {
+        let sequence = segment.next.wrapping_add(distance);
+        send(&net, egress, &forged(3, 4, 600, &segment, sequence))?;
+        wait::until_true("the forgery to be counted", LIMIT, || {
+            Ok(counted(&site, "icmp_implausible")? == forgeries as u64 + 1)
+        })?;
+    }
+    ensure!(!learned()?, "a forged path MTU was believed");
+    // With a wrong checksum.
+    let mut wrong = forged(3, 4, 600, &segment, segment.next);
+    wrong[2] ^= 1;
+    send(&net, egress, &wrong)?;
+    wait::until_true("the wrong checksum to be counted", LIMIT, || {
+        Ok(counted(&site, "icmp_checksum")? == 1)
+    })?;
+    ensure!(!learned()?);
+
+    // Errors that say the connection cannot be, with the right numbers: it goes on, here and at its ends.
+    for code in 0..16 {
+        if code != 4 {
+            send(&net, egress, &forged(3, code, 0, &segment, segment.next))?;
+        }
+    }
+    send(&net, egress, &forged(11, 0, 0, &segment, segment.next))?;
+    all_succeeded(&clients.check(CONNECT_LIMIT)?, 1)?;
+    ensure!(site.active(origin, "tcp")? == 1);
+    // And this is what the others would have done, had they been believed.
+    let next = segment.next.wrapping_add(1);
+    send(&net, egress, &forged(3, 4, 600, &segment, next))?;
+    wait::until_true("the path MTU to be learned", LIMIT, learned)?;
+    all_succeeded(&clients.check(CONNECT_LIMIT)?, 1)?;
+    Ok(())
+}
