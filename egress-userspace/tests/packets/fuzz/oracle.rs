@@ -121,7 +121,6 @@ impl Oracle {
             Layers::Broken(source) => {
                 let bound = entry == Entry::Realm
                     || source.is_some_and(|source| world::zone(source) != Zone::None);
-                let bound = bound && !world::signalling(input);
                 ensure(!bound, || {
                     "LEAK: a broken packet of a bound zone left".into()
                 })?;

@@ -260,6 +260,54 @@ pub(crate) fn quoted6(bytes: &[u8], at: usize) -> Option<Ip> {
     Some(ip)
 }
 
+/// How far a careful node reads the headers of an IPv6 packet: not past a hop-by-hop header that is not
+/// the first, a routing header that still names another destination, a second fragment header, what
+/// it does not know, or into a later fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Careful {
+    /// Where the field stands that names the header it stops at.
+    pub(crate) named_at: usize,
+    /// Whether that is none of the headers which [`quoted6`] passes.
+    pub(crate) at_end: bool,
+    pub(crate) later: bool,
+}
+
+/// Reads the IPv6 packet at `at` so.
+pub(crate) fn careful(bytes: &[u8], at: usize) -> Careful {
+    let mut end = Careful {
+        named_at: at + 6,
+        at_end: false,
+        later: false,
+    };
+    let mut header = at + 40;
+    let mut fragment = false;
+    loop {
+        let kind = bytes[end.named_at];
+        end.at_end = kind != 44 && !EXTENSIONS.contains(&kind);
+        let Some(first) = bytes.get(header..header + 4) else {
+            return end;
+        };
+        let passable = match kind {
+            0 => header == at + 40,
+            43 => first[3] == 0,
+            44 => !fragment,
+            60 => true,
+            _ => false,
+        };
+        if !passable || end.later {
+            return end;
+        }
+        end.named_at = header;
+        if kind == 44 {
+            fragment = true;
+            end.later = u16::from_be_bytes([first[2], first[3]]) >> 3 != 0;
+            header += 8;
+        } else {
+            header += 8 + 8 * usize::from(first[1]);
+        }
+    }
+}
+
 /// A frame as it is once its outer VLAN tag has become the packet's metadata.
 pub(crate) fn untagged(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();

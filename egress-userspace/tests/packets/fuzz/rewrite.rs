@@ -132,13 +132,16 @@ pub(crate) fn answer(input: &[u8], answer: &[u8]) -> Judgement {
             after.source, after.destination
         ));
     }
-    if ip.part == Part::Later {
-        return Err("an answer to a later fragment".into());
-    }
     if after.header_sum(answer) != 0xffff || after.sum(answer) != 0xffff {
         return Err("an answer with a wrong checksum".into());
     }
-    if quoted(input, &ip).is_some() {
+    // What follows a header that may not stand there is nothing to go by.
+    let careful = ip.six.then(|| read::careful(input, ip.at));
+    let later = careful.map_or(ip.part == Part::Later, |careful| careful.later);
+    if later {
+        return Err("an answer to a later fragment".into());
+    }
+    if careful.is_none_or(|careful| careful.at_end) && quoted(input, &ip).is_some() {
         return Err("an answer to an ICMP error".into());
     }
     match (after.protocol, after.icmp(answer)) {
@@ -154,16 +157,41 @@ pub(crate) fn answer(input: &[u8], answer: &[u8]) -> Judgement {
             }
             Ok(())
         }
-        (_, Some(1 | 3)) => {
-            let quote = &answer[after.transport + 8..after.end];
+        (_, Some(kind)) => {
+            let message = &answer[after.transport..after.end];
             let about = &input[ip.at..ip.end];
+            let (Some(code), Some(quote)) = (message.get(1), message.get(8..)) else {
+                return Err("an ICMP error cut short".into());
+            };
             if quote.len() < (ip.transport - ip.at) || !about.starts_with(quote) {
                 return Err("an ICMP error that quotes something else".into());
             }
-            Ok(())
+            let foreign = !matches!(ip.protocol, 6 | 17);
+            let right = match (after.six, kind, code) {
+                // Prohibited, or a protocol that cannot be translated.
+                (false, 3, 13) | (true, 1, 1) => true,
+                (false, 3, 2) => foreign,
+                (true, 4, 1) => names_protocol(input, &ip, &message[4..8]),
+                _ => false,
+            };
+            if right {
+                Ok(())
+            } else {
+                Err(format!("answered with type {kind}, code {code}"))
+            }
         }
         other => Err(format!("answered with {other:?}")),
     }
+}
+
+/// Whether a parameter problem points to the field that names a header nobody translates: the last one,
+/// or an extension that may not stand there (RFC 4443, section 3.4).
+fn names_protocol(input: &[u8], ip: &Ip, pointer: &[u8]) -> bool {
+    let pointer = pointer
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    let named_at = read::careful(input, ip.at).named_at;
+    pointer + ip.at == named_at && !matches!(input[named_at], 6 | 17 | 58)
 }
 
 /// Whether an ARP request was answered rightly (RFC 826).

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::read::{self, Address, Ip, Part, v4};
+use super::read::{Address, Ip, Part, v4};
 use crate::world::{EGRESS, EGRESS_2, ENABLED, POOL, SECOND, World, ZONE};
 use egress_common::settings::zone_flag;
 
@@ -69,17 +69,10 @@ pub(crate) fn egress(address: Address) -> bool {
     address == v4(EGRESS) || address == v4(EGRESS_2)
 }
 
-/// Whether a frame says that it holds ICMPv6 for its own link: IPv6 is only sorted yet, not read.
-pub(crate) fn signalling(bytes: &[u8]) -> bool {
-    let (kind, at) = read::network(bytes);
-    let field = |offset: usize| bytes.get(at + offset).copied();
-    kind == 0x86dd && field(6) == Some(58) && matches!(field(24), Some(0xfe | 0xff))
-}
-
 /// Whether a bound packet takes the default egress all the same (POLICY-6, POLICY-7).
 pub(crate) fn exempt(zone: Zone, ip: &Ip, bytes: &[u8]) -> bool {
     if ip.six {
-        return signalling(bytes);
+        return query6(ip, bytes);
     }
     if ip.destination == v4(EXEMPT) {
         return true;
@@ -92,4 +85,15 @@ pub(crate) fn exempt(zone: Zone, ip: &Ip, bytes: &[u8]) -> bool {
         && ip.part == Part::Whole
         && !multicast
         && matches!(bytes.get(ip.transport), Some(0 | 8 | 13..=18))
+}
+
+/// Whether it is an ICMPv6 query that may leave: no error, and nothing that never crosses a router (RFC
+/// 4861, RFC 3810, RFC 4286).
+fn query6(ip: &Ip, bytes: &[u8]) -> bool {
+    let [first, ..] = ip.destination;
+    first != 0xff
+        && ip.part == Part::Whole
+        && ip.icmp(bytes).is_some_and(|kind| {
+            kind >= 128 && !matches!(kind, 130..=137 | 141..=143 | 148 | 149 | 151..=153)
+        })
 }
