@@ -78,7 +78,7 @@ fn nat_3_inside_addresses_realms_ranges_and_secrets_all_tell() {
     for inside in 0..1_000u128 {
         assert!(found.insert(pick(&range, host(inside), 0)), "{inside}");
         // Two that a digest of the halves would take for the same.
-        assert!(found.insert(pick(&range, host(inside + 1 << 64), 0)));
+        assert!(found.insert(pick(&range, host((inside + 1) << 64), 0)));
         let realm = Inside {
             realm: 9,
             ..host(inside)

@@ -259,7 +259,7 @@ fn safe_1_no_packet_with_another_flows_address_while_elements_are_recycled() {
         protocol: UDP,
         ..FlowKey::default()
     };
-    let inside = collision(buckets(64), hosts, |host| of_host(host).hash(&HASH_KEY))
+    let inside = collision(buckets(64), &hosts, |host| of_host(host).hash(&HASH_KEY))
         .map(|host| (host, ORIGIN));
     let of_origin = |origin: &Endpoint| ReverseKey {
         egress: EGRESS,
@@ -269,7 +269,7 @@ fn safe_1_no_packet_with_another_flows_address_while_elements_are_recycled() {
         protocol: UDP,
         ..ReverseKey::default()
     };
-    let outside = collision(buckets(64), (0..1 << 20_u32).map(origins), |origin| {
+    let outside = collision(buckets(64), &(0..1 << 20_u32).map(origins), |origin| {
         of_origin(origin).hash(&HASH_KEY)
     })
     .map(|origin| (INSIDE, origin));

@@ -137,7 +137,7 @@ impl SharedCell {
 /// Two values whose hashes say the same place among `buckets`, the first two met.
 pub(crate) fn collision<K>(
     buckets: u32,
-    keys: impl Iterator<Item = K> + Clone,
+    keys: &(impl Iterator<Item = K> + Clone),
     hash: impl Fn(&K) -> u64,
 ) -> [K; 2] {
     let mut seen = std::collections::HashMap::new();
