@@ -18,7 +18,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use bench::{Bench, desired, ip, map_id, run, until};
+use bench::{Bench, desired, map_id, output, run, until};
 use egress_userspace::config::Dataplane;
 use egress_userspace::dataplane::api::{DataPlane as _, DataPlaneError, DataPlaneView as _, Names};
 use egress_userspace::dataplane::{Plane, View, detach};
@@ -227,9 +227,9 @@ fn shell(script: &str) -> bool {
 }
 
 #[test]
-fn the_watcher_wakes_when_an_interface_goes_and_the_log_listens() {
+fn safe_6_the_watcher_wakes_at_once_and_the_log_listens() {
     run(
-        "the_watcher_wakes_when_an_interface_goes_and_the_log_listens",
+        "safe_6_the_watcher_wakes_at_once_and_the_log_listens",
         |bench| {
             let plane = open(bench);
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -240,13 +240,27 @@ fn the_watcher_wakes_when_an_interface_goes_and_the_log_listens() {
                 let mut watcher = plane.watcher().unwrap();
                 let (_names, known) = tokio::sync::watch::channel(Names::default());
                 let log = tokio::spawn(plane.events().unwrap().run(known));
-                watcher.next().await;
-                ip("link del up0");
-                let woken = tokio::time::timeout(Duration::from_millis(50), watcher.next()).await;
-                assert!(
-                    woken.is_ok(),
-                    "the kernel's announcement comes before the next tick"
-                );
+                for (program, arguments) in [
+                    ("tc", "qdisc add dev in0 clsact"),
+                    ("tc", "qdisc del dev in0 clsact"),
+                    ("nft", "add table inet other"),
+                    ("nft", "flush ruleset"),
+                    ("ip", "link del up0"),
+                ] {
+                    // A tick, with nothing left to say.
+                    while tokio::time::timeout(Duration::from_millis(50), watcher.next())
+                        .await
+                        .is_ok()
+                    {}
+                    watcher.next().await;
+                    output(program, arguments);
+                    let woken =
+                        tokio::time::timeout(Duration::from_millis(50), watcher.next()).await;
+                    assert!(
+                        woken.is_ok(),
+                        "{program} {arguments}: the kernel's announcement comes before the next tick"
+                    );
+                }
                 assert!(!log.is_finished());
                 log.abort();
             });

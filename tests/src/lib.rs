@@ -18,6 +18,7 @@
 //! | [`peer`] | one connection with both of its ends in hand |
 //! | [`pattern`] | a byte stream that any offset of can be verified |
 //! | [`packet`], [`capture`], [`pcap`] | what was on the wire |
+//! | [`load`] | traffic that goes on while something happens |
 //! | [`leak`] | SAFE-1: no packet with a foreign source |
 //! | [`odd`] | packets that no honest host sends |
 //! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
@@ -39,6 +40,7 @@ pub mod interrupt;
 pub mod lab;
 pub mod leak;
 pub mod links;
+pub mod load;
 pub mod needs;
 pub mod netns;
 pub mod odd;

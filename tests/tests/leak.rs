@@ -1,20 +1,15 @@
 //! SAFE-1 and SAFE-6: from the moment the daemon is ready, nothing of the zone leaves with a foreign source,
 //! whatever happens to the gateway. Every test runs under load and is watched where the packets arrive.
 
-use std::{
-    net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
-};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
-    client::{Churn, Clients, Closer, Outcome},
     config::{Resources, Server},
     leak::{LeakCheck, Rules},
+    load::{seen_from_pool, total, under_load},
     needs, odd,
-    origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
+    origin::{ECHO_PORT, HTTP_PORT},
     seed::Random,
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
     standard::{
@@ -25,8 +20,6 @@ use egress_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// One stretch of load between two looks whether to stop.
-const STRETCH: u64 = 100;
 /// Hooks are back within this time after their interface is.
 const HOOK_LIMIT: Duration = Duration::from_secs(10);
 /// Both families, so that IPv6 is the zone's as well; pings would take the default egress (POLICY-7).
@@ -49,44 +42,6 @@ fn resources() -> Resources {
         selectors: SELECTORS.to_owned(),
         ..Resources::default()
     }
-}
-
-/// Connects and sends, over and over, while `fault` happens; tells what came of it.
-fn under_load(
-    site: &mut Site,
-    fault: impl FnOnce(&mut Site) -> Result<()>,
-) -> Result<Vec<Outcome>> {
-    let (http, udp) = (site.at_a(HTTP_PORT), site.at_b(UDP_PORT));
-    let mut clients = site.clients(BOUND, 1)?;
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let load = scope.spawn(|| -> Result<Vec<Outcome>> {
-            let mut outcomes = Vec::new();
-            while !stop.load(Ordering::SeqCst) {
-                outcomes.push(stretch(&mut clients, http, udp)?);
-            }
-            Ok(outcomes)
-        });
-        let result = fault(site);
-        stop.store(true, Ordering::SeqCst);
-        let outcomes = load.join().map_err(|_| anyhow!("the load panicked"))?;
-        result?;
-        outcomes
-    })
-}
-
-fn stretch(clients: &mut Clients, http: SocketAddr, udp: SocketAddr) -> Result<Outcome> {
-    clients.udp(udp, 5, Duration::from_millis(50), false)?;
-    clients.churn(Churn {
-        target: http,
-        duration_ms: STRETCH,
-        parallel: 4,
-        closer: Closer::Client,
-    })
-}
-
-fn total(outcomes: &[Outcome]) -> usize {
-    outcomes.iter().map(|outcome| outcome.succeeded).sum()
 }
 
 #[test]
@@ -409,103 +364,6 @@ fn stopped_daemon_and_changed_files() -> Result<()> {
     })?;
     check.finish()?;
     Ok(())
-}
-
-/// Removes a program while the daemon looks after it, and while it is dead.
-fn without_program(attach: &str, masquerade: Masquerade) -> Result<()> {
-    let mut plan = plan();
-    plan.network.masquerade = masquerade;
-    plan.server.dataplane = format!("attach = \"{attach}\"");
-    let mut site = Site::start(&plan)?;
-    let case = format!("{attach}, masquerade {masquerade:?}");
-    // Without `uplink_ingress`, a reply looks to the gateway like a packet to forward to somebody who is not there.
-    let check = site.watch_for(
-        Rules::new()
-            .allow(POOL)
-            .allow_errors_about(DEFAULT_EGRESS, &POOL),
-    )?;
-    let echo = site.at_a(ECHO_PORT);
-    let mut holder = site.clients(BOUND, 1)?;
-    all_succeeded(&holder.open(echo, 20, CONNECT_LIMIT)?, 20)?;
-    let kinds = site.gateway.json(&["status"])?;
-    ensure!(
-        kinds["hooks"].as_array().is_some_and(
-            |hooks| hooks.len() >= 4 && hooks.iter().all(|hook| hook["kind"] == attach)
-        ),
-        "{case}: {kinds}"
-    );
-
-    let outcomes = under_load(&mut site, |site| {
-        for (interface, program) in [
-            (UPLINK, "uplink_egress"),
-            (UPLINK, "uplink_guard"),
-            (UPLINK, "uplink_ingress"),
-            (INSIDE_BOUND, "inside_ingress"),
-        ] {
-            site.gateway
-                .remove_program(interface, program)
-                .with_context(|| case.clone())?;
-            site.gateway
-                .wait_in_place(HOOK_LIMIT)
-                .with_context(|| format!("{case}: {program}"))?;
-            seen_from_pool(site, site.at_a(HTTP_PORT))
-                .with_context(|| format!("{case}: {program}"))?;
-        }
-        Ok(())
-    })?;
-    ensure!(total(&outcomes) > 0, "{case}: {outcomes:?}");
-
-    // Nobody is there to put it back.
-    site.gateway.kill()?;
-    for (interface, program) in [(UPLINK, "uplink_egress"), (INSIDE_BOUND, "inside_ingress")] {
-        site.gateway.remove_program(interface, program)?;
-        under_load(&mut site, |site| {
-            let seen = site.curl(BOUND, site.at_a(HTTP_PORT));
-            ensure!(seen.is_err(), "{case}, without {program}: seen as {seen:?}");
-            Ok(())
-        })?;
-        let status = site.gateway.egress(["status"])?;
-        ensure!(
-            !status.status.success(),
-            "{case}: status finds all in place without {program}"
-        );
-        site.gateway.restart()?;
-        seen_from_pool(&site, site.at_a(HTTP_PORT))
-            .with_context(|| format!("{case}: after {program}"))?;
-        site.gateway.kill()?;
-    }
-    site.gateway.restart()?;
-    all_succeeded(&holder.check(CONNECT_LIMIT)?, 20)?;
-    check.finish().context(case)?;
-    Ok(())
-}
-
-fn seen_from_pool(site: &Site, origin: SocketAddr) -> Result<()> {
-    let seen = site.curl(BOUND, origin)?;
-    ensure!(
-        POOL.iter().any(|address| address.to_string() == seen),
-        "seen as {seen}"
-    );
-    Ok(())
-}
-
-#[test]
-fn programs_removed_by_hand() -> Result<()> {
-    let Some(_turn) = needs::turn("programs_removed_by_hand", &["nft", "bpftool"]) else {
-        return Ok(());
-    };
-    for masquerade in [Masquerade::Nobody, Masquerade::Everybody] {
-        without_program("tcx", masquerade)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn filters_removed_by_hand() -> Result<()> {
-    let Some(_turn) = needs::turn("filters_removed_by_hand", &["nft", "tc"]) else {
-        return Ok(());
-    };
-    without_program("clsact", Masquerade::Everybody)
 }
 
 /// ZONE-1: connections from before the daemon cannot be moved to an address of the pool, so they end.

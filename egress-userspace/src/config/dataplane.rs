@@ -79,6 +79,8 @@ pub struct Dataplane {
     pub xdp: Xdp,
     /// Whether ARP requests and neighbour solicitations for egress IPs are answered on the uplink (ANN-1).
     pub answer_arp: bool,
+    /// Whether the guard's table is held, so that `nft flush ruleset` steps over it (Linux 6.9; SAFE-6).
+    pub hold_guard: bool,
     /// The bits of the packet mark that are ours: contiguous, at least 8.
     pub mark_mask: u32,
 }
@@ -97,6 +99,7 @@ impl Default for Dataplane {
             refuse: Refuse::default(),
             xdp: Xdp::default(),
             answer_arp: true,
+            hold_guard: true,
             mark_mask: 0xffff_0000,
         }
     }
@@ -188,6 +191,12 @@ impl Dataplane {
                     ])
                 })
                 .unwrap_or(default.xdp),
+            hold_guard: flag(
+                &mut table,
+                "hold_guard",
+                "hold_guard = true",
+                default.hold_guard,
+            ),
             answer_arp: flag(
                 &mut table,
                 "answer_arp",

@@ -21,6 +21,7 @@ attach = "auto"
 refuse = "reset"
 xdp = "auto"
 answer_arp = true
+hold_guard = true
 mark_mask = "0xffff0000"
 
 [exempt]

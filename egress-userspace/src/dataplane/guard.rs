@@ -1,36 +1,42 @@
 //! The guard (SAFE-6): an nftables table of ours that outlives the daemon and the programs.
 //!
-//! It is replaced in one transaction, so there is no instant without it. A configuration that binds more has to
-//! be guarded before it is in force, and one that binds less after: the rules to come are first put into a
+//! Its rules are replaced in one transaction, so there is no instant without them. A configuration that binds more
+//! has to be guarded before it is in force, and one that binds less after: the rules to come are first put into a
 //! second table beside the first, where both have their say, and take the first one's place when the switch has
 //! been flipped. A daemon that dies in between leaves both, which is the careful side; the next one tidies up.
+//!
+//! The daemon holds the tables, so that nobody else removes them while it lives (`table`). To change one it has to
+//! let it go for the length of one run of `nft`; what is lost just then is put back at once.
 
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+mod nft;
+mod table;
+
+use std::time::{Duration, Instant};
 
 use egress_common::tag::TagField;
 
-use super::netlink::{self, Request};
+use self::table::{Hold, Table};
 use super::pins::Pins;
 use super::ruleset::{self, Surroundings};
 use crate::dataplane::api::DataPlaneError;
 use crate::desired::Desired;
 
-/// `NFPROTO_INET`.
-const INET: u8 = 1;
-/// `NFTA_TABLE_NAME`, and `NFTA_GEN_ID` of another message.
-const FIRST_ATTRIBUTE: u16 = 1;
-/// Where administrators' programs are although a service's PATH may lack them.
-const PLACES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/bin"];
+/// Rules that somebody else may have changed are not compared more often than this: it costs a run of `nft`.
+const COMPARE: Duration = Duration::from_millis(100);
 
 /// The guard of an instance.
 #[derive(Debug)]
 pub(super) struct Guard {
     table: String,
     field: TagField,
+    /// Whether the tables are to be held.
+    hold: bool,
     /// What we installed last, if it was us.
     installed: Option<Installed>,
+    /// Nobody else changes the table; `None` where the kernel cannot say so.
+    held: Option<Hold>,
+    /// The same for the table of the rules to come.
+    next_held: Option<Hold>,
 }
 
 #[derive(Debug)]
@@ -40,33 +46,33 @@ struct Installed {
     /// How `nft` lists it, so that somebody else's changes can be told; taken when the first such change is
     /// possible, since it costs as much as installing.
     listing: Option<String>,
+    /// When it was compared last.
+    compared: Option<Instant>,
     /// Number of changes the kernel's ruleset had seen.
     generation: Option<u32>,
 }
 
 impl Guard {
     /// The guard that belongs to a pin directory.
-    pub(super) fn of(pins: &Pins, field: TagField) -> Self {
+    pub(super) fn of(pins: &Pins, field: TagField, hold: bool) -> Self {
         Self {
-            table: table(pins),
+            table: name(pins),
             field,
+            hold,
             installed: None,
+            held: None,
+            next_held: None,
         }
     }
 
     /// Installs a guard without zones if there is none: it shows early whether there can be one, and leaves one
     /// that is there as strict as it is.
     pub(super) fn begin(&mut self) -> Result<(), DataPlaneError> {
-        if exists(&self.table)? {
-            return Ok(());
+        if Table::find(&self.table)?.is_none() {
+            self.fill(&self.table, &Desired::default(), &Surroundings::default())?;
         }
-        let nothing = (Desired::default(), Surroundings::default());
-        nft(&ruleset::script(
-            &self.table,
-            self.field,
-            &nothing.0,
-            &nothing.1,
-        ))
+        self.held = self.take_hold(&self.table);
+        Ok(())
     }
 
     /// Whether exactly these rules are in force.
@@ -83,17 +89,21 @@ impl Guard {
 
     /// Adds the rules to come to those that hold.
     pub(super) fn announce(
-        &self,
+        &mut self,
         desired: &Desired,
         surroundings: &Surroundings,
     ) -> Result<(), DataPlaneError> {
         let next = next(&self.table);
-        nft(&ruleset::script(&next, self.field, desired, surroundings))
+        self.next_held = None;
+        self.fill(&next, desired, surroundings)?;
+        self.next_held = self.take_hold(&next);
+        Ok(())
     }
 
     /// Takes the rules to come back: they will not come. What cannot be removed is on the careful side.
-    pub(super) fn retract(&self) {
-        drop(nft(&removal(&next(&self.table))));
+    pub(super) fn retract(&mut self) {
+        self.next_held = None;
+        drop(Table::remove(&next(&self.table)));
     }
 
     /// Puts the rules in the place of all others.
@@ -102,17 +112,81 @@ impl Guard {
         desired: &Desired,
         surroundings: &Surroundings,
     ) -> Result<(), DataPlaneError> {
-        let mut script = ruleset::script(&self.table, self.field, desired, surroundings);
-        script.push_str(&removal(&next(&self.table)));
         self.installed = None;
-        nft(&script)?;
+        self.renew(desired, surroundings)?;
+        self.held = None;
+        let filled = self.fill(&self.table, desired, surroundings);
+        // Also when it was not filled: what it held before is still the guard.
+        self.held = self.take_hold(&self.table);
+        filled?;
+        self.next_held = None;
+        Table::remove(&next(&self.table))?;
+        // Asked in this order: who takes the table away later changes the number, and who did so earlier is found out
+        // at the next look.
+        let generation = table::generation();
+        let there = Table::find(&self.table)?.is_some();
         self.installed = Some(Installed {
             desired: desired.clone(),
             surroundings: surroundings.clone(),
             listing: None,
-            generation: generation(),
+            compared: None,
+            generation: generation.filter(|_| there),
         });
         Ok(())
+    }
+
+    /// A table of an earlier version, which cannot be held, makes place for one that can; the rules to come are
+    /// guarding meanwhile.
+    fn renew(
+        &mut self,
+        desired: &Desired,
+        surroundings: &Surroundings,
+    ) -> Result<(), DataPlaneError> {
+        if !self.hold || Table::find(&self.table)?.is_none_or(Table::can_be_held) {
+            return Ok(());
+        }
+        self.announce(desired, surroundings)?;
+        if self.next_held.is_some() {
+            Table::remove(&self.table)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces what is in a table, which is made if need be.
+    fn fill(
+        &self,
+        table: &str,
+        desired: &Desired,
+        surroundings: &Surroundings,
+    ) -> Result<(), DataPlaneError> {
+        let script = ruleset::script(table, self.field, desired, surroundings);
+        Table::wait_released(table)?;
+        Table::make(table, self.hold)?;
+        nft::script(&script).or_else(|error| {
+            if Table::find(table)?.is_some() {
+                return Err(error);
+            }
+            // Somebody flushed the ruleset since it was made.
+            Table::make(table, self.hold)?;
+            nft::script(&script)
+        })
+    }
+
+    /// Takes hold of a table where that is possible; where not, it is looked after.
+    fn take_hold(&self, table: &str) -> Option<Hold> {
+        if !self.hold {
+            return None;
+        }
+        Hold::take(table)
+            .inspect_err(|error| tracing::debug!(%error, table, "the guard's table is not held"))
+            .ok()
+    }
+
+    /// Lets others change it: it is about to be removed.
+    pub(super) fn release(&mut self) {
+        self.held = None;
+        self.next_held = None;
+        self.installed = None;
     }
 
     /// Puts the guard back if it is missing or somebody changed it; true if that was so. Costs one question to the
@@ -121,11 +195,19 @@ impl Guard {
         let Some(installed) = &mut self.installed else {
             return Ok(false);
         };
-        let now = generation();
+        let now = table::generation();
         if now.is_some() && now == installed.generation {
             return Ok(false);
         }
-        let missing = !exists(&self.table)?;
+        let missing = Table::find(&self.table)?.is_none();
+        if !missing && self.held.is_some() {
+            installed.generation = now;
+            return Ok(false);
+        }
+        if !missing && installed.compared.is_some_and(|at| at.elapsed() < COMPARE) {
+            return Ok(false);
+        }
+        installed.compared = Some(Instant::now());
         if !missing && installed.listing.is_some() && installed.listing == listing(&self.table).ok()
         {
             installed.generation = now;
@@ -135,16 +217,19 @@ impl Guard {
         let changed = missing || installed.listing.is_some();
         let (desired, surroundings) = (installed.desired.clone(), installed.surroundings.clone());
         self.settle(&desired, &surroundings)?;
-        let listing = listing(&self.table)?;
-        if let Some(installed) = &mut self.installed {
-            installed.listing = Some(listing);
+        if self.held.is_none() {
+            let listing = listing(&self.table)?;
+            if let Some(installed) = &mut self.installed {
+                installed.listing = Some(listing);
+                installed.compared = Some(Instant::now());
+            }
         }
         Ok(changed)
     }
 }
 
 /// The name of a pin directory's table.
-fn table(pins: &Pins) -> String {
+fn name(pins: &Pins) -> String {
     let name: String = pins
         .name()
         .chars()
@@ -162,69 +247,27 @@ fn next(table: &str) -> String {
     format!("{table}_next")
 }
 
-/// Removes a table, there or not.
-fn removal(table: &str) -> String {
-    format!("add table inet {table}\ndelete table inet {table}\n")
-}
-
 /// Whether the guard of a pin directory is installed.
 pub(super) fn is_installed(pins: &Pins) -> Result<bool, DataPlaneError> {
-    exists(&table(pins))
+    Ok(Table::find(&name(pins))?.is_some())
 }
 
 /// Removes the guard; returns the tables that were there.
 pub(super) fn remove(pins: &Pins) -> Result<Vec<String>, DataPlaneError> {
-    let table = table(pins);
+    let table = name(pins);
     let mut removed = Vec::new();
     for table in [next(&table), table] {
-        if exists(&table)? {
-            nft(&removal(&table))?;
+        if Table::remove(&table)? {
             removed.push(format!("guard: nftables table inet {table}"));
         }
     }
     Ok(removed)
 }
 
-/// `struct nfgenmsg`: family, version, and no subsystem's own number.
-const fn header(family: u8) -> [u8; 4] {
-    [family, 0, 0, 0]
-}
-
-fn message(kind: libc::c_int) -> u16 {
-    (libc::NFNL_SUBSYS_NFTABLES << 8 | kind) as u16
-}
-
-fn exists(table: &str) -> Result<bool, DataPlaneError> {
-    let request = Request::new(message(libc::NFT_MSG_GETTABLE), 0, &header(INET))
-        .text(FIRST_ATTRIBUTE, table);
-    match request.send(libc::NETLINK_NETFILTER) {
-        Ok(answer) => Ok(!answer.is_empty()),
-        // EINVAL: nf_tables has never been used, so its module is not loaded.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
-            Ok(false)
-        }
-        Err(error) => Err(DataPlaneError::failed(
-            format!("asking the kernel for nftables table {table}"),
-            error,
-        )),
-    }
-}
-
-/// How many changes the ruleset of this namespace has seen; `None` where the kernel does not say.
-fn generation() -> Option<u32> {
-    let answer = Request::new(message(libc::NFT_MSG_GETGEN), 0, &header(0))
-        .send(libc::NETLINK_NETFILTER)
-        .ok()?;
-    let body = &answer.first()?.body;
-    netlink::attributes(body.get(header(0).len()..)?)
-        .find(|(kind, _)| *kind == FIRST_ATTRIBUTE)
-        .and_then(|(_, content)| netlink::number(content))
-}
-
 /// Packets the guard has dropped, over both of its counters; zero where there is no guard.
 pub(super) fn dropped(pins: &Pins) -> u64 {
-    let table = table(pins);
-    let Ok(text) = output(&["list", "counters", "table", "inet", &table]) else {
+    let table = name(pins);
+    let Ok(text) = nft::output(&["list", "counters", "table", "inet", &table]) else {
         return 0;
     };
     text.lines()
@@ -235,75 +278,24 @@ pub(super) fn dropped(pins: &Pins) -> u64 {
 
 fn listing(table: &str) -> Result<String, DataPlaneError> {
     // Without counts, and with interfaces as numbers.
-    output(&["-s", "list", "table", "inet", table])
-}
-
-fn program() -> Result<PathBuf, DataPlaneError> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(PLACES.map(PathBuf::from))
-        .map(|place| place.join("nft"))
-        .find(|file| file.is_file())
-        .ok_or_else(|| DataPlaneError::Refused {
-            reason: "the command nft is not installed, and without it there is no guard (SAFE-6)"
-                .to_owned(),
-            remedy: "install the package nftables".to_owned(),
-        })
-}
-
-/// Runs a script as one transaction.
-fn nft(script: &str) -> Result<(), DataPlaneError> {
-    run(&program()?, &["-f", "-"], script).map(drop)
-}
-
-fn output(arguments: &[&str]) -> Result<String, DataPlaneError> {
-    run(&program()?, arguments, "")
-}
-
-fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, DataPlaneError> {
-    let failed = |error: io::Error| {
-        DataPlaneError::failed(
-            format!("running {} {}", program.display(), arguments.join(" ")),
-            error,
-        )
-    };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // If it stops reading, it says why when it ends. It reads all before it prints.
-        drop(stdin.write_all(input.as_bytes()));
-    }
-    let output = child.wait_with_output().map_err(failed)?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let first: Vec<&str> = said.lines().take(3).collect();
-        return Err(DataPlaneError::failed(
-            format!("running {} {}", program.display(), arguments.join(" ")),
-            first.join("; "),
-        ));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    nft::output(&["-s", "list", "table", "inet", table])
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn the_tables_name_follows_the_pins() {
         assert_eq!(
-            table(&Pins::new(Path::new("/sys/fs/bpf/egress"))),
+            name(&Pins::new(Path::new("/sys/fs/bpf/egress"))),
             "egress_guard"
         );
-        assert_eq!(table(&Pins::new(Path::new("/sys/fs/bpf/a-b"))), "a_b_guard");
+        assert_eq!(name(&Pins::new(Path::new("/sys/fs/bpf/a-b"))), "a_b_guard");
         assert_eq!(
-            table(&Pins::new(Path::new("/sys/fs/bpf/9"))),
+            name(&Pins::new(Path::new("/sys/fs/bpf/9"))),
             "egress_9_guard"
         );
     }

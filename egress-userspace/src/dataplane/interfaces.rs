@@ -4,14 +4,7 @@
 //! which need not be ours.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::mem::size_of;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::Duration;
-
-use tokio::io::unix::AsyncFd;
-use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::netlink::{self, Request};
 use crate::dataplane::api::DataPlaneError;
@@ -20,9 +13,6 @@ use crate::dataplane::api::DataPlaneError;
 const INFO: usize = 16;
 /// Length of `struct ifaddrmsg`.
 const ADDRESS_INFO: usize = 8;
-/// How long a change can go unnoticed that the kernel does not announce, such as a program taken off.
-const TICK: Duration = Duration::from_millis(100);
-
 /// An interface that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Interface {
@@ -187,78 +177,6 @@ fn address(body: &[u8]) -> Option<(Ipv4Addr, u32)> {
         }
     }
     Some((own.or(prefix)?, u32::from_ne_bytes([i0, i1, i2, i3])))
-}
-
-/// Says when to look whether everything is still in place.
-///
-/// At once when the kernel announces a change of any interface, and every tenth of a second for what it does not
-/// announce. The daemon calls [`DataPlane::repair`](super::api::DataPlane::repair) after each.
-pub struct Watcher {
-    announcements: AsyncFd<OwnedFd>,
-    ticks: Interval,
-}
-
-impl Watcher {
-    /// Listens in this network namespace; needs a tokio runtime.
-    pub fn new() -> Result<Self, DataPlaneError> {
-        let announcements = netlink::socket(libc::NETLINK_ROUTE, libc::RTMGRP_LINK as u32)
-            .and_then(|socket| {
-                set_nonblocking(&socket)?;
-                // SAFETY: an `OwnedFd` gives out the descriptor it owns, and closes it when dropped.
-                Ok(unsafe { AsyncFd::register(socket) }?)
-            })
-            .map_err(|error| DataPlaneError::failed("listening to changes of interfaces", error))?;
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self {
-            announcements,
-            ticks,
-        })
-    }
-
-    /// Waits for the next moment to look. Cancel-safe.
-    pub async fn next(&mut self) {
-        tokio::select! {
-            _ = self.ticks.tick() => {}
-            ready = self.announcements.readable() => {
-                if let Ok(mut guard) = ready {
-                    drain(guard.get_inner());
-                    guard.clear_ready();
-                }
-            }
-        }
-    }
-}
-
-/// Reads and forgets all announcements: what counts is how things are now, not how they came to be so.
-fn drain(socket: &OwnedFd) {
-    let mut buffer = [0_u8; 8192];
-    loop {
-        // SAFETY: the buffer is ours and as long as we say.
-        let length = unsafe {
-            libc::recv(
-                socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                size_of::<[u8; 8192]>(),
-                0,
-            )
-        };
-        // An overrun is said once and is no reason to stop.
-        if length == 0
-            || length < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ENOBUFS)
-        {
-            return;
-        }
-    }
-}
-
-fn set_nonblocking(socket: &OwnedFd) -> io::Result<()> {
-    // SAFETY: integers only, on a descriptor that is open.
-    let result = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! | `tables`, `versions`, `addresses` | a configuration as map entries; two versions and a switch; egress IPs |
 //! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
+//! | `watcher` | when to look whether everything is still in place |
 //! | `farewell` | flows that end without their doing: both ends are told |
 //! | `view`, `flows`, `route` | a packet's route, hooks, tables, flows and counts, read from pins and mapped memory |
 //! | `events` | the log of refusals |
@@ -53,10 +54,11 @@ mod tables;
 mod types;
 mod versions;
 mod view;
+mod watcher;
 
 pub use detach::detach;
 pub use events::EventLog;
-pub use interfaces::Watcher;
 pub use plane::Plane;
 pub use privileges::check as check_privileges;
 pub use view::View;
+pub use watcher::Watcher;

@@ -60,26 +60,38 @@ impl Request {
     ///
     /// # Errors
     /// What the kernel answered, as an operating-system error.
-    pub(super) fn send(mut self, protocol: libc::c_int) -> io::Result<Vec<Message>> {
-        let socket = socket(protocol, 0)?;
-        let length = u32::try_from(self.bytes.len()).map_err(io::Error::other)?;
-        self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
-        // SAFETY: the buffer is ours and as long as we say.
-        let sent = unsafe {
-            libc::send(
-                socket.as_raw_fd(),
-                self.bytes.as_ptr().cast(),
-                self.bytes.len(),
-                0,
-            )
-        };
-        if sent < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let dump = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) & libc::NLM_F_DUMP as u16
-            == libc::NLM_F_DUMP as u16;
-        receive(&socket, dump)
+    pub(super) fn send(self, protocol: libc::c_int) -> io::Result<Vec<Message>> {
+        exchange(&socket(protocol, 0)?, [self])
     }
+
+    fn is_dump(&self) -> bool {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]);
+        flags & libc::NLM_F_DUMP as u16 == libc::NLM_F_DUMP as u16
+    }
+}
+
+/// Sends requests in one piece, of which one is answered, and returns all messages of the answer.
+///
+/// # Errors
+/// What the kernel answered, as an operating-system error.
+pub(super) fn exchange(
+    socket: &OwnedFd,
+    requests: impl IntoIterator<Item = Request>,
+) -> io::Result<Vec<Message>> {
+    let mut bytes = Vec::new();
+    let mut many = false;
+    for request in requests {
+        many |= request.is_dump() || !bytes.is_empty();
+        let length = u32::try_from(request.bytes.len()).map_err(io::Error::other)?;
+        bytes.extend_from_slice(&length.to_ne_bytes());
+        bytes.extend_from_slice(request.bytes.get(4..).unwrap_or_default());
+    }
+    // SAFETY: the buffer is ours and as long as we say.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    receive(socket, many)
 }
 
 fn pad(bytes: &mut Vec<u8>) {

@@ -20,7 +20,7 @@ use super::events::EventLog;
 use super::farewell;
 use super::guard::Guard;
 use super::hook::Hook;
-use super::interfaces::{Interface, Link, Watcher};
+use super::interfaces::{Interface, Link};
 use super::lock::Lock;
 use super::maps::Maps;
 use super::neighbours;
@@ -33,6 +33,7 @@ use super::sys;
 use super::tables::Tables;
 use super::versions;
 use super::view::View;
+use super::watcher::Watcher;
 use crate::config::Dataplane;
 use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names};
 use crate::desired::Desired;
@@ -108,7 +109,7 @@ impl Plane {
         object.arm(&maps)?;
         let mut plane = Self {
             config: config.clone(),
-            guard: Guard::of(&pins, field),
+            guard: Guard::of(&pins, field, config.hold_guard),
             view: View::open(config, Names::default())?,
             pins,
             maps,
@@ -464,6 +465,7 @@ impl DataPlane for Plane {
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {
         self.desired = None;
         self.tables = None;
+        self.guard.release();
         let removed = detach::everything(&self.pins)?;
         self.lock.discard();
         Ok(removed)

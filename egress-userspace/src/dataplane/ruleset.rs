@@ -72,7 +72,7 @@ type Verdicts = Vec<(String, String)>;
 /// (POLICY-6).
 const SUFFIXES: [&str; 4] = ["", "_tcp", "_udp", "_other"];
 
-/// A script that makes table `table` what it has to be, in one transaction. Counters go on counting.
+/// A script that makes table `table`, which exists, what it has to be, in one transaction. Counters go on counting.
 pub(super) fn script(
     table: &str,
     field: TagField,
@@ -134,10 +134,9 @@ impl<'a> Writer<'a> {
         );
     }
 
-    /// Table, counters and chains; what was in them is forgotten.
+    /// Counters and chains; what was in them is forgotten.
     fn frame(&mut self) {
         let table = self.table;
-        self.line(format_args!("add table inet {table}"));
         self.line(format_args!("flush table inet {table}"));
         for counter in [ELSEWHERE, UNSEEN] {
             self.line(format_args!("add counter inet {table} {counter}"));

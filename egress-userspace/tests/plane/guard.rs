@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::UdpSocket;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use egress_userspace::config::Dataplane;
@@ -61,7 +62,12 @@ fn safe_6_a_removed_program_and_a_flushed_guard_come_back() {
     run(
         "safe_6_a_removed_program_and_a_flushed_guard_come_back",
         |bench| {
-            let mut plane = open(bench);
+            // Not held, as on a kernel before 6.9.
+            let config = Dataplane {
+                hold_guard: false,
+                ..bench.config()
+            };
+            let mut plane = Plane::open_or_create(&config).unwrap();
             plane
                 .apply(&desired(true, &["10.1.0.0/16"], &["192.0.2.10"]))
                 .unwrap();
@@ -83,6 +89,63 @@ fn safe_6_a_removed_program_and_a_flushed_guard_come_back() {
             assert_eq!(plane.repair().unwrap(), Vec::<String>::new());
         },
     );
+}
+
+/// Whether this kernel has tables that can be held and outlive their holder.
+fn can_hold() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+    version >= (6, 9)
+}
+
+#[test]
+fn safe_6_nobody_else_takes_the_guard_away() {
+    const TEST: &str = "safe_6_nobody_else_takes_the_guard_away";
+
+    if !can_hold() {
+        return println!("SKIPPED: {TEST}: this kernel is older than 6.9");
+    }
+    run(TEST, |bench| {
+        let table = format!("{}_guard", bench.pin.file_name().unwrap().to_str().unwrap());
+        let fails = |arguments: &str| {
+            let mut nft = Command::new("nft");
+            let nft = nft.args(arguments.split(' ')).stderr(Stdio::null());
+            assert!(!nft.status().unwrap().success(), "nft {arguments}");
+        };
+        // One that an earlier version left.
+        output("nft", &format!("add table inet {table}"));
+        let mut plane = open(bench);
+        plane
+            .apply(&desired(true, &["10.1.0.0/16"], &["192.0.2.10"]))
+            .unwrap();
+        for round in 0..3 {
+            let rules = allowed(bench);
+            output("nft", "flush ruleset");
+            fails(&format!("delete table inet {table}"));
+            fails(&format!("flush chain inet {table} bound"));
+            assert_eq!(allowed(bench), rules);
+            assert_eq!(plane.repair().unwrap(), Vec::<String>::new());
+            assert_eq!(bench.tables(), format!("table inet {table}\n"));
+            // It stays ours to change.
+            let source = format!("10.{round}.0.0/16");
+            plane
+                .apply(&desired(true, &[&source], &["192.0.2.10"]))
+                .unwrap();
+            let listing = output("nft", &format!("list table inet {table}"));
+            assert!(listing.contains(&format!("10.{round}.0.0")), "{listing}");
+        }
+        // It outlives its holder, and is held again by the next one.
+        drop(plane);
+        bench.assert_in_place();
+        let mut plane = open(bench);
+        output("nft", "flush ruleset");
+        bench.assert_in_place();
+        assert!(!plane.detach().unwrap().is_empty());
+        assert_eq!(bench.tables(), "");
+    });
 }
 
 #[test]
