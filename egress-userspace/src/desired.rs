@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use crate::config::{Exempt, Refuse, Timers};
 use crate::dataplane::api::Names;
+use crate::resource::Address;
 
 /// Everything that the data plane needs to know about tenants and their addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,6 +124,14 @@ impl Desired {
                 .map(|pool| (pool.number, pool.id.clone()))
                 .collect(),
         }
+    }
+
+    /// The addresses and ranges of all pools.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.pools.iter().flat_map(|pool| {
+            let single = pool.candidates.iter().map(|one| Address::V4(one.address));
+            single.chain(pool.prefixes.iter().map(|range| Address::V6(range.prefix)))
+        })
     }
 
     /// The pool with this number.

@@ -10,6 +10,7 @@ mod way;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use egress_common::reason::Reason;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use rule::Rule;
@@ -20,7 +21,7 @@ use crate::config::IcmpQueries;
 use crate::dataplane::api::{
     DataPlaneView, Exit, FlowKey, FlowRecord, OriginFilter, OriginMatch, Protocol, Traveller, Way,
 };
-use crate::desired::{Candidate, Desired, DesiredZone};
+use crate::desired::{Candidate, Desired, DesiredPrefix, DesiredZone};
 
 /// What a packet is, as far as decisions depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,10 +63,10 @@ pub trait LiveView {
     fn flow(&self, key: &FlowKey) -> Option<FlowRecord>;
 
     /// Connections of an egress IP to an origin.
-    fn active(&self, egress_ip: Ipv4Addr, origin: SocketAddr, protocol: Protocol) -> Option<u64>;
+    fn active(&self, egress_ip: IpAddr, origin: SocketAddr, protocol: Protocol) -> Option<u64>;
 
     /// The order in which a new flow tries a pool's addresses (CAP-9).
-    fn order(&self, pool: u16, inside: IpAddr, realm: Option<u16>) -> Option<Vec<Ipv4Addr>>;
+    fn order(&self, pool: u16, inside: IpAddr, realm: Option<u16>) -> Option<Vec<IpAddr>>;
 
     /// The way of the packet through this host.
     fn way(&self, query: &Query) -> Way;
@@ -80,11 +81,11 @@ impl LiveView for NothingLive {
         None
     }
 
-    fn active(&self, _: Ipv4Addr, _: SocketAddr, _: Protocol) -> Option<u64> {
+    fn active(&self, _: IpAddr, _: SocketAddr, _: Protocol) -> Option<u64> {
         None
     }
 
-    fn order(&self, _: u16, _: IpAddr, _: Option<u16>) -> Option<Vec<Ipv4Addr>> {
+    fn order(&self, _: u16, _: IpAddr, _: Option<u16>) -> Option<Vec<IpAddr>> {
         None
     }
 
@@ -102,9 +103,9 @@ impl LiveView for Live<'_> {
         self.0.flow(key).ok().flatten()
     }
 
-    fn active(&self, egress_ip: Ipv4Addr, origin: SocketAddr, protocol: Protocol) -> Option<u64> {
+    fn active(&self, egress_ip: IpAddr, origin: SocketAddr, protocol: Protocol) -> Option<u64> {
         let filter = OriginFilter {
-            egress_ips: Some(vec![egress_ip.into()]),
+            egress_ips: Some(vec![IpNet::from(egress_ip)]),
             origin: Some(OriginMatch {
                 address: origin.ip(),
                 port: Some(origin.port()),
@@ -117,7 +118,7 @@ impl LiveView for Live<'_> {
             .map(|records| records.iter().map(|record| record.active).sum())
     }
 
-    fn order(&self, pool: u16, inside: IpAddr, realm: Option<u16>) -> Option<Vec<Ipv4Addr>> {
+    fn order(&self, pool: u16, inside: IpAddr, realm: Option<u16>) -> Option<Vec<IpAddr>> {
         self.0.candidate_order(pool, inside, realm).ok()
     }
 
@@ -137,7 +138,7 @@ impl LiveView for Live<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CandidateVerdict {
     /// The address.
-    pub egress_ip: Ipv4Addr,
+    pub egress_ip: IpAddr,
     /// Connections to this origin now, if anybody knows.
     pub active: Option<u64>,
     /// Connections admitted at most.
@@ -172,7 +173,7 @@ pub enum Outcome {
     /// A new flow is admitted.
     Admitted {
         /// The address it leaves with.
-        egress_ip: Ipv4Addr,
+        egress_ip: IpAddr,
     },
     /// It is refused.
     Refused {
@@ -266,10 +267,8 @@ fn by_rules(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanatio
         return explanation;
     }
     if desired
-        .pools
-        .iter()
-        .flat_map(|pool| &pool.candidates)
-        .any(|one| one.address == query.source)
+        .addresses()
+        .any(|address| address.net().contains(&query.source))
     {
         explanation.outcome = refused(Reason::ClaimsEgressIp);
         return explanation;
@@ -289,9 +288,13 @@ fn by_rules(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanatio
     };
     let origin = SocketAddr::new(query.destination, query.destination_port);
     let order = live.order(pool.number, query.source, realm);
-    explanation.candidates = ordered(&pool.candidates, order.as_deref())
-        .map(|candidate| judge(candidate, live.active(candidate.address, origin, protocol)))
-        .collect();
+    let active = |address| live.active(address, origin, protocol);
+    explanation.candidates = match query.source {
+        IpAddr::V4(_) => ordered(&pool.candidates, order.as_deref())
+            .map(|one| judge(one.address.into(), one.cap, one.draining, active))
+            .collect(),
+        IpAddr::V6(_) => of_ranges(&pool.prefixes, order.as_deref(), active),
+    };
     explanation.path = Some("local".into());
     explanation.outcome = admit(&explanation.candidates);
     explanation
@@ -341,14 +344,14 @@ fn before_pool(desired: &Desired, zone: &DesiredZone, query: &Query) -> Option<O
         )))
     } else if desired.is_exempt(destination, query.destination_port) {
         Some(default_egress("the destination is exempt (POLICY-7)"))
-    } else if destination.is_ipv6() {
-        Some(refused(Reason::Ipv6))
     } else if off {
         Some(default_egress(format!(
             "the account of zone {name} has this protocol switched off (POLICY-6)"
         )))
     } else if destination.is_multicast() || destination == IpAddr::V4(Ipv4Addr::BROADCAST) {
         Some(refused(Reason::Multicast))
+    } else if matches!(destination, IpAddr::V6(address) if address.is_unicast_link_local()) {
+        Some(refused(Reason::Ipv6))
     } else if query.protocol == Traffic::Icmp {
         Some(match desired.exempt.icmp_queries {
             IcmpQueries::Default => default_egress("ICMP queries are exempt (POLICY-7)"),
@@ -372,13 +375,13 @@ fn refused(reason: Reason) -> Outcome {
 
 fn ordered<'a>(
     candidates: &'a [Candidate],
-    order: Option<&[Ipv4Addr]>,
+    order: Option<&[IpAddr]>,
 ) -> impl Iterator<Item = &'a Candidate> {
     let place = |candidate: &&Candidate| {
         order.and_then(|order| {
             order
                 .iter()
-                .position(|address| *address == candidate.address)
+                .position(|address| *address == IpAddr::V4(candidate.address))
         })
     };
     let mut sorted: Vec<&Candidate> = candidates.iter().collect();
@@ -387,19 +390,55 @@ fn ordered<'a>(
     sorted.into_iter()
 }
 
-fn judge(candidate: &Candidate, active: Option<u64>) -> CandidateVerdict {
-    let verdict = if candidate.draining {
+/// The addresses of ranges that a flow would try: all that are full or drain, and the first that is free. Where
+/// nobody knows the order, each range stands for itself with its first address.
+fn of_ranges(
+    ranges: &[DesiredPrefix],
+    order: Option<&[IpAddr]>,
+    active: impl Fn(IpAddr) -> Option<u64>,
+) -> Vec<CandidateVerdict> {
+    let Some(order) = order else {
+        return ranges
+            .iter()
+            .map(|range| {
+                let address = IpAddr::V6(range.prefix.network());
+                judge(address, range.cap, range.draining, |_| None)
+            })
+            .collect();
+    };
+    let mut found: Vec<CandidateVerdict> = Vec::new();
+    for address in order {
+        let range = ranges
+            .iter()
+            .find(|range| IpNet::V6(range.prefix).contains(address));
+        let Some(range) = range else { continue };
+        found.push(judge(*address, range.cap, range.draining, &active));
+        if found.last().is_some_and(|one| one.verdict == Verdict::Free) {
+            break;
+        }
+    }
+    found
+}
+
+fn judge(
+    address: IpAddr,
+    cap: u32,
+    draining: bool,
+    active: impl Fn(IpAddr) -> Option<u64>,
+) -> CandidateVerdict {
+    let active = active(address);
+    let verdict = if draining {
         Verdict::Draining
-    } else if active.is_some_and(|active| active >= u64::from(candidate.cap)) {
+    } else if active.is_some_and(|active| active >= u64::from(cap)) {
         Verdict::Full
     } else {
         Verdict::Free
     };
     CandidateVerdict {
-        egress_ip: candidate.address,
+        egress_ip: address,
         active,
-        capacity: candidate.cap,
-        draining: candidate.draining,
+        capacity: cap,
+        draining,
         verdict,
     }
 }

@@ -216,10 +216,7 @@ fn pool_record(resources: &Resources, pool: &Pool, live: Option<&PoolLive>) -> P
         .map(|address| (address.egress_ip, address))
         .collect();
     let addresses = pool.addresses.iter().map(|address| {
-        let live = match address {
-            Address::V4(address) => in_force.get(address),
-            Address::V6(_) => None,
-        };
+        let live = in_force.get(address);
         PoolAddress {
             address: address.to_string(),
             capacity: live.map(|live| live.cap),

@@ -55,6 +55,16 @@ impl Rules {
         self
     }
 
+    /// Allows all addresses of a range, to any destination.
+    #[must_use]
+    pub fn allow_range(mut self, source: IpNet) -> Self {
+        self.allowed.push(Allowed {
+            source,
+            destination_port: None,
+        });
+        self
+    }
+
     /// Allows a prefix to one destination port: what an unbound client does beside the zone's traffic.
     #[must_use]
     pub fn allow_to_port(mut self, source: IpNet, port: u16) -> Self {

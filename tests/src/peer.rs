@@ -37,18 +37,17 @@ impl Caller {
     }
 
     fn open(&self, to: SocketAddr) -> Result<TcpStream> {
-        let socket = socket(
-            AddressFamily::Inet,
-            SockType::Stream,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let (family, any) = match to {
+            SocketAddr::V4(_) => (AddressFamily::Inet, IpAddr::from([0; 4])),
+            SocketAddr::V6(_) => (AddressFamily::Inet6, IpAddr::from([0; 16])),
+        };
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         if let Some(mark) = self.mark {
             setsockopt(&socket, sockopt::Mark, &mark)?;
         }
         if let Some(port) = self.port {
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-            let any = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port);
+            let any = SocketAddr::new(any, port);
             bind(socket.as_raw_fd(), &SockaddrStorage::from(any))?;
         }
         connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;

@@ -93,6 +93,18 @@ impl Site {
         SocketAddr::new(self.kind.origin(B).into(), port)
     }
 
+    /// A port of origin A, by IPv6.
+    #[must_use]
+    pub fn at_a_v6(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.kind.origin_v6(A).into(), port)
+    }
+
+    /// A port of origin B, by IPv6.
+    #[must_use]
+    pub fn at_b_v6(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.kind.origin_v6(B).into(), port)
+    }
+
     /// The namespace of a node.
     #[must_use]
     pub fn node(&self, name: &str) -> Namespace {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::topology::{End, Topology};
 
@@ -51,6 +51,12 @@ pub const CROWD_ADDRESSES: [Ipv4Addr; 3] = [
     Ipv4Addr::new(10, 1, 0, 12),
     Ipv4Addr::new(10, 1, 0, 13),
 ];
+/// The bound client's IPv6 address.
+pub const BOUND_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 2);
+/// The unbound client's IPv6 address.
+pub const UNBOUND_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 2);
+/// The gateway's own IPv6 address on the uplink: the default egress.
+pub const DEFAULT_EGRESS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 2);
 /// The unbound client's address.
 pub const UNBOUND_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
 /// The gateway's own address on the uplink: the default egress.
@@ -68,10 +74,17 @@ pub const POOL: [Ipv4Addr; 2] = [
     Ipv4Addr::new(203, 0, 113, 10),
     Ipv4Addr::new(203, 0, 113, 11),
 ];
+/// An IPv6 range for a pool: on-link for whoever is behind the uplink, as a whole.
+pub const RANGE: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0xaa, 0, 0, 0, 0, 0), 64);
 /// The prefix of the zone's clients.
 pub const ZONE_PREFIX: &str = "10.1.0.0/16";
 /// The prefix of the unbound client.
 pub const UNBOUND_PREFIX: &str = "10.2.0.0/16";
+/// The prefix of the zone's clients, of IPv6.
+pub const ZONE_PREFIX_V6: &str = "fd00:1::/64";
+/// The prefix of the unbound client, of IPv6.
+pub const UNBOUND_PREFIX_V6: &str = "fd00:2::/64";
 /// The prefix of all inside clients.
 pub const INSIDE_PREFIX: &str = "10.0.0.0/8";
 
@@ -95,19 +108,25 @@ impl Masquerade {
     /// The script that switches it on.
     #[must_use]
     pub fn script(self) -> Option<String> {
-        let sources = match self {
-            Self::Nobody => return None,
-            Self::Unbound => format!("ip saddr {UNBOUND_PREFIX} "),
-            Self::Everybody => String::new(),
-        };
-        Some(format!(
-            "table ip lab_nat {{
+        if self == Self::Nobody {
+            return None;
+        }
+        let tables = [("ip", UNBOUND_PREFIX), ("ip6", UNBOUND_PREFIX_V6)];
+        let table = |(family, unbound): (&str, &str)| {
+            let sources = match self {
+                Self::Unbound => format!("{family} saddr {unbound} "),
+                _ => String::new(),
+            };
+            format!(
+                "table {family} lab_nat {{
     chain postrouting {{
         type nat hook postrouting priority srcnat;
         {sources}oifname {{ \"{UPLINK}\", \"{SECOND_UPLINK}\" }} masquerade
     }}
 }}"
-        ))
+            )
+        };
+        Some(tables.map(table).join("\n"))
     }
 }
 
@@ -328,7 +347,8 @@ fn routed(topology: Topology, uplink: End) -> Topology {
         .route(GATEWAY, "default via 203.0.113.1")
         .route(GATEWAY, "default via 2001:db8:113::1")
         .route(NET, &format!("{INSIDE_PREFIX} via {DEFAULT_EGRESS}"))
-        .route(NET, "fd00::/16 via 2001:db8:113::2");
+        .route(NET, "fd00::/16 via 2001:db8:113::2")
+        .route(NET, &format!("{RANGE} dev {UPLINK}"));
     for (node, four, six) in [
         (A, "198.51.100.1", "2001:db8:a::1"),
         (B, "192.0.2.1", "2001:db8:b::1"),
@@ -359,7 +379,8 @@ fn segment(topology: Topology, uplink: End) -> Topology {
     for node in [A, B] {
         topology = topology
             .route(node, &format!("default via {DEFAULT_EGRESS}"))
-            .route(node, "default via 2001:db8:113::2");
+            .route(node, "default via 2001:db8:113::2")
+            .route(node, &format!("{RANGE} dev eth0"));
     }
     topology
 }

@@ -338,7 +338,7 @@ fn odd_packets() -> Result<()> {
         .exec(BOUND, &["curl", "--silent", "--max-time", "2", &six]);
     ensure!(
         curl.is_err(),
-        "IPv6 of the zone is not translated yet, so it must not leave: {curl:?}"
+        "the pool has no IPv6 address, so IPv6 of the zone must not leave: {curl:?}"
     );
     all_succeeded(&holder.check(CONNECT_LIMIT)?, 50)?;
     ensure!(site.active(echo, "tcp")? == 50);

@@ -1,7 +1,5 @@
 //! Draining (POOL-9): no new flows by an address or a whole pool; live ones finish, or are reset.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::Controller;
@@ -25,13 +23,25 @@ impl Subject<'_> {
         let Ok(address) = text.parse::<Address>() else {
             return Ok(Subject::Whole(find_pool(resources, text)?));
         };
-        let member = resources
+        let members = resources
             .pools
             .iter()
-            .find(|pool| pool.addresses.contains(&address));
-        Ok(member.map_or(Subject::Former(address), |pool| {
-            Subject::Member(pool, address)
-        }))
+            .flat_map(|pool| pool.addresses.iter().map(move |member| (pool, *member)));
+        for (pool, member) in members {
+            if member == address {
+                return Ok(Subject::Member(pool, address));
+            }
+            if overlap(member.net(), address.net()) {
+                return Err(Failure::usage(
+                    format!(
+                        "{address} is no member of a pool; {member}, of pool {}, is",
+                        pool.id
+                    ),
+                    format!("a member drains as a whole: egress pool drain {member}"),
+                ));
+            }
+        }
+        Ok(Subject::Former(address))
     }
 
     /// The subject's name in the store.
@@ -48,6 +58,11 @@ impl Subject<'_> {
             Self::Whole(pool) => pool.addresses.clone(),
         }
     }
+}
+
+/// Whether addresses are in both.
+fn overlap(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other) || other.contains(&one)
 }
 
 impl Controller {
@@ -69,7 +84,7 @@ impl Controller {
                 let left = self.dataplane().status()?.draining;
                 if !left
                     .iter()
-                    .any(|left| address.net().contains(&left.egress_ip))
+                    .any(|left| overlap(address.net(), left.egress_ip.net()))
                 {
                     return Err(Failure::usage(
                         format!("{address} is no egress IP, and no flows are left on it"),
@@ -134,7 +149,7 @@ impl Controller {
     }
 
     fn drained(&self, subject: String, nets: &[IpNet], ended: u64) -> Result<Drained, Failure> {
-        let of_subject = |address: IpAddr| nets.iter().any(|net| net.contains(&address));
+        let of_subject = |address: Address| nets.iter().any(|net| overlap(*net, address.net()));
         let draining = self.dataplane().status()?.draining;
         let found: Vec<_> = draining
             .into_iter()

@@ -1,4 +1,4 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
@@ -55,7 +55,7 @@ impl DataPlaneView for Fake {
         _: u16,
         _: IpAddr,
         _: Option<u16>,
-    ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+    ) -> Result<Vec<IpAddr>, DataPlaneError> {
         Ok(Vec::new())
     }
 

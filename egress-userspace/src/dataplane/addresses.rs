@@ -1,45 +1,101 @@
-//! Which addresses are egress IPs to this server (`EGRESS4`), and when one stops being one.
+//! Which addresses are egress IPs to this server (`EGRESS4`, `EGRESS6`), and when one stops being one.
 //!
 //! Not versioned: an address becomes an egress IP before the first flow can leave by it, and stays one until its
 //! last flow has ended, so that replies find it. In between it is retired: answered for and translated, and used
 //! by no new flow.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use aya::maps::{HashMap, MapData, MapError};
-use egress_common::family::V4;
-use egress_common::settings::{EgressAddress, egress_flag};
+use aya::Pod;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, LpmTrie, MapData, MapError};
+use egress_common::family::{V4, V6};
+use egress_common::settings::{EgressAddress, PrefixV6, Prefixed as _, VERSION_BITS, egress_flag};
 use egress_common::slot::{Slot, SlotWord, State};
+use ipnet::Ipv6Net;
 
 use super::interfaces;
 use super::maps::Maps;
 use super::sys;
+use super::versions::Versioned as _;
 use crate::dataplane::api::DataPlaneError;
 use crate::desired::Desired;
+use crate::resource::Address;
 
-const NAME: &str = "EGRESS4";
-/// Elements of the map; `egress-ebpf/src/maps.rs`.
+/// Elements of each of the maps; `egress-ebpf/src/maps.rs`.
 const CAPACITY: usize = 65_536;
 
-fn open(maps: &Maps) -> Result<HashMap<MapData, V4, EgressAddress>, DataPlaneError> {
-    maps.hash(NAME)
+/// Both maps: addresses of IPv4, and prefixes of IPv6.
+struct Known {
+    ipv4: HashMap<MapData, V4, EgressAddress>,
+    ipv6: LpmTrie<MapData, PrefixV6, EgressAddress>,
+}
+
+impl Known {
+    fn open(maps: &Maps) -> Result<Self, DataPlaneError> {
+        Ok(Self {
+            ipv4: maps.hash("EGRESS4")?,
+            ipv6: maps.trie("EGRESS6")?,
+        })
+    }
+
+    fn insert(&mut self, address: &Address, flags: u32) -> Result<(), DataPlaneError> {
+        let value = EgressAddress { flags };
+        match address {
+            Address::V4(address) => self.ipv4.insert(address.octets(), value, 0),
+            Address::V6(net) => self.ipv6.insert(&key(net), value, 0),
+        }
+        .map_err(failed)
+    }
+
+    fn remove(&mut self, address: &Address) -> Result<(), DataPlaneError> {
+        match address {
+            Address::V4(address) => self.ipv4.remove(&address.octets()),
+            Address::V6(net) => self.ipv6.remove(&key(net)),
+        }
+        .map_err(failed)
+    }
+}
+
+/// The trie's key: of version 0, since these addresses are not versioned.
+fn key(net: &Ipv6Net) -> Key<PrefixV6> {
+    let length = VERSION_BITS + u32::from(net.prefix_len());
+    Key::new(length, V6::data(0, net.network().octets()))
 }
 
 fn failed(error: MapError) -> DataPlaneError {
-    DataPlaneError::failed(format!("changing map {NAME}"), error)
+    DataPlaneError::failed("changing the maps of egress IPs", error)
 }
 
-fn read(maps: &Maps) -> Result<BTreeMap<Ipv4Addr, u32>, DataPlaneError> {
-    open(maps)?
+fn read(maps: &Maps) -> Result<BTreeMap<Address, u32>, DataPlaneError> {
+    let known = Known::open(maps)?;
+    let single = known
+        .ipv4
         .iter()
-        .map(|entry| entry.map(|(address, value)| (Ipv4Addr::from(address), value.flags)))
-        .collect::<Result<_, _>>()
-        .map_err(|error| DataPlaneError::failed(format!("reading map {NAME}"), error))
+        .map(|entry| entry.map(|(address, value)| (Address::V4(address.into()), value.flags)));
+    let mut found = single
+        .collect::<Result<BTreeMap<_, _>, _>>()
+        .map_err(reading)?;
+    for entry in &known.ipv6 {
+        let (key, value) = entry.map_err(reading)?;
+        let length = key.prefix_len().saturating_sub(VERSION_BITS);
+        if let Some((_, address)) = V6::split(key.data())
+            && let Ok(length) = u8::try_from(length)
+            && let Ok(net) = Ipv6Net::new(address.into(), length)
+        {
+            found.insert(Address::V6(net), value.flags);
+        }
+    }
+    Ok(found)
+}
+
+fn reading(error: MapError) -> DataPlaneError {
+    DataPlaneError::failed("reading the maps of egress IPs", error)
 }
 
 /// Addresses that left their pools and still have flows, or ports that rest.
-pub(super) fn retired(maps: &Maps) -> Result<BTreeSet<Ipv4Addr>, DataPlaneError> {
+pub(super) fn retired(maps: &Maps) -> Result<BTreeSet<Address>, DataPlaneError> {
     Ok(read(maps)?
         .into_iter()
         .filter(|(_, flags)| flags & egress_flag::RETIRED != 0)
@@ -51,18 +107,21 @@ pub(super) fn retired(maps: &Maps) -> Result<BTreeSet<Ipv4Addr>, DataPlaneError>
 /// an egress IP's and dropped, and what it sends for a forgery.
 pub(super) fn check_not_own(desired: &Desired) -> Result<(), DataPlaneError> {
     let own = interfaces::addresses()?;
-    let mut wanted = desired
-        .pools
-        .iter()
-        .flat_map(|pool| &pool.candidates)
-        .map(|candidate| candidate.address);
-    let Some((address, interface)) = wanted.find_map(|address| Some((address, own.get(&address)?)))
-    else {
+    let found = desired.addresses().find_map(|wanted| {
+        own.iter()
+            .find(|(address, _)| wanted.net().contains(*address))
+            .map(|(address, interface)| (wanted, address, interface))
+    });
+    let Some((wanted, address, interface)) = found else {
         return Ok(());
+    };
+    let part = match wanted {
+        Address::V4(_) => String::new(),
+        Address::V6(net) => format!(", which lies in the pool's range {net},"),
     };
     Err(DataPlaneError::Refused {
         reason: format!(
-            "egress IP {address} is configured on interface {interface} of this host, which would be cut off"
+            "egress IP {address}{part} is configured on interface {interface} of this host, which would be cut off"
         ),
         remedy: format!(
             "egress IPs need no configuration on the host: remove {address} from {interface}, or from the pool; nothing was changed"
@@ -75,11 +134,12 @@ fn flags(answer: bool) -> u32 {
 }
 
 /// Refuses more addresses than fit, before anything is changed.
-pub(super) fn check(maps: &Maps, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), DataPlaneError> {
+pub(super) fn check(maps: &Maps, wanted: &BTreeSet<Address>) -> Result<(), DataPlaneError> {
     let retired = read(maps)?
         .keys()
         .filter(|address| !wanted.contains(address))
         .count();
+    // Together, though each family has its own map: nobody has so many.
     if wanted.len() + retired > CAPACITY {
         return Err(DataPlaneError::Refused {
             reason: format!(
@@ -94,29 +154,27 @@ pub(super) fn check(maps: &Maps, wanted: &BTreeSet<Ipv4Addr>) -> Result<(), Data
 }
 
 /// What [`add`] changed: addresses and the flags they had, if they were there.
-pub(super) type Added = Vec<(Ipv4Addr, Option<u32>)>;
+pub(super) type Added = Vec<(Address, Option<u32>)>;
 
 /// Makes the addresses egress IPs; returns those that were not, or not in the same way. After a failure all is as
 /// it was, as far as possible.
 pub(super) fn add(
     maps: &Maps,
-    wanted: &BTreeSet<Ipv4Addr>,
+    wanted: &BTreeSet<Address>,
     answer: bool,
 ) -> Result<Added, DataPlaneError> {
     let known = read(maps)?;
-    let mut map = open(maps)?;
+    let mut map = Known::open(maps)?;
     let mut added = Added::new();
-    let value = EgressAddress {
-        flags: flags(answer),
-    };
+    let flags = flags(answer);
     for address in wanted {
         let before = known.get(address).copied();
-        if before == Some(value.flags) {
+        if before == Some(flags) {
             continue;
         }
-        if let Err(error) = map.insert(address.octets(), value, 0) {
+        if let Err(error) = map.insert(address, flags) {
             take_out(maps, &added);
-            return Err(failed(error));
+            return Err(error);
         }
         added.push((*address, before));
     }
@@ -125,13 +183,12 @@ pub(super) fn add(
 
 /// Undoes what [`add`] did, where the configuration that needed it does not come into force.
 pub(super) fn take_out(maps: &Maps, added: &Added) {
-    let undone = open(maps).and_then(|mut map| {
+    let undone = Known::open(maps).and_then(|mut map| {
         for (address, before) in added {
             match before {
-                Some(flags) => map.insert(address.octets(), EgressAddress { flags: *flags }, 0),
-                None => map.remove(&address.octets()),
-            }
-            .map_err(failed)?;
+                Some(flags) => map.insert(address, *flags),
+                None => map.remove(address),
+            }?;
         }
         Ok(())
     });
@@ -143,17 +200,15 @@ pub(super) fn take_out(maps: &Maps, added: &Added) {
 /// Retires all other addresses.
 pub(super) fn retire(
     maps: &Maps,
-    wanted: &BTreeSet<Ipv4Addr>,
+    wanted: &BTreeSet<Address>,
     answer: bool,
 ) -> Result<u64, DataPlaneError> {
-    let value = EgressAddress {
-        flags: flags(answer) | egress_flag::RETIRED,
-    };
-    let mut map = open(maps)?;
+    let flags = flags(answer) | egress_flag::RETIRED;
+    let mut map = Known::open(maps)?;
     let mut changed = 0;
     for (address, known) in read(maps)? {
-        if !wanted.contains(&address) && known != value.flags {
-            map.insert(address.octets(), value, 0).map_err(failed)?;
+        if !wanted.contains(&address) && known != flags {
+            map.insert(&address, flags)?;
             changed += 1;
         }
     }
@@ -161,8 +216,8 @@ pub(super) fn retire(
 }
 
 /// Forgets retired addresses that no flow leaves by any more; returns them.
-pub(super) fn forget_unused(maps: &Maps) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
-    let mut unused: BTreeSet<Ipv4Addr> = read(maps)?
+pub(super) fn forget_unused(maps: &Maps) -> Result<Vec<Address>, DataPlaneError> {
+    let mut unused: BTreeSet<Address> = read(maps)?
         .into_iter()
         .filter(|(_, flags)| flags & egress_flag::RETIRED != 0)
         .map(|(address, _)| address)
@@ -172,7 +227,26 @@ pub(super) fn forget_unused(maps: &Maps) -> Result<Vec<Ipv4Addr>, DataPlaneError
     }
     // A program that chose the address before it was retired may be about to admit a flow.
     sys::wait_for_running_programs();
-    let slots = maps.records::<Slot<V4>>("SLOTS4")?;
+    forget_used::<V4>(maps, "SLOTS4", &mut unused)?;
+    forget_used::<V6>(maps, "SLOTS6", &mut unused)?;
+    let mut map = Known::open(maps)?;
+    for address in &unused {
+        map.remove(address)?;
+    }
+    Ok(unused.into_iter().collect())
+}
+
+/// Takes out of `unused` what a flow of this family leaves by.
+fn forget_used<A>(
+    maps: &Maps,
+    name: &str,
+    unused: &mut BTreeSet<Address>,
+) -> Result<(), DataPlaneError>
+where
+    A: Copy + Into<IpAddr>,
+    Slot<A>: Pod,
+{
+    let slots = maps.records::<Slot<A>>(name)?;
     for index in 0..slots.len() {
         if unused.is_empty() {
             break;
@@ -182,12 +256,9 @@ pub(super) fn forget_unused(maps: &Maps) -> Result<Vec<Ipv4Addr>, DataPlaneError
             state.is_linked() || state == State::Opening
         });
         if live && let Some(slot) = slots.copy(index) {
-            unused.remove(&Ipv4Addr::from(slot.egress));
+            let egress: IpAddr = slot.egress.into();
+            unused.retain(|address| !address.net().contains(&egress));
         }
     }
-    let mut map = open(maps)?;
-    for address in &unused {
-        map.remove(&address.octets()).map_err(failed)?;
-    }
-    Ok(unused.into_iter().collect())
+    Ok(())
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::Desired;
+use crate::resource::Address;
 
 mod way;
 
@@ -41,14 +42,15 @@ pub trait DataPlaneView {
     /// The pools as they are in force, from the maps.
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError>;
 
-    /// The egress IPs of `pool` in the order in which a new flow of `inside` would try them (CAP-9).
+    /// The egress IPs of `pool` in the order in which a new flow of `inside` would try them (CAP-9); of
+    /// IPv6 ranges the first few addresses each (NAT-3).
     /// `realm` is the number of the zone whose own address space `inside` belongs to, if it is one (ZONE-2).
     fn candidate_order(
         &self,
         pool: u16,
         inside: IpAddr,
         realm: Option<u16>,
-    ) -> Result<Vec<Ipv4Addr>, DataPlaneError>;
+    ) -> Result<Vec<IpAddr>, DataPlaneError>;
 
     /// The way of a packet through this host, as its routes, hooks and tables are now (OBS-5).
     fn way(&self, traveller: &Traveller) -> Result<Way, DataPlaneError>;
@@ -174,8 +176,8 @@ pub struct FlowFilter {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OriginFilter {
-    /// Only these egress IPs (a `--pool` or `--zone` filter arrives here as the pool's addresses).
-    pub egress_ips: Option<Vec<IpAddr>>,
+    /// Only these egress IPs (a `--pool` or `--zone` filter arrives here as the pool's addresses and ranges).
+    pub egress_ips: Option<Vec<IpNet>>,
     /// Destination.
     pub origin: Option<OriginMatch>,
     /// Protocol.
@@ -187,7 +189,7 @@ impl OriginFilter {
     pub fn matches(&self, egress_ip: IpAddr, origin: SocketAddr, protocol: Protocol) -> bool {
         self.egress_ips
             .as_ref()
-            .is_none_or(|ips| ips.contains(&egress_ip))
+            .is_none_or(|nets| nets.iter().any(|net| net.contains(&egress_ip)))
             && self.origin.is_none_or(|wanted| wanted.matches(origin))
             && self.protocol.is_none_or(|wanted| wanted == protocol)
     }
@@ -279,18 +281,19 @@ pub fn utilization(active: u64, capacity: u64) -> f64 {
 pub struct PoolLive {
     /// The pool's number.
     pub number: u16,
-    /// Its IPv4 addresses in candidate order.
+    /// Its IPv4 addresses in candidate order, then its IPv6 ranges.
     pub addresses: Vec<PoolAddressLive>,
 }
 
 /// One address of a pool as the maps hold it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolAddressLive {
-    /// The egress IP.
-    pub egress_ip: Ipv4Addr,
-    /// Owned slices: bit k set = slice k (ports 2048k to 2048k+2047) belongs to this server (CAP-3).
+    /// The egress IP, or the range.
+    pub egress_ip: Address,
+    /// Owned slices: bit k set = slice k (ports 2048k to 2048k+2047) belongs to this server (CAP-3). Of a
+    /// range all.
     pub slices: u32,
-    /// Concurrent connections admitted per origin on this server.
+    /// Concurrent connections admitted per origin on this server; of a range, for each of its addresses.
     pub cap: u32,
     /// No new flows; live ones finish (POOL-9).
     pub draining: bool,
@@ -319,8 +322,8 @@ pub struct DataPlaneStatus {
 /// An address that takes no new flows while live ones finish.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrainingStatus {
-    /// The egress IP.
-    pub egress_ip: IpAddr,
+    /// The egress IP, or the range.
+    pub egress_ip: Address,
     /// Live flows that are left on it, over all origins.
     pub active: u64,
     /// Whether it has left its pool: it goes when the last flow and its port's rest have ended.

@@ -1,12 +1,13 @@
 //! Live flows and connection counts, read from mapped memory while the data plane writes it.
 
 use std::cell::OnceCell;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::sync::atomic::{Ordering, fence};
 
+use aya::Pod;
 use egress_common::count::{Count, Tally};
-use egress_common::family::V4;
+use egress_common::family::{Address, V4, V6};
 use egress_common::index::{self, Bucket, HashKey, Place};
 use egress_common::key::{self, OriginKey, Reference, realm};
 use egress_common::slot::{Slot, SlotWord};
@@ -46,12 +47,33 @@ fn protocol(number: u8) -> Option<Protocol> {
     }
 }
 
-fn socket(address: V4, port: u16) -> SocketAddr {
-    SocketAddrV4::new(address.into(), port).into()
+fn socket(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
+}
+
+/// A family whose tables can be read.
+pub(super) trait Tabled: Address + Into<IpAddr> {
+    /// At the end of the names of its maps.
+    const SUFFIX: &'static str;
+}
+
+impl Tabled for V4 {
+    const SUFFIX: &'static str = "4";
+}
+
+impl Tabled for V6 {
+    const SUFFIX: &'static str = "6";
+}
+
+fn name<A: Tabled>(map: &str) -> String {
+    format!("{map}{}", A::SUFFIX)
 }
 
 /// A copy of a slot whose flow is live and was the same from the first to the last byte read.
-fn live(slots: &Records<Slot<V4>>, index: u32) -> Option<Slot<V4>> {
+fn live<A: Tabled>(slots: &Records<Slot<A>>, index: u32) -> Option<Slot<A>>
+where
+    Slot<A>: Pod,
+{
     for _ in 0..ATTEMPTS {
         let before = SlotWord::from_bits(slots.word(index)?);
         if !before.state.is_counted() {
@@ -72,7 +94,7 @@ fn live(slots: &Records<Slot<V4>>, index: u32) -> Option<Slot<V4>> {
     None
 }
 
-fn record(slot: &Slot<V4>, names: &Names, now: u64) -> Option<FlowRecord> {
+fn record<A: Tabled>(slot: &Slot<A>, names: &Names, now: u64) -> Option<FlowRecord> {
     Some(FlowRecord {
         protocol: protocol(slot.flow.protocol)?,
         inside: socket(slot.flow.inside, slot.flow.inside_port),
@@ -91,11 +113,11 @@ fn record(slot: &Slot<V4>, names: &Names, now: u64) -> Option<FlowRecord> {
     })
 }
 
-fn wanted(slot: &Slot<V4>, filter: &FlowFilter) -> bool {
+fn wanted<A: Tabled>(slot: &Slot<A>, filter: &FlowFilter) -> bool {
     let protocol_matches = filter
         .protocol
         .is_none_or(|wanted| protocol(slot.flow.protocol) == Some(wanted));
-    let egress: IpAddr = Ipv4Addr::from(slot.egress).into();
+    let egress: IpAddr = slot.egress.into();
     protocol_matches
         && filter.zone.is_none_or(|zone| zone == slot.zone)
         && filter.pool.is_none_or(|pool| pool == slot.pool)
@@ -112,7 +134,22 @@ pub(super) fn visit(
     filter: &FlowFilter,
     each: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
 ) -> Result<(), DataPlaneError> {
-    let slots = maps.records::<Slot<V4>>("SLOTS4")?;
+    if visit_family::<V4>(maps, names, filter, each)?.is_continue() {
+        let _ = visit_family::<V6>(maps, names, filter, each)?;
+    }
+    Ok(())
+}
+
+fn visit_family<A: Tabled>(
+    maps: &Maps,
+    names: &Names,
+    filter: &FlowFilter,
+    each: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, DataPlaneError>
+where
+    Slot<A>: Pod,
+{
+    let slots = maps.records::<Slot<A>>(&name::<A>("SLOTS"))?;
     let now = now();
     for index in 0..slots.len() {
         if let Some(slot) = live(&slots, index)
@@ -120,10 +157,10 @@ pub(super) fn visit(
             && let Some(record) = record(&slot, names, now)
             && each(record).is_break()
         {
-            break;
+            return Ok(ControlFlow::Break(()));
         }
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }
 
 /// The live flow with these endpoints; inside port 0 stands for any.
@@ -132,21 +169,40 @@ pub(super) fn find(
     names: &Names,
     wanted: &FlowKey,
 ) -> Result<Option<FlowRecord>, DataPlaneError> {
-    let (SocketAddr::V4(inside), SocketAddr::V4(origin)) = (wanted.inside, wanted.origin) else {
-        return Ok(None);
-    };
+    match (wanted.inside.ip(), wanted.origin.ip()) {
+        (IpAddr::V4(inside), IpAddr::V4(origin)) => {
+            find_family(maps, names, wanted, inside.octets(), origin.octets())
+        }
+        (IpAddr::V6(inside), IpAddr::V6(origin)) => {
+            find_family(maps, names, wanted, inside.octets(), origin.octets())
+        }
+        _ => Ok(None),
+    }
+}
+
+fn find_family<A: Tabled>(
+    maps: &Maps,
+    names: &Names,
+    wanted: &FlowKey,
+    inside: A,
+    origin: A,
+) -> Result<Option<FlowRecord>, DataPlaneError>
+where
+    Slot<A>: Pod,
+    key::FlowKey<A>: Pod,
+{
     let key = key::FlowKey {
-        inside: inside.ip().octets(),
-        origin: origin.ip().octets(),
-        inside_port: inside.port(),
-        origin_port: origin.port(),
+        inside,
+        origin,
+        inside_port: wanted.inside.port(),
+        origin_port: wanted.origin.port(),
         protocol: wanted.protocol.number(),
         realm: wanted.realm.map_or(realm::COMMON, realm::of_zone),
         ..key::FlowKey::default()
     };
-    let slots = maps.records::<Slot<V4>>("SLOTS4")?;
+    let slots = maps.records::<Slot<A>>(&name::<A>("SLOTS"))?;
     if key.inside_port != 0 {
-        let buckets = maps.records::<Bucket>("FLOWS4")?;
+        let buckets = maps.records::<Bucket>(&name::<A>("FLOWS"))?;
         let hash = key.hash(&maps.only::<HashKey>("HASH_KEY")?);
         let is_of = |slot: u32| slots.copy(slot).is_some_and(|slot| slot.flow == key);
         return Ok(look_up(&buckets, hash, is_of)
@@ -154,7 +210,7 @@ pub(super) fn find(
             .filter(|slot| slot.flow == key)
             .and_then(|slot| record(&slot, names, now())));
     }
-    let any_port = |slot: &Slot<V4>| key::FlowKey {
+    let any_port = |slot: &Slot<A>| key::FlowKey {
         inside_port: 0,
         ..slot.flow
     };
@@ -184,7 +240,10 @@ fn look_up(buckets: &Records<Bucket>, hash: u64, is_of: impl Fn(u32) -> bool) ->
 }
 
 /// A copy of a counter that counted the same origin from the first to the last byte read.
-fn counted(counts: &Records<Count<V4>>, index: u32) -> Option<Count<V4>> {
+fn counted<A: Tabled>(counts: &Records<Count<A>>, index: u32) -> Option<Count<A>>
+where
+    Count<A>: Pod,
+{
     for _ in 0..ATTEMPTS {
         let before = Tally::from_bits(counts.word(index)?);
         fence(Ordering::Acquire);
@@ -199,11 +258,15 @@ fn counted(counts: &Records<Count<V4>>, index: u32) -> Option<Count<V4>> {
 }
 
 /// Visits the counters in use. A counter is in use when the index of origins refers to it.
-pub(super) fn visit_counts(
+pub(super) fn visit_counts<A: Tabled>(
     maps: &Maps,
-    mut each: impl FnMut(&Count<V4>),
-) -> Result<(), DataPlaneError> {
-    let counts = maps.records::<Count<V4>>("COUNTS4")?;
+    mut each: impl FnMut(&Count<A>),
+) -> Result<(), DataPlaneError>
+where
+    Count<A>: Pod,
+    OriginKey<A>: Pod,
+{
+    let counts = maps.records::<Count<A>>(&name::<A>("COUNTS"))?;
     let origins = OnceCell::new();
     for index in 0..counts.len() {
         let Some(count) = counted(&counts, index) else {
@@ -215,7 +278,7 @@ pub(super) fn visit_counts(
         let origins = match origins.get() {
             Some(origins) => origins,
             None => {
-                let map = maps.hash::<OriginKey<V4>, Reference>("ORIGINS4")?;
+                let map = maps.hash::<OriginKey<A>, Reference>(&name::<A>("ORIGINS"))?;
                 origins.get_or_init(|| map)
             }
         };
@@ -239,11 +302,26 @@ pub(super) fn origins(
     filter: &OriginFilter,
 ) -> Result<Vec<OriginRecord>, DataPlaneError> {
     let mut found = Vec::new();
-    visit_counts(maps, |count| {
+    origins_family::<V4>(maps, filter, &mut found)?;
+    origins_family::<V6>(maps, filter, &mut found)?;
+    found.sort_by_key(|record| (record.egress_ip, record.origin, record.protocol));
+    Ok(found)
+}
+
+fn origins_family<A: Tabled>(
+    maps: &Maps,
+    filter: &OriginFilter,
+    found: &mut Vec<OriginRecord>,
+) -> Result<(), DataPlaneError>
+where
+    Count<A>: Pod,
+    OriginKey<A>: Pod,
+{
+    visit_counts::<A>(maps, |count| {
         let Some(protocol) = protocol(count.key.protocol) else {
             return;
         };
-        let egress_ip = IpAddr::from(Ipv4Addr::from(count.key.egress));
+        let egress_ip: IpAddr = count.key.egress.into();
         let origin = socket(count.key.origin, count.key.origin_port);
         if filter.matches(egress_ip, origin, protocol) {
             found.push(OriginRecord {
@@ -257,7 +335,5 @@ pub(super) fn origins(
                 refused: count.refused,
             });
         }
-    })?;
-    found.sort_by_key(|record| (record.egress_ip, record.origin, record.protocol));
-    Ok(found)
+    })
 }

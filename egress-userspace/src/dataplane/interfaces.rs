@@ -4,7 +4,7 @@
 //! which need not be ours.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::netlink::{self, Request};
 use crate::dataplane::api::DataPlaneError;
@@ -141,11 +141,11 @@ fn parse(body: &[u8]) -> Option<Interface> {
     Some(interface)
 }
 
-/// The IPv4 addresses of this namespace's interfaces, with their names.
-pub(super) fn addresses() -> Result<BTreeMap<Ipv4Addr, String>, DataPlaneError> {
+/// The addresses of this namespace's interfaces, with their names.
+pub(super) fn addresses() -> Result<BTreeMap<IpAddr, String>, DataPlaneError> {
     let doing = "listing the addresses of the interfaces";
     let mut header = [0; ADDRESS_INFO];
-    header[0] = libc::AF_INET as u8;
+    header[0] = libc::AF_UNSPEC as u8;
     let answer = Request::new(libc::RTM_GETADDR, libc::NLM_F_DUMP as u16, &header)
         .send(libc::NETLINK_ROUTE)
         .map_err(|error| DataPlaneError::failed(doing, error))?;
@@ -164,11 +164,14 @@ pub(super) fn addresses() -> Result<BTreeMap<Ipv4Addr, String>, DataPlaneError> 
 }
 
 /// `struct ifaddrmsg` and its attributes: the address and its interface's index.
-fn address(body: &[u8]) -> Option<(Ipv4Addr, u32)> {
+fn address(body: &[u8]) -> Option<(IpAddr, u32)> {
     let [_, _, _, _, i0, i1, i2, i3] = *body.first_chunk::<ADDRESS_INFO>()?;
     let (mut own, mut prefix) = (None, None);
     for (kind, content) in netlink::attributes(body.get(ADDRESS_INFO..)?) {
-        let found = <[u8; 4]>::try_from(content).ok().map(Ipv4Addr::from);
+        let single = <[u8; 4]>::try_from(content).map(IpAddr::from);
+        let found = single
+            .or_else(|_| <[u8; 16]>::try_from(content).map(IpAddr::from))
+            .ok();
         match kind {
             libc::IFA_LOCAL => own = found,
             // Of a point-to-point interface this is the other end's.

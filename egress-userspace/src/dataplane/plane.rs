@@ -3,7 +3,6 @@
 mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 use aya::maps::{MapData, RingBuf};
 use egress_common::settings::Device;
@@ -37,6 +36,7 @@ use super::watcher::Watcher;
 use crate::config::Dataplane;
 use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names};
 use crate::desired::Desired;
+use crate::resource::Address;
 
 /// The data plane and the right to change it.
 pub struct Plane {
@@ -311,7 +311,7 @@ impl Plane {
     fn switch(
         &self,
         tables: &Tables,
-        egress_ips: &BTreeSet<Ipv4Addr>,
+        egress_ips: &BTreeSet<Address>,
         version: u32,
     ) -> Result<(), DataPlaneError> {
         let added = addresses::add(&self.maps, egress_ips, self.config.answer_arp)?;

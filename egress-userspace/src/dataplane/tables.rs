@@ -1,7 +1,7 @@
 //! The configuration as it stands in the maps: made from what is desired, and compared.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use egress_common::family::{V4, V6};
@@ -10,12 +10,13 @@ use egress_common::settings::{
     Timers, Zone, candidate_flag, zone_flag,
 };
 use egress_common::tag::TagField;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::cgroups::{self, Cgroups};
 use crate::config::{DNS_PORT, Dataplane, IcmpQueries, Refuse};
 use crate::dataplane::api::DataPlaneError;
 use crate::desired::{Desired, DesiredZone};
+use crate::resource::Address;
 
 /// Entries of the maps that are not arrays; `egress-ebpf/src/maps.rs`.
 mod capacity {
@@ -34,6 +35,7 @@ pub(super) struct Tables {
     pub(super) zones: BTreeMap<u32, Zone>,
     pub(super) pools: BTreeMap<u32, Pool>,
     pub(super) candidates: Vec<Candidate<V4>>,
+    pub(super) candidates6: Vec<Candidate<V6>>,
     pub(super) marks: Vec<MarkSelector>,
     /// By path: the cgroups that are selected, existing or not.
     pub(super) paths: BTreeMap<String, u32>,
@@ -82,7 +84,7 @@ impl Tables {
                     MAX_POOLS - 1
                 )));
             }
-            if pool.candidates.is_empty() {
+            if pool.candidates.is_empty() && pool.prefixes.is_empty() {
                 // An element of zeros, like one that was never written: no address, so refused (SAFE-1).
                 continue;
             }
@@ -93,20 +95,29 @@ impl Tables {
                     address: candidate.address.octets(),
                     slices: candidate.slices,
                     capacity: candidate.cap,
-                    flags: if candidate.draining {
-                        candidate_flag::DRAINING
-                    } else {
-                        0
-                    },
+                    flags: draining(candidate.draining),
                     length: 32,
                 }));
             let count = pool.candidates.len() as u32;
+            let first6 = tables.candidates6.len() as u32;
+            tables
+                .candidates6
+                .extend(pool.prefixes.iter().map(|range| Candidate {
+                    address: range.prefix.network().octets(),
+                    // Every port is used: what bounds a range is its size (NAT-3).
+                    slices: u32::MAX,
+                    capacity: range.cap,
+                    flags: draining(range.draining),
+                    length: u32::from(range.prefix.prefix_len()),
+                }));
+            let count6 = pool.prefixes.len() as u32;
             tables.pools.insert(
                 number,
                 Pool {
-                    first,
+                    first: if count == 0 { 0 } else { first },
                     count,
-                    ..Pool::default()
+                    first6: if count6 == 0 { 0 } else { first6 },
+                    count6,
                 },
             );
         }
@@ -210,8 +221,13 @@ impl Tables {
     fn check(&self) -> Result<(), DataPlaneError> {
         let counts = [
             (
-                "addresses in all pools",
+                "IPv4 addresses in all pools",
                 self.candidates.len(),
+                MAX_CANDIDATES as usize,
+            ),
+            (
+                "IPv6 prefixes in all pools",
+                self.candidates6.len(),
                 MAX_CANDIDATES as usize,
             ),
             ("mark selectors", self.marks.len(), MAX_MARKS as usize),
@@ -257,34 +273,26 @@ impl Tables {
     }
 
     /// The addresses of all pools.
-    pub(super) fn addresses(&self) -> BTreeSet<Ipv4Addr> {
-        self.candidates
-            .iter()
-            .map(|candidate| candidate.address.into())
-            .collect()
+    pub(super) fn addresses(&self) -> BTreeSet<Address> {
+        let ranges = self.candidates6.iter().filter_map(range);
+        self.candidates.iter().map(single).chain(ranges).collect()
     }
 
-    /// The pools with their candidates.
-    pub(super) fn pools(&self) -> impl Iterator<Item = (u32, &[Candidate<V4>])> {
+    /// The pools with their candidates of both families.
+    pub(super) fn pools(&self) -> impl Iterator<Item = (u32, &[Candidate<V4>], &[Candidate<V6>])> {
         self.pools.iter().map(|(number, pool)| {
-            let first = pool.first as usize;
-            let candidates = self
-                .candidates
-                .get(first..first + pool.count as usize)
-                .unwrap_or_default();
-            (*number, candidates)
+            (
+                *number,
+                part(&self.candidates, pool.first, pool.count),
+                part(&self.candidates6, pool.first6, pool.count6),
+            )
         })
     }
 
     /// Number of entries that differ.
     pub(super) fn differences(&self, other: &Self) -> u64 {
-        let candidates = self
-            .candidates
-            .iter()
-            .zip(&other.candidates)
-            .filter(|(a, b)| a != b)
-            .count()
-            + self.candidates.len().abs_diff(other.candidates.len());
+        let candidates = changed(&self.candidates, &other.candidates)
+            + changed(&self.candidates6, &other.candidates6);
         let marks: BTreeSet<_> = self.marks.iter().map(mark_key).collect();
         let others: BTreeSet<_> = other.marks.iter().map(mark_key).collect();
         let count = usize::from(self.settings != other.settings)
@@ -300,6 +308,37 @@ impl Tables {
             + differing(&self.exempt6, &other.exempt6);
         count as u64
     }
+}
+
+/// An IPv4 candidate as a pool names it.
+pub(super) fn single(candidate: &Candidate<V4>) -> Address {
+    Address::V4(candidate.address.into())
+}
+
+/// An IPv6 candidate as a pool names it; nothing for a length that no prefix has.
+pub(super) fn range(candidate: &Candidate<V6>) -> Option<Address> {
+    let length = u8::try_from(candidate.length).ok()?;
+    Ipv6Net::new(candidate.address.into(), length)
+        .ok()
+        .map(Address::V6)
+}
+
+fn part<T>(all: &[T], first: u32, count: u32) -> &[T] {
+    let first = first as usize;
+    all.get(first..first + count as usize).unwrap_or_default()
+}
+
+fn draining(draining: bool) -> u32 {
+    if draining {
+        candidate_flag::DRAINING
+    } else {
+        0
+    }
+}
+
+/// Elements that differ.
+fn changed<T: PartialEq>(a: &[T], b: &[T]) -> usize {
+    a.iter().zip(b).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len())
 }
 
 fn record(zone: &DesiredZone) -> Zone {

@@ -53,6 +53,10 @@ impl Tables {
             maps.range("CANDIDATES4", version * MAX_CANDIDATES, MAX_CANDIDATES)?;
         let used = pools.iter().map(|pool| pool.first + pool.count).max();
         candidates.truncate(used.unwrap_or(0) as usize);
+        let mut candidates6: Vec<Candidate<V6>> =
+            maps.range("CANDIDATES6", version * MAX_CANDIDATES, MAX_CANDIDATES)?;
+        let used = pools.iter().map(|pool| pool.first6 + pool.count6).max();
+        candidates6.truncate(used.unwrap_or(0) as usize);
         let mut marks: Vec<MarkSelector> = maps.range("MARKS", version * MAX_MARKS, MAX_MARKS)?;
         marks.truncate(settings.marks as usize);
         Ok(Self {
@@ -66,6 +70,7 @@ impl Tables {
                 .filter(|(_, pool)| *pool != Pool::default())
                 .collect(),
             candidates,
+            candidates6,
             marks,
             paths: read_paths(maps, version)?,
             cgroups: read_cgroups(maps, version)?,
@@ -102,6 +107,13 @@ impl Tables {
             version,
             MAX_CANDIDATES,
             (0..).zip(self.candidates.iter().copied()),
+        )?;
+        write_array(
+            maps,
+            "CANDIDATES6",
+            version,
+            MAX_CANDIDATES,
+            (0..).zip(self.candidates6.iter().copied()),
         )?;
         write_array(
             maps,

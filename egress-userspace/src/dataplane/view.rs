@@ -1,19 +1,17 @@
 //! Reading the data plane from its pins: true whether or not a daemon is running (SAFE-2).
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+mod pools;
+
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 
-use egress_common::family::Address as _;
 use egress_common::free::FreeList;
-use egress_common::key::realm;
 use egress_common::layout::Layout;
-use egress_common::port::preferred;
 use egress_common::reason::{Counter, Reason};
-use egress_common::settings::{Settings, candidate_flag, role};
-use egress_common::siphash::Secret;
+use egress_common::settings::{Settings, role};
 
-use super::addresses;
+use pools::Caps;
+
 use super::attach::{self, Kind};
 use super::births;
 use super::devices;
@@ -29,10 +27,13 @@ use super::tables::Tables;
 use super::versions;
 use crate::config::{Attach, Dataplane};
 use crate::dataplane::api::{
-    DataPlaneError, DataPlaneStatus, DataPlaneView, DrainingStatus, Exit, FlowFilter, FlowKey,
-    FlowRecord, HookStatus, Names, OriginFilter, OriginRecord, PoolAddressLive, PoolLive,
-    ReasonCount, TableStatus, Traveller, Way, utilization,
+    DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
+    HookStatus, Names, OriginFilter, OriginRecord, PoolLive, ReasonCount, TableStatus, Traveller,
+    Way, utilization,
 };
+
+/// Behind the names of tables that are for IPv6.
+const IPV6_TABLE: &str = "-ipv6";
 
 /// A reader of the data plane. The command line opens one itself when no daemon answers.
 #[derive(Clone, Debug)]
@@ -153,40 +154,6 @@ impl View {
         Ok(found)
     }
 
-    /// Live flows over all origins, by egress IP.
-    fn active(&self) -> Result<BTreeMap<[u8; 4], u64>, DataPlaneError> {
-        let mut active: BTreeMap<[u8; 4], u64> = BTreeMap::new();
-        flows::visit_counts(&self.maps, |count| {
-            *active.entry(count.key.egress).or_default() += u64::from(count.active);
-        })?;
-        Ok(active)
-    }
-
-    fn draining(&self) -> Result<Vec<DrainingStatus>, DataPlaneError> {
-        let retired = addresses::retired(&self.maps)?;
-        let mut found: BTreeMap<Ipv4Addr, bool> =
-            retired.into_iter().map(|address| (address, true)).collect();
-        for (_, candidates) in self.tables_in_force()?.pools() {
-            for candidate in candidates {
-                if candidate.flags & candidate_flag::DRAINING != 0 {
-                    found.insert(candidate.address.into(), false);
-                }
-            }
-        }
-        if found.is_empty() {
-            return Ok(Vec::new());
-        }
-        let active = self.active()?;
-        Ok(found
-            .into_iter()
-            .map(|(address, retired)| DrainingStatus {
-                egress_ip: address.into(),
-                active: active.get(&address.octets()).copied().unwrap_or(0),
-                retired,
-            })
-            .collect())
-    }
-
     fn tables_in_force(&self) -> Result<Tables, DataPlaneError> {
         Tables::read(&self.maps, versions::in_force(&self.maps)?)
     }
@@ -202,6 +169,16 @@ impl DataPlaneView for View {
             tables: vec![
                 self.table("flows", "FREE_SLOTS4", layout.max_flows)?,
                 self.table("origins", "FREE_COUNTS4", layout.max_origins)?,
+                self.table(
+                    &format!("flows{IPV6_TABLE}"),
+                    "FREE_SLOTS6",
+                    layout.max_flows,
+                )?,
+                self.table(
+                    &format!("origins{IPV6_TABLE}"),
+                    "FREE_COUNTS6",
+                    layout.max_origins,
+                )?,
             ],
             reasons: self.reasons()?,
             draining: self.draining()?,
@@ -223,15 +200,11 @@ impl DataPlaneView for View {
     fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
         let mut records = flows::origins(&self.maps, filter)?;
         // A counter remembers the cap of its last use; what counts is the cap in force.
-        let caps: BTreeMap<IpAddr, u32> = self
-            .tables_in_force()?
-            .pools()
-            .flat_map(|(_, candidates)| candidates)
-            .map(|one| (IpAddr::from(one.address), one.capacity))
-            .collect();
+        let tables = self.tables_in_force()?;
+        let caps = Caps::of(&tables);
         for record in &mut records {
-            if let Some(cap) = caps.get(&record.egress_ip) {
-                record.capacity = u64::from(*cap);
+            if let Some(cap) = caps.on(record.egress_ip) {
+                record.capacity = u64::from(cap);
                 record.utilization = utilization(record.active, record.capacity);
             }
         }
@@ -239,24 +212,7 @@ impl DataPlaneView for View {
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
-        let tables = self.tables_in_force()?;
-        let active = self.active()?;
-        Ok(tables
-            .pools()
-            .map(|(number, candidates)| PoolLive {
-                number: u16::try_from(number).unwrap_or(u16::MAX),
-                addresses: candidates
-                    .iter()
-                    .map(|candidate| PoolAddressLive {
-                        egress_ip: candidate.address.into(),
-                        slices: candidate.slices,
-                        cap: candidate.capacity,
-                        draining: candidate.flags & candidate_flag::DRAINING != 0,
-                        active: active.get(&candidate.address).copied().unwrap_or(0),
-                    })
-                    .collect(),
-            })
-            .collect())
+        self.live_pools()
     }
 
     fn candidate_order(
@@ -264,27 +220,18 @@ impl DataPlaneView for View {
         pool: u16,
         inside: IpAddr,
         realm: Option<u16>,
-    ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
-        let IpAddr::V4(inside) = inside else {
-            return Ok(Vec::new());
-        };
-        let secret: Secret = self.maps.only("SECRET")?;
-        let tables = self.tables_in_force()?;
-        let mut order: Vec<Ipv4Addr> = tables
-            .pools()
-            .find(|(number, _)| *number == u32::from(pool))
-            .map(|(_, candidates)| candidates.iter().map(|one| one.address.into()).collect())
-            .unwrap_or_default();
-        let realm = realm.map_or(realm::COMMON, realm::of_zone);
-        // As many as fit a map: a u32 holds them, and a usize what comes of it.
-        let start = preferred(secret, inside.octets().digest(), realm, order.len() as u32);
-        order.rotate_left(start as usize);
-        Ok(order)
+    ) -> Result<Vec<IpAddr>, DataPlaneError> {
+        self.order_of(pool, inside, realm)
     }
 
     fn way(&self, traveller: &Traveller) -> Result<Way, DataPlaneError> {
         let status = self.status()?;
+        let family = match traveller.destination {
+            IpAddr::V4(_) => "",
+            IpAddr::V6(_) => IPV6_TABLE,
+        };
         let full = |name: &str| {
+            let name = format!("{name}{family}");
             status
                 .tables
                 .iter()

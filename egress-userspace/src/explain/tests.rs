@@ -5,9 +5,9 @@ use crate::desired::{ALL_SLICES, DesiredMark, DesiredPool, Selectors};
 
 #[derive(Default)]
 struct Fake {
-    active: HashMap<Ipv4Addr, u64>,
+    active: HashMap<IpAddr, u64>,
     flow: Option<FlowRecord>,
-    order: Option<Vec<Ipv4Addr>>,
+    order: Option<Vec<IpAddr>>,
     way: Way,
 }
 
@@ -18,11 +18,11 @@ impl LiveView for Fake {
             .filter(|flow| flow.inside == key.inside && flow.origin == key.origin)
     }
 
-    fn active(&self, egress_ip: Ipv4Addr, _: SocketAddr, _: Protocol) -> Option<u64> {
+    fn active(&self, egress_ip: IpAddr, _: SocketAddr, _: Protocol) -> Option<u64> {
         Some(self.active.get(&egress_ip).copied().unwrap_or(0))
     }
 
-    fn order(&self, _: u16, _: IpAddr, _: Option<u16>) -> Option<Vec<Ipv4Addr>> {
+    fn order(&self, _: u16, _: IpAddr, _: Option<u16>) -> Option<Vec<IpAddr>> {
         self.order.clone()
     }
 
@@ -31,8 +31,12 @@ impl LiveView for Fake {
     }
 }
 
-fn ip(last: u8) -> Ipv4Addr {
+fn v4(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, last)
+}
+
+fn ip(last: u8) -> IpAddr {
+    v4(last).into()
 }
 
 fn zone(number: u16, name: &str, selectors: Selectors) -> DesiredZone {
@@ -58,7 +62,7 @@ fn sources(nets: &[&str]) -> Selectors {
 
 fn candidate(last: u8) -> Candidate {
     Candidate {
-        address: ip(last),
+        address: v4(last),
         slices: ALL_SLICES,
         cap: 100,
         draining: false,
@@ -267,7 +271,7 @@ fn refusals_use_the_data_planes_reasons() {
 }
 
 #[test]
-fn what_is_not_translated_yet_is_refused_and_a_claimed_egress_ip_too() {
+fn nat_3_a_flow_leaves_from_the_first_free_address_of_a_range() {
     let mut all = desired();
     all.zones[0]
         .selectors
@@ -278,9 +282,47 @@ fn what_is_not_translated_yet_is_refused_and_a_claimed_egress_ip_too() {
         destination: "2001:db8:1::1".parse().unwrap(),
         ..query()
     };
-    assert_eq!(reason(&explain(&all, &v6, &NothingLive).outcome), "ipv6");
+    let unserved = explain(&all, &v6, &NothingLive).outcome;
+    assert_eq!(reason(&unserved), "no_address", "the pool has no range");
+    all.pools[0].prefixes = vec![DesiredPrefix {
+        prefix: "2001:db8:aa::/64".parse().unwrap(),
+        cap: 100,
+        draining: false,
+    }];
+    let [first, second] = ["2001:db8:aa::77", "2001:db8:aa::78"].map(|ip| ip.parse().unwrap());
+    let live = Fake {
+        order: Some(vec![first, second]),
+        ..Fake::default()
+    };
+    let found = explain(&all, &v6, &live);
+    assert_eq!(found.outcome, Outcome::Admitted { egress_ip: first });
+    assert_eq!(found.candidates.len(), 1, "a range is not listed whole");
+    let full = Fake {
+        active: [(first, 100)].into(),
+        ..live
+    };
+    assert_eq!(
+        explain(&all, &v6, &full).outcome,
+        Outcome::Admitted { egress_ip: second }
+    );
+    let link_local = Query {
+        destination: "fe80::1".parse().unwrap(),
+        ..v6.clone()
+    };
+    assert_eq!(reason(&explain(&all, &link_local, &full).outcome), "ipv6");
     let claimed = Query {
-        source: ip(10).into(),
+        source: second,
+        ..v6
+    };
+    let outcome = explain(&all, &claimed, &full).outcome;
+    assert_eq!(reason(&outcome), "claims_egress_ip");
+}
+
+#[test]
+fn a_claimed_egress_ip_is_refused() {
+    let all = desired();
+    let claimed = Query {
+        source: ip(10),
         ..query()
     };
     assert_eq!(

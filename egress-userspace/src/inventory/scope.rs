@@ -1,11 +1,11 @@
 //! What a filter by names means: zones and pools found, numbers and addresses looked up.
 
-use std::net::IpAddr;
+use ipnet::IpNet;
 
 use crate::control::protocol::{Failure, Filter};
 use crate::dataplane::api::{FlowFilter, OriginFilter};
 use crate::document::nearest;
-use crate::resource::{Address, Pool, Resources, Zone};
+use crate::resource::{Pool, Resources, Zone};
 use crate::store::Stored;
 
 /// The zone and the pool that a filter names.
@@ -147,17 +147,16 @@ pub fn origin_filter(stored: &Stored, filter: &Filter) -> Result<OriginFilter, F
             .iter()
             .filter(|pool| scope.pool(&pool.id))
             .flat_map(|pool| &pool.addresses);
-        let addresses = of_scope.filter_map(|address| match address {
-            Address::V4(address) => Some(IpAddr::V4(*address)),
-            Address::V6(_) => None,
-        });
-        Some(
-            addresses
-                .filter(|address| filter.egress_ip.is_none_or(|wanted| wanted == *address))
+        let nets = of_scope.map(|address| address.net());
+        Some(match filter.egress_ip {
+            None => nets.collect(),
+            Some(wanted) => nets
+                .filter(|net| net.contains(&wanted))
+                .map(|_| IpNet::from(wanted))
                 .collect(),
-        )
+        })
     } else {
-        filter.egress_ip.map(|wanted| vec![wanted])
+        filter.egress_ip.map(|wanted| vec![IpNet::from(wanted)])
     };
     Ok(OriginFilter {
         egress_ips,

@@ -57,7 +57,7 @@ fn live() -> Vec<PoolLive> {
     vec![
         PoolLive {
             number: 1,
-            addresses: vec![address("192.0.2.1")],
+            addresses: vec![address("192.0.2.1"), address("2001:db8::/64")],
         },
         PoolLive {
             number: 8,
@@ -104,7 +104,9 @@ fn pools_join_what_is_stored_with_what_is_in_force() {
         ["a", "b", "#8"]
     );
     assert_eq!(all[0].addresses[0].active, Some(5));
-    assert_eq!(all[0].addresses[1].active, None, "IPv6 is not in force");
+    assert_eq!(all[0].addresses[1].address, "2001:db8::/64");
+    assert_eq!(all[0].addresses[1].active, Some(5));
+    assert_eq!(all[1].addresses[0].active, None, "not in force");
     assert_eq!(all[0].zones, ["shop.example"]);
     assert_eq!(
         pools(&stored(), &live(), &by(Some("shop.example"), None))
@@ -153,7 +155,26 @@ fn filters_by_name_become_numbers_and_addresses() {
     let flows = flow_filter(&stored, &by(Some("shop.example"), Some("b"))).unwrap();
     assert_eq!((flows.zone, flows.pool), (Some(1), Some(2)));
     let origins = origin_filter(&stored, &by(Some("z1"), None)).unwrap();
-    assert_eq!(origins.egress_ips, Some(vec!["192.0.2.1".parse().unwrap()]));
+    let members = ["192.0.2.1/32", "2001:db8::/64"].map(|net| net.parse().unwrap());
+    assert_eq!(origins.egress_ips, Some(members.to_vec()));
+    let one = Filter {
+        egress_ip: Some("2001:db8::5".parse().unwrap()),
+        ..by(Some("z1"), None)
+    };
+    assert_eq!(
+        origin_filter(&stored, &one).unwrap().egress_ips,
+        Some(vec!["2001:db8::5/128".parse().unwrap()]),
+        "an address of the pool's range"
+    );
+    let foreign = Filter {
+        egress_ip: Some("2001:db8:0:1::5".parse().unwrap()),
+        ..by(Some("z1"), None)
+    };
+    assert_eq!(
+        origin_filter(&stored, &foreign).unwrap().egress_ips,
+        Some(Vec::new()),
+        "none of the pool's"
+    );
     assert_eq!(
         origin_filter(&stored, &Filter::default())
             .unwrap()

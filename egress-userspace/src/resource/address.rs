@@ -1,7 +1,7 @@
-//! A member of a pool: an IPv4 address or an IPv6 prefix (POOL-1).
+//! A member of a pool: an IPv4 address, an IPv6 address or an IPv6 prefix (POOL-1).
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv6Net};
@@ -18,7 +18,7 @@ const MIN_V6_LENGTH: u8 = 32;
 pub enum Address {
     /// One IPv4 egress IP.
     V4(Ipv4Addr),
-    /// A range of IPv6 egress IPs (POOL-6).
+    /// A range of IPv6 egress IPs (POOL-6); one of a single address is written without its length.
     V6(Ipv6Net),
 }
 
@@ -36,6 +36,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::V4(address) => address.fmt(f),
+            Self::V6(net) if net.prefix_len() == net.max_prefix_len() => net.addr().fmt(f),
             Self::V6(net) => net.fmt(f),
         }
     }
@@ -59,14 +60,11 @@ impl TryFrom<String> for Address {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Neither address nor prefix.
-    #[error("\"{0}\" is neither an IPv4 address nor an IPv6 prefix")]
+    #[error("\"{0}\" is neither an address nor an IPv6 prefix")]
     Unreadable(String),
     /// An IPv4 prefix.
     #[error("{0} is an IPv4 prefix; a pool takes single IPv4 addresses")]
     V4Prefix(IpNet),
-    /// A bare IPv6 address.
-    #[error("{0} is a single IPv6 address; a pool takes IPv6 prefixes")]
-    V6Single(Ipv6Addr),
     /// Bits outside the prefix.
     #[error("{0} has bits set outside its prefix")]
     HostBits(Ipv6Net),
@@ -89,9 +87,6 @@ impl AddressError {
                 "list its addresses one by one, beginning with \"{}\"",
                 net.addr()
             ),
-            Self::V6Single(address) => {
-                format!("write \"{address}/128\", or the range it belongs to")
-            }
             Self::HostBits(net) => format!("write \"{}\"", net.trunc()),
             Self::TooLarge(_) => "a /64 for each account is usual".into(),
             Self::NotUnicast(..) => "use an address that the network routes to this server".into(),
@@ -105,7 +100,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let address = match (text.parse::<IpAddr>(), text.parse::<IpNet>()) {
             (Ok(IpAddr::V4(address)), _) => Self::V4(address),
-            (Ok(IpAddr::V6(address)), _) => return Err(AddressError::V6Single(address)),
+            (Ok(IpAddr::V6(address)), _) => Self::V6(address.into()),
             (_, Ok(net @ IpNet::V4(_))) => return Err(AddressError::V4Prefix(net)),
             (_, Ok(IpNet::V6(net))) if net != net.trunc() => {
                 return Err(AddressError::HostBits(net));
@@ -127,6 +122,9 @@ fn not_unicast(address: IpAddr) -> Option<&'static str> {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     };
+    // `::ffff:0:0/96` stands for IPv4 within programs, and `64:ff9b::/96` for it behind a translator.
+    let stands_for_ipv4 = matches!(address, IpAddr::V6(address)
+        if address.to_ipv4_mapped().is_some() || address.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0]);
     let zero_net = matches!(address, IpAddr::V4(address) if address.octets()[0] == 0);
     let reserved = matches!(address, IpAddr::V4(address) if address.octets()[0] >= 240);
     if address.is_unspecified() || zero_net {
@@ -137,6 +135,8 @@ fn not_unicast(address: IpAddr) -> Option<&'static str> {
         Some("multicast")
     } else if link_local {
         Some("link-local")
+    } else if stands_for_ipv4 {
+        Some("an IPv4 address written as IPv6")
     } else if reserved {
         Some("reserved")
     } else {
@@ -165,15 +165,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_takes_ipv4_addresses_and_ipv6_prefixes() {
-        for good in [
-            "192.0.2.10",
-            "2001:db8:aa::/64",
-            "2001:db8::1/128",
-            "10.0.0.1",
-        ] {
+    fn a_pool_takes_addresses_and_ipv6_prefixes() {
+        for good in ["192.0.2.10", "2001:db8:aa::/64", "2001:db8::1", "10.0.0.1"] {
             assert_eq!(good.parse::<Address>().unwrap().to_string(), good);
         }
+        let long: Address = "2001:db8::1/128".parse().unwrap();
+        assert_eq!(long, "2001:DB8:0::1".parse().unwrap());
     }
 
     #[test]
@@ -181,7 +178,6 @@ mod tests {
         let reason = |text: &str| text.parse::<Address>().unwrap_err().to_string();
         assert!(reason("192.0.2.0/24").contains("single IPv4 addresses"));
         assert!(reason("192.0.2.1/32").contains("single IPv4 addresses"));
-        assert!(reason("2001:db8::1").contains("takes IPv6 prefixes"));
         assert!(reason("2001:db8::1/64").contains("bits set outside"));
         assert!(reason("2000::/3").contains("too large"));
         assert!(reason("127.0.0.1").contains("loopback"));
@@ -189,6 +185,14 @@ mod tests {
         assert!(reason("0.0.0.0").contains("unspecified"));
         assert!(reason("255.255.255.255").contains("reserved"));
         assert!(reason("fe80::/64").contains("link-local"));
+        assert!(reason("fe80::1").contains("link-local"));
+        assert!(reason("ff02::/64").contains("multicast"));
+        assert!(reason("::1").contains("loopback"));
+        assert!(reason("::/64").contains("unspecified"));
+        assert!(reason("::ffff:192.0.2.1").contains("written as IPv6"));
+        assert!(reason("64:ff9b::/96").contains("written as IPv6"));
+        assert!(reason("2001:db8::/129").contains("neither"));
+        assert!(reason("2001:db8::1%eth0").contains("neither"));
         assert!(reason("192.0.2.256").contains("neither"));
     }
 }

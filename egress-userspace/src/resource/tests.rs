@@ -307,6 +307,83 @@ fn unknown_references_and_keys_suggest_the_nearest() {
 }
 
 #[test]
+fn ipv6_members_are_checked_like_ipv4_ones() {
+    let pool = |addresses: &str| {
+        acme(&format!(
+            "[[pool]]\nid = \"p\"\naccount = \"acme\"\naddresses = [\n{addresses}]\n"
+        ))
+    };
+    let good = "\"192.0.2.1\",\n\"2001:db8:aa::/64\",\n\"2001:db8:bb::7\",\n";
+    assert_eq!(errors(&pool(good)), [""; 0]);
+    for (address, reason) in [
+        (
+            "2001:db8:aa::7",
+            "7: 2001:db8:aa::7 is in pool p twice, first on line 6",
+        ),
+        (
+            "2001:db8:aa::/80",
+            "7: 2001:db8:aa::/80 is in pool p twice, first on line 6",
+        ),
+        (
+            "2001:db8::/32",
+            "7: 2001:db8:aa::/64 is in pool p twice, first on line 6",
+        ),
+        (
+            "2001:db8::/31",
+            "7: 2001:db8::/31 is too large: IPv6 prefixes of a pool are /32 to /128",
+        ),
+        (
+            "2001:db8:cc::1/64",
+            "7: 2001:db8:cc::1/64 has bits set outside its prefix",
+        ),
+        (
+            "fe80::/64",
+            "7: fe80::/64 cannot be a source address on a network: it is link-local",
+        ),
+    ] {
+        let text = pool(&format!("\"2001:db8:aa::/64\",\n\"{address}\",\n"));
+        assert_eq!(errors(&text), [reason]);
+    }
+}
+
+#[test]
+fn pool_2_an_ipv6_member_mixes_a_pool_as_well() {
+    let text = acme(
+        "[[prefix]]\ncidr = \"2001:db8:aa::/48\"\naccount = \"acme\"\n[[pool]]\nid = \"p\"\naccount = \"acme\"\naddresses = [\"2001:db8:aa::/64\", \"2001:db8:bb::/64\"]\n",
+    );
+    assert_eq!(
+        errors(&text),
+        [
+            "8: pool p is mixed: 2001:db8:aa::/64 is byoip (inside 2001:db8:aa::/48), 2001:db8:bb::/64 is leased (inside no [[prefix]]) (POOL-2)"
+        ]
+    );
+}
+
+#[test]
+fn sources_of_a_family_that_the_pool_lacks_are_warned_of() {
+    let zone = |addresses: &str, enabled: bool| {
+        let text = acme(&format!(
+            "[[pool]]\nid = \"p\"\naccount = \"acme\"\naddresses = [{addresses}]\n[[zone]]\nid = \"z\"\naccount = \"acme\"\nsources = [\"10.0.0.0/8\",\n  \"fd00:1::/64\"]\naegis = {{ enabled = {enabled}, pool_id = \"p\" }}\n"
+        ));
+        let found = found(&text);
+        assert!(errors(&text).is_empty(), "{found}");
+        let at =
+            |d: &crate::diagnostic::Diagnostic| format!("{}:{}: {}", d.line, d.column, d.reason);
+        found.0.iter().map(at).collect::<Vec<_>>()
+    };
+    assert_eq!(zone("\"192.0.2.1\", \"2001:db8::/64\"", true), [""; 0]);
+    assert_eq!(
+        zone("\"192.0.2.1\"", true),
+        ["10:3: zone z has IPv6 sources, but pool p has no IPv6 address: that traffic is refused"]
+    );
+    assert_eq!(
+        zone("\"2001:db8::/64\"", true),
+        ["9:12: zone z has IPv4 sources, but pool p has no IPv4 address: that traffic is refused"]
+    );
+    assert_eq!(zone("\"192.0.2.1\"", false), [""; 0]);
+}
+
+#[test]
 fn ids_and_names_are_unique() {
     let text = "account = [{ id = \"a\", name = \"b\" }, { id = \"b\" }]\n";
     assert_eq!(

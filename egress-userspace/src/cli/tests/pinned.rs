@@ -1,6 +1,6 @@
 //! A data plane of pinned maps with one flow.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -95,7 +95,7 @@ impl DataPlaneView for View {
         _: u16,
         _: IpAddr,
         _: Option<u16>,
-    ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+    ) -> Result<Vec<IpAddr>, DataPlaneError> {
         Ok(Vec::new())
     }
 }

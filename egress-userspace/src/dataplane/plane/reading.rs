@@ -1,6 +1,6 @@
 //! The daemon reads as everybody does: through a [`View`](crate::dataplane::View).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 
 use super::Plane;
@@ -39,7 +39,7 @@ impl DataPlaneView for Plane {
         pool: u16,
         inside: IpAddr,
         realm: Option<u16>,
-    ) -> Result<Vec<Ipv4Addr>, DataPlaneError> {
+    ) -> Result<Vec<IpAddr>, DataPlaneError> {
         self.view.candidate_order(pool, inside, realm)
     }
 

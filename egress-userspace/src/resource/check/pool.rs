@@ -70,31 +70,38 @@ fn sizes(checker: &Checker<'_, '_>) {
             "spread the pools over several servers",
         );
     }
-    let mut all = 0;
-    for (object, pool) in pools.iter().enumerate() {
-        let v4 = pool
-            .addresses
-            .iter()
-            .filter(|address| matches!(address, Address::V4(_)))
-            .count();
-        let place = Place::object(Kind::Pool, object).field("addresses");
-        all += v4;
-        if v4 > MAX_TRIED as usize {
-            checker.error(
-                place,
-                format!("pool {} has {v4} IPv4 addresses; at most {MAX_TRIED} are tried for a connection", pool.id),
-                "split the pool, and its zones with it",
-            );
-        }
-        if all > MAX_CANDIDATES as usize {
-            checker.error(
-                place,
-                format!(
-                    "with this pool there are {all} IPv4 addresses; at most {MAX_CANDIDATES} fit"
-                ),
-                "spread the pools over several servers",
-            );
-            break;
+    let families = [
+        ("IPv4 addresses", false),
+        ("IPv6 addresses and prefixes", true),
+    ];
+    for (noun, ipv6) in families {
+        let mut all = 0;
+        for (object, pool) in pools.iter().enumerate() {
+            let count = pool
+                .addresses
+                .iter()
+                .filter(|address| matches!(address, Address::V6(_)) == ipv6)
+                .count();
+            let place = Place::object(Kind::Pool, object).field("addresses");
+            all += count;
+            if count > MAX_TRIED as usize {
+                checker.error(
+                    place,
+                    format!(
+                        "pool {} has {count} {noun}; at most {MAX_TRIED} are tried for a connection",
+                        pool.id
+                    ),
+                    "split the pool, and its zones with it",
+                );
+            }
+            if all > MAX_CANDIDATES as usize {
+                checker.error(
+                    place,
+                    format!("with this pool there are {all} {noun}; at most {MAX_CANDIDATES} fit"),
+                    "spread the pools over several servers",
+                );
+                break;
+            }
         }
     }
 }
@@ -147,13 +154,17 @@ fn one_pool_an_address(checker: &Checker<'_, '_>) {
         }
     }
     for ((_, outer), (inner_net, inner)) in overlaps(nets) {
+        let address = pools
+            .get(inner.0)
+            .and_then(|pool| pool.addresses.get(inner.1))
+            .map_or_else(|| inner_net.to_string(), ToString::to_string);
         // The one further down in the file is at fault.
         let (first, second) = if outer < inner {
             (outer, inner)
         } else {
             (inner, outer)
         };
-        twice(checker, &inner_net.to_string(), first, second);
+        twice(checker, &address, first, second);
     }
 }
 

@@ -5,8 +5,9 @@ use std::fmt::Display;
 use std::hash::Hash;
 
 use egress_common::settings::MAX_MARKS;
+use ipnet::IpNet;
 
-use super::super::{Kind, Mark, Place, Zone};
+use super::super::{Address, Kind, Mark, Place, Pool, Zone};
 use super::Checker;
 use super::eligible::{Holders, eligible_among};
 
@@ -187,5 +188,36 @@ fn settings(checker: &Checker<'_, '_>) {
                 error.remedy(),
             );
         }
+        if setting.enabled {
+            families(checker, place, zone, pool);
+        }
+    }
+}
+
+/// A zone that lists sources of a family which its pool has no address of is refused all their traffic: right
+/// (SAFE-1), and hardly meant.
+fn families(checker: &Checker<'_, '_>, place: Place, zone: &Zone, pool: &Pool) {
+    let is_ipv6 = |address: &Address| matches!(address, Address::V6(_));
+    let kinds = [
+        (false, "IPv4", "an IPv4 address"),
+        (true, "IPv6", "an IPv6 prefix, such as a /64,"),
+    ];
+    for (ipv6, family, member) in kinds {
+        // A pool that is empty on purpose says so itself.
+        if pool.addresses.is_empty() || pool.addresses.iter().any(|one| is_ipv6(one) == ipv6) {
+            continue;
+        }
+        let of_family = |net: &&IpNet| matches!(net, IpNet::V6(_)) == ipv6;
+        let Some(item) = zone.sources.iter().position(|net| of_family(&net)) else {
+            continue;
+        };
+        checker.warning(
+            place.field("sources").item(item),
+            format!(
+                "zone {} has {family} sources, but pool {} has no {family} address: that traffic is refused",
+                zone.name, pool.id
+            ),
+            format!("add {member} to pool {}, or leave these sources out of the zone", pool.id),
+        );
     }
 }
