@@ -1,4 +1,4 @@
-//! NAT-7, CAP-7, POOL-9, ZONE-1 with real sockets: how connections end, and who learns of it.
+//! NAT-7, CAP-7, ZONE-1 with real sockets: how connections end, and who learns of it.
 
 use std::{
     io::{Read as _, Write as _},

@@ -63,6 +63,7 @@ fn serve(
         }
         Request::Check { timeout_ms } => held.check(Duration::from_millis(*timeout_ms)),
         Request::Churn(request) => churn::churn(maker, request),
+        Request::Paced(request) => churn::paced(maker, request),
         Request::Fetch(request) => {
             fetch::fetch(maker, request, |done| say(&Line::<()>::Progress(done)))
         }

@@ -16,12 +16,14 @@ use nix::{
 };
 
 use super::{
-    Churn, Closer, Outcome, Times,
+    Churn, Closer, Outcome, Paced, Times,
     socket::{Maker, Poller, error_of, is_refusal, name_of},
 };
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(20);
+/// The same where connections begin at a rate.
+const SHORT: Duration = Duration::from_millis(1);
 /// A connection that takes longer is stuck.
 const STUCK: Duration = Duration::from_secs(5);
 /// The origin closes after its answer.
@@ -42,21 +44,47 @@ struct Run {
 /// # Errors
 /// When polling fails.
 pub fn churn(maker: &Maker, churn: &Churn) -> Result<Outcome> {
+    run(maker, churn, None)
+}
+
+/// Churns at a rate, from many addresses.
+///
+/// # Errors
+/// When polling fails.
+pub fn paced(maker: &Maker, paced: &Paced) -> Result<Outcome> {
+    run(maker, &paced.churn, Some(paced))
+}
+
+fn run(maker: &Maker, churn: &Churn, paced: Option<&Paced>) -> Result<Outcome> {
     let start = Instant::now();
     let end = start + Duration::from_millis(churn.duration_ms);
     let mut poller = Poller::new()?;
     let mut runs: HashMap<RawFd, Run> = HashMap::new();
     let mut outcome = Outcome::default();
     let mut times = Vec::new();
+    let mut connects = Vec::new();
     let mut look = start + TICK;
+    let mut begun = 0;
     while Instant::now() < end {
-        while runs.len() < churn.parallel.max(1) {
+        while runs.len() < churn.parallel.max(1)
+            && paced.is_none_or(|paced| is_due(paced, start, begun))
+        {
+            let maker = match paced {
+                Some(paced) => Maker {
+                    bind: Some(paced.from.address(begun)),
+                    ..*maker
+                },
+                None => *maker,
+            };
+            begun += 1;
+            // A connection within one machine may stand before the call returns.
+            let began = Instant::now();
             match maker.connect(SockType::Stream, churn.target) {
                 Ok(socket) => {
                     poller.add(&socket, EpollFlags::EPOLLOUT)?;
                     let run = Run {
                         socket,
-                        began: Instant::now(),
+                        began,
                         asked: false,
                         answer: Vec::new(),
                     };
@@ -68,10 +96,14 @@ pub fn churn(maker: &Maker, churn: &Churn) -> Result<Outcome> {
                 }
             }
         }
-        for (number, _) in poller.wait(TICK)? {
+        let pause = if paced.is_some() { SHORT } else { TICK };
+        for (number, _) in poller.wait(pause)? {
             let Some(run) = runs.get_mut(&number) else {
                 continue;
             };
+            if !run.asked {
+                connects.push(run.began.elapsed());
+            }
             match step(run, churn.closer, &poller) {
                 Ok(None) => continue,
                 Ok(Some(seen)) => {
@@ -92,9 +124,15 @@ pub fn churn(maker: &Maker, churn: &Churn) -> Result<Outcome> {
     }
     Ok(Outcome {
         success_us: Times::of(&times),
+        connect_us: Times::of(&connects),
         elapsed_us: start.elapsed().as_micros() as u64,
         ..outcome
     })
+}
+
+/// Whether the next connection may begin.
+fn is_due(paced: &Paced, start: Instant, begun: u64) -> bool {
+    start.elapsed().as_secs_f64() * paced.rate as f64 >= begun as f64
 }
 
 /// Takes a connection as far as it goes; the address the origin saw when it is complete.

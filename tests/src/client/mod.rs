@@ -18,7 +18,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub use self::protocol::{Churn, Close, Closer, Fetch, Open, Outcome, Request, Times, Udp};
+pub use self::protocol::{
+    Churn, Close, Closer, Crowd, Fetch, Open, Outcome, Paced, Request, Times, Udp,
+};
 use crate::{
     netns::Namespace,
     worker::{Worker, cpus, helper},
@@ -142,6 +144,17 @@ impl Clients {
         self.all(
             Duration::from_millis(churn.duration_ms),
             &Request::Churn(churn),
+        )
+    }
+
+    /// Opens and closes short connections from all processes, each at the rate.
+    ///
+    /// # Errors
+    /// When a process fails.
+    pub fn paced(&mut self, paced: Paced) -> Result<Outcome> {
+        self.all(
+            Duration::from_millis(paced.churn.duration_ms),
+            &Request::Paced(paced),
         )
     }
 

@@ -1,6 +1,10 @@
 //! What a client process is asked, and what it answers.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +23,8 @@ pub enum Request {
     },
     /// Connect, request, close, again and again.
     Churn(Churn),
+    /// The same at a rate, from many addresses.
+    Paced(Paced),
     /// Read the deterministic stream and verify it.
     Fetch(Fetch),
     /// Send datagrams and read what the origin saw.
@@ -68,6 +74,35 @@ pub struct Churn {
     pub parallel: usize,
     /// Who closes.
     pub closer: Closer,
+}
+
+/// Short connections at a rate, from many addresses.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Paced {
+    /// What is done.
+    pub churn: Churn,
+    /// Connections begun in a second by each process.
+    pub rate: u64,
+    /// The local addresses, one after the other.
+    pub from: Crowd,
+}
+
+/// Addresses that follow each other.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Crowd {
+    /// The first one.
+    pub first: Ipv4Addr,
+    /// How many there are.
+    pub count: u32,
+}
+
+impl Crowd {
+    /// The `nth` address, beginning anew behind the last one.
+    #[must_use]
+    pub fn address(&self, nth: u64) -> IpAddr {
+        let offset = nth.checked_rem(u64::from(self.count)).unwrap_or(0);
+        Ipv4Addr::from_bits(self.first.to_bits().wrapping_add(offset as u32)).into()
+    }
 }
 
 /// A bulk transfer.
@@ -165,6 +200,9 @@ pub struct Outcome {
     pub failed: BTreeMap<String, usize>,
     /// How long success took.
     pub success_us: Times,
+    /// How long it took until the connection stood, where more belongs to success (churn).
+    #[serde(default)]
+    pub connect_us: Times,
     /// How long refusal took.
     pub refusal_us: Times,
     /// How long all of it took.
@@ -195,6 +233,7 @@ impl Outcome {
         self.held += other.held;
         self.elapsed_us = self.elapsed_us.max(other.elapsed_us);
         self.success_us = self.success_us.worst(other.success_us);
+        self.connect_us = self.connect_us.worst(other.connect_us);
         self.refusal_us = self.refusal_us.worst(other.refusal_us);
         for (into, from) in [
             (&mut self.refused, other.refused),

@@ -1,0 +1,142 @@
+//! POOL-9, ZONE-1 with real sockets: addresses that take no new flows, and what becomes of those they have.
+
+use std::{
+    net::{Ipv4Addr, Shutdown, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use egress_tests::{
+    config::{POOL_NAME, Resources},
+    needs,
+    peer::{self, Caller, Peers, was_reset},
+    site::{CONNECT_LIMIT, Plan, Site},
+    standard::{A, BOUND, POOL},
+};
+use nix::sys::signal::Signal;
+
+/// The port at which the tests themselves are the origin.
+const PORT: u16 = 9_000;
+/// How long a count may take to fall: a round of the sweep, and a machine that has others to serve.
+const COUNT_LIMIT: Duration = Duration::from_secs(10);
+
+fn at_a(site: &Site) -> SocketAddr {
+    site.at_a(PORT)
+}
+
+fn active(site: &Site, expected: u64) -> Result<()> {
+    site.wait_active(at_a(site), "tcp", expected, COUNT_LIMIT)
+}
+
+/// POOL-9: a drained address takes no new flows and finishes its own; a reset ends them at both ends.
+#[test]
+fn a_drained_address_finishes_or_is_reset() -> Result<()> {
+    const TEST: &str = "a_drained_address_finishes_or_is_reset";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = Site::start(&Plan {
+        resources: Resources {
+            addresses: vec![POOL[0].to_string()],
+            ..Resources::default()
+        },
+        ..Plan::default()
+    })?;
+    let check = site.watch()?;
+    let node = site.node(BOUND);
+    let address = POOL[0].to_string();
+    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    let caller = Caller::default();
+    let mut stays = Peers::connect(&node, caller, &listener)?;
+    let goes = Peers::connect(&node, caller, &listener)?;
+
+    let drained = site.gateway.json(&["pool", "drain", &address])?;
+    ensure!(drained["addresses"][0]["active"] == 2, "{drained}");
+    let refused = caller.connect(&node, at_a(&site));
+    ensure!(refused.is_err(), "a drained address took a flow");
+    stays.exchange()?;
+    let status = site.gateway.json(&["status"])?;
+    ensure!(status["draining"][0]["egress_ip"] == address, "{status}");
+    let pools = site.gateway.json(&["pools"])?;
+    ensure!(pools[0]["addresses"][0]["draining"] == true, "{pools}");
+    goes.inside.shutdown(Shutdown::Both)?;
+    goes.origin.shutdown(Shutdown::Both)?;
+    active(&site, 1)?;
+
+    // By name: the whole pool. Then all of it is there again.
+    site.gateway.text(["pool", "undrain", &address])?;
+    let whole = site.gateway.json(&["pool", "drain", POOL_NAME])?;
+    ensure!(whole["subject"] == POOL_NAME, "{whole}");
+    ensure!(caller.connect(&node, at_a(&site)).is_err());
+    let part = site.gateway.egress(["pool", "undrain", &address])?;
+    ensure!(!part.status.success(), "the pool drains as a whole");
+    let again = site.gateway.json(&["pool", "undrain", POOL_NAME])?;
+    ensure!(again["addresses"].as_array().is_some_and(Vec::is_empty));
+    let mut more = Peers::connect(&node, caller, &listener)?;
+
+    // Not out of the file, which knows nothing of it: it holds over a reload.
+    site.gateway.text(["pool", "drain", &address])?;
+    site.gateway.signal(Signal::SIGHUP)?;
+    stays.exchange()?;
+    ensure!(caller.connect(&node, at_a(&site)).is_err());
+    let reset = site.gateway.json(&["pool", "drain", &address, "--reset"])?;
+    ensure!(reset["ended"] == 2, "{reset}");
+    for peers in [&mut stays, &mut more] {
+        was_reset(&mut peers.inside, CONNECT_LIMIT, "the inside")?;
+        was_reset(&mut peers.origin, CONNECT_LIMIT, "the origin")?;
+    }
+    active(&site, 0)?;
+    let nobody = site
+        .gateway
+        .egress(["pool", "drain", "192.0.2.99", "--reset"])?;
+    ensure!(nobody.status.code() == Some(2), "{nobody:?}");
+    check.finish()?;
+    Ok(())
+}
+
+/// POOL-9, ZONE-1: what is taken out of the configuration keeps its live flows, until they are reset by name.
+#[test]
+fn an_address_that_left_its_pool_keeps_its_flows_until_it_is_reset() -> Result<()> {
+    const TEST: &str = "an_address_that_left_its_pool_keeps_its_flows_until_it_is_reset";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let only = |address: Ipv4Addr| Resources {
+        addresses: vec![address.to_string()],
+        ..Resources::default()
+    };
+    let site = Site::start(&Plan {
+        resources: only(POOL[0]),
+        ..Plan::default()
+    })?;
+    let check = site.watch()?;
+    let node = site.node(BOUND);
+    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    let mut old = Peers::connect(&node, Caller::default(), &listener)?;
+    site.gateway.reload(&only(POOL[1]), |gateway| {
+        let pools = gateway.json(&["pools"])?;
+        Ok(pools[0]["addresses"][0]["address"] == POOL[1].to_string())
+    })?;
+    old.exchange()?;
+    let mut new = Peers::connect(&node, Caller::default(), &listener)?;
+    ensure!(new.seen.ip() == POOL[1], "{new:?}");
+    let status = site.gateway.json(&["status"])?;
+    let left = &status["draining"][0];
+    ensure!(
+        left["egress_ip"] == POOL[0].to_string() && left["active"] == 1 && left["retired"] == true,
+        "{status}"
+    );
+    let address = POOL[0].to_string();
+    let plain = site.gateway.egress(["pool", "drain", &address])?;
+    ensure!(plain.status.code() == Some(2), "{plain:?}");
+    let reset = site.gateway.json(&["pool", "drain", &address, "--reset"])?;
+    ensure!(reset["ended"] == 1, "{reset}");
+    was_reset(&mut old.inside, CONNECT_LIMIT, "the inside")?;
+    was_reset(&mut old.origin, CONNECT_LIMIT, "the origin")?;
+    new.exchange()?;
+    active(&site, 1)?;
+    check.finish()?;
+    Ok(())
+}
