@@ -12,7 +12,7 @@ use egress_common::ipv6::{EXTENSIONS_MAX, HEADERS_MAX, IPV6, Walk};
 use egress_common::packet::{Ip, Malformed};
 
 use crate::copied::Copied;
-use crate::frame::Frame;
+use crate::frame::{Frame, between};
 use crate::maps::SCRATCH_EXTENSIONS;
 
 /// The headers and how far the walk got.
@@ -43,9 +43,9 @@ fn walk(ctx: &TcContext, ip: &mut Ip<V6>) -> i32 {
     };
     let begin = Walk::new(ip);
     let length = begin.end;
-    if length == 0 || length > EXTENSIONS_MAX as u32 {
+    let Some(length) = between(length as usize, 1, EXTENSIONS_MAX) else {
         return 1;
-    }
+    };
     // SAFETY: this CPU's own record; the length is within it.
     let status = unsafe {
         (*record).walk = begin;
@@ -53,7 +53,7 @@ fn walk(ctx: &TcContext, ip: &mut Ip<V6>) -> i32 {
             ctx.skb.skb.cast(),
             ip.network_at as u32 + IPV6 as u32,
             (&raw mut (*record).bytes).cast(),
-            length,
+            length as u32,
         );
         bpf_loop(HEADERS_MAX, step as *mut c_void, core::ptr::null_mut(), 0);
         status

@@ -12,8 +12,8 @@ const QUOTES: u32 = 14 + 8 + 2 * (40 + 64) + 8 + 20;
 /// The longest TCP header.
 const TRANSPORT: u32 = 60;
 
-/// No header field lies farther from the start of a packet than this.
-const FARTHEST: usize = 512;
+/// No header field lies farther from the start of a packet than this; also a mask.
+const FARTHEST: usize = 511;
 
 /// The linear part of a packet. Stale after any helper that changes the packet.
 #[derive(Clone, Copy)]
@@ -77,12 +77,29 @@ impl Frame {
         if offset > FARTHEST {
             return None;
         }
-        let start = opaque(self.data + offset);
+        // And once more, because older kernels forget it when the offset was kept on the stack.
+        let start = opaque(self.data + (opaque(offset) & FARTHEST));
         if opaque(start + N) > self.end {
             return None;
         }
         Some(start as *mut [u8; N])
     }
+}
+
+/// The value, if it is from `least` to `most`: checked in two comparisons, where the compiler would make one
+/// that tells the verifier of older kernels nothing.
+#[inline(always)]
+pub fn between(value: usize, least: usize, most: usize) -> Option<usize> {
+    let value = opaque(value);
+    if value > most {
+        return None;
+    }
+    // One more, because "less than one" would become "not zero", of which they make no bound either.
+    let more = opaque(value + 1);
+    if more <= least {
+        return None;
+    }
+    Some(more - 1)
 }
 
 /// The same value, about which the compiler knows nothing: so the check and the access use the same

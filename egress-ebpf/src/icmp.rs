@@ -19,8 +19,9 @@ use egress_common::tcp::{self, Way};
 
 use crate::family::Family;
 use crate::flow::{self, Found};
-use crate::frame::Frame;
+use crate::frame::{Frame, between};
 use crate::maps::SCRATCH_PIECE;
+use crate::zero::zero;
 
 /// Bytes of a message that are summed at a time.
 const PIECE: usize = 512;
@@ -209,9 +210,13 @@ fn summed(ctx: &TcContext, at: u16, length: u32, pseudo: u32) -> bool {
         } else {
             PIECE as u32
         };
+        let Some(bytes) = between(bytes as usize, 1, PIECE) else {
+            return false;
+        };
+        let bytes = bytes as u32;
         // SAFETY: this CPU's own record; the helpers are given lengths within it.
         unsafe {
-            (*piece).0 = [0; PIECE];
+            zero::<{ PIECE / 8 }>((&raw mut (*piece).0).cast());
             if bpf_skb_load_bytes(ctx.skb.skb.cast(), at, (&raw mut (*piece).0).cast(), bytes) != 0
             {
                 return false;

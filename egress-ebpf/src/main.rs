@@ -61,6 +61,7 @@ mod translate;
 mod uplink;
 mod verdict;
 mod word;
+mod zero;
 
 use aya_ebpf::macros::{classifier, raw_tracepoint};
 use aya_ebpf::programs::{RawTracePointContext, TcContext};

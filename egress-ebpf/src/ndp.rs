@@ -15,10 +15,11 @@ use egress_common::tag::Tag;
 
 use crate::classify::Configuration;
 use crate::family::Family;
-use crate::frame::Frame;
+use crate::frame::{Frame, between};
 use crate::maps::{DEVICES, SCRATCH_QUOTE};
 use crate::refuse::set_length;
 use crate::verdict;
+use crate::zero::zero;
 
 /// A solicitation without options (RFC 4861, section 4.3).
 const SOLICITATION: u32 = 24;
@@ -92,18 +93,18 @@ fn is_right(ctx: &TcContext, ip: &Ip<V6>) -> bool {
     let Some(record) = SCRATCH_QUOTE.get_ptr_mut(0) else {
         return false;
     };
-    if !(SOLICITATION..=LONGEST).contains(&length) {
+    let Some(length) = between(length as usize, SOLICITATION as usize, LONGEST as usize) else {
         return false;
-    }
+    };
     // SAFETY: this CPU's own record, longer than what is read.
     let summed = unsafe {
         let bytes = record.cast::<[u8; LONGEST as usize]>();
-        *bytes = [0; LONGEST as usize];
+        zero::<{ LONGEST as usize / 8 }>(bytes.cast());
         let status = bpf_skb_load_bytes(
             ctx.skb.skb.cast(),
             ip.transport() as u32,
             bytes.cast(),
-            length,
+            length as u32,
         );
         if status != 0 {
             return false;

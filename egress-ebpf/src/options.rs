@@ -10,6 +10,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::packet::{OPTIONS_MAX, OptionWalk, Options, TCP_MIN};
 
 use crate::copied::Copied;
+use crate::frame::between;
 use crate::maps::SCRATCH_OPTIONS;
 
 /// The list and how far the walk got. Behind the list there is room for reads at its very end.
@@ -28,16 +29,16 @@ pub fn read(ctx: &TcContext, transport: u32, header: u32) -> Options {
         return Options::default();
     };
     let length = header.wrapping_sub(TCP_MIN as u32);
-    if length == 0 || length > OPTIONS_MAX as u32 {
+    let Some(length) = between(length as usize, 1, OPTIONS_MAX) else {
         return Options::default();
-    }
+    };
     // SAFETY: this CPU's own record; the length is within it.
     unsafe {
         let status = bpf_skb_load_bytes(
             ctx.skb.skb.cast(),
             transport + TCP_MIN as u32,
             (&raw mut (*list).bytes).cast(),
-            length,
+            length as u32,
         );
         if status != 0 {
             return Options::default();

@@ -25,11 +25,13 @@ use egress_common::reply::{self, ICMP_HEADER, TTL};
 
 use crate::classify::Configuration;
 use crate::family::Family;
+use crate::frame::between;
 use crate::maps::{REPLIES, SCRATCH_QUOTE};
 use crate::outgoing::Outgoing;
 use crate::report::{self, Subject};
 use crate::slots;
 use crate::verdict::{self, DROP};
+use crate::zero::zero;
 
 /// Bytes of a refused packet that are quoted, at most: the longest IPv6 header with extensions and
 /// eight bytes behind it. In whole words, and summed by one call of a helper.
@@ -148,13 +150,31 @@ pub fn write_ipv4(ctx: &TcContext, ip: &Ipv4, protocol: u8, payload: usize) -> R
     let options = (words as u32).wrapping_sub(5) & 0xf;
     [bytes[10], bytes[11]] = (!fold(sum(&bytes) + options * 0x0202)).to_be_bytes();
     store(ctx, ip.network(), bytes)?;
-    for word in 0..10 {
-        if word >= options {
-            break;
-        }
-        store(ctx, ip.network() + IPV4_MIN + word as usize * 4, [1u8; 4])?;
-    }
-    Ok(())
+    write_no_ops(ctx, ip.network() + IPV4_MIN, options)
+}
+
+/// The longest run of IPv4 options that do nothing.
+static NO_OPS: [u8; 60] = [1; 60];
+
+/// Overwrites `words` words of IPv4 options, at most 15, by no-ops.
+///
+/// In one go: Linux 6.1 loses count in a loop over words and gives up on the program.
+#[inline(always)]
+fn write_no_ops(ctx: &TcContext, offset: usize, words: u32) -> Result<(), ()> {
+    let Some(length) = between(words as usize * 4, 4, NO_OPS.len()) else {
+        return Ok(());
+    };
+    // SAFETY: the helper reads as many bytes as it is told, and there are as many.
+    let status = unsafe {
+        bpf_skb_store_bytes(
+            ctx.skb.skb.cast(),
+            offset as u32,
+            (&raw const NO_OPS).cast(),
+            length as u32,
+            0,
+        )
+    };
+    if status == 0 { Ok(()) } else { Err(()) }
 }
 
 /// Option of a destination header that whoever does not know it skips (RFC 4727).
@@ -229,15 +249,13 @@ fn make_unreachable<A: Family>(ctx: &TcContext, ip: &Ip<A>, reason: Reason) -> R
     if quoted > ip.length as usize {
         quoted = ip.length as usize;
     }
-    if !(IPV4_MIN..=QUOTE).contains(&quoted) {
-        return Err(());
-    }
+    let quoted = between(quoted, IPV4_MIN, QUOTE).ok_or(())?;
     let length = ICMP_HEADER + quoted;
     let pseudo = fold(A::pseudo(ip.destination, ip.source, length as u32));
     // SAFETY: this CPU's own element; the helpers are given lengths within it.
     let checksum = unsafe {
         (*quote).header = A::error(ip, reason);
-        (*quote).packet = [0; QUOTE];
+        zero::<{ QUOTE / 8 }>((&raw mut (*quote).packet).cast());
         let status = bpf_skb_load_bytes(
             ctx.skb.skb.cast(),
             ip.network() as u32,
