@@ -36,6 +36,14 @@ pub fn has_command(name: &str) -> bool {
     programs::find(name).is_some()
 }
 
+/// Whether the running kernel has tcx, by its version.
+#[must_use]
+pub fn has_tcx() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').filter_map(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+}
+
 /// Whether `bpftool` is there and works.
 #[must_use]
 pub fn has_bpftool() -> bool {

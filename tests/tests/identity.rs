@@ -74,6 +74,13 @@ fn members_of_the_zone_leave_from_the_pool_and_nobody_else() -> Result<()> {
         (Kind::Routed, Masquerade::Everybody, "clsact"),
         (Kind::Segment, Masquerade::Everybody, "tcx"),
     ] {
+        if attach == "tcx" && !needs::has_tcx() {
+            needs::skip(
+                &format!("{TEST}, by tcx, {kind:?}"),
+                "this kernel has no tcx (Linux 6.6 and later)",
+            );
+            continue;
+        }
         let resources = Resources {
             selectors: selectors.clone(),
             ..Resources::default()

@@ -9,6 +9,7 @@ use clap::Parser;
 mod bench;
 mod build;
 mod fuzz;
+mod kernels;
 mod lab;
 mod packages;
 mod programs;
@@ -35,12 +36,16 @@ enum Task {
     Bench(bench::Args),
     /// Look for inputs and packets that break a promise
     Fuzz(fuzz::Args),
+    /// Be the first process of a virtual machine (`test --kernels` starts it)
+    #[command(hide = true)]
+    Guest,
 }
 
 fn main() -> ExitCode {
     let result = match &Task::parse() {
         // Prints its own verdict, as the last line.
         Task::Test(args) => test::main(args),
+        Task::Guest => Ok(kernels::guest::main()),
         Task::Build(args) => build::main(args).map(|()| ExitCode::SUCCESS),
         Task::Run(args) => run::main(args).map(|()| ExitCode::SUCCESS),
         Task::Lab(args) => lab::main(args).map(|()| ExitCode::SUCCESS),

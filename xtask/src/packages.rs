@@ -63,7 +63,12 @@ const ERROR_LINES: usize = 15;
 
 /// Installs whatever labs and tests lack.
 pub(crate) fn ensure_tools() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS
+    ensure_commands(&TOOLS)
+}
+
+/// Installs those of `tools` that are not there.
+pub(crate) fn ensure_commands(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools
         .iter()
         .filter(|tool| which(tool.command).is_none())
         .collect();

@@ -189,12 +189,18 @@ impl Tally {
         self.failed == 0
     }
 
-    fn passed(&self) -> usize {
+    /// How many tests passed.
+    pub(crate) fn passed(&self) -> usize {
         self.ok.saturating_sub(self.returned_early)
     }
 
+    /// How many tests did not run.
+    pub(crate) fn skipped(&self) -> usize {
+        self.skipped.len()
+    }
+
     /// A name for each failure, as many as there are.
-    fn failed_names(&self) -> Vec<String> {
+    pub(crate) fn failed_names(&self) -> Vec<String> {
         let mut names = self.names.clone();
         names.resize(self.failed, "a test whose name was not printed".to_owned());
         names.extend(self.broken.clone());

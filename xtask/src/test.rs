@@ -18,7 +18,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    build, programs,
+    build,
+    kernels::{self, Suite, Wanted},
+    programs,
     report::{Report, Tally},
     setup,
     toolchain::Toolchain,
@@ -37,12 +39,25 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// The package whose tests have the machine's network namespaces to themselves, one after the other.
 const LAB_PACKAGE: &str = "egress-tests";
 
+/// What runs on other kernels, package and name: the programs themselves, how they are attached, and real traffic
+/// through the daemon.
+const KERNEL_SUITES: [(&str, &str); 4] = [
+    ("egress-userspace", "tests/packets.rs"),
+    ("egress-userspace", "tests/plane.rs"),
+    (LAB_PACKAGE, "tests/lab.rs"),
+    (LAB_PACKAGE, "tests/identity.rs"),
+];
+
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also test on other kernels, in virtual machines (not available yet)
-    #[arg(long)]
-    kernels: bool,
+    /// Also run what depends on the kernel on other kernels, in virtual machines: all that are supported, or
+    /// those named, such as `6.1` or `newest`
+    #[arg(long, num_args = 0.., value_delimiter = ',', value_name = "KERNEL")]
+    kernels: Option<Vec<Wanted>>,
+    /// Leave out everything but the other kernels
+    #[arg(long, requires = "kernels")]
+    only: bool,
 }
 
 /// Checks and tests everything, and prints the report; its closing line is the last that is printed.
@@ -53,6 +68,18 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let toolchain = report.step("compiler for the kernel programs", || {
         Toolchain::ensure(&workspace)
     });
+    if args.only {
+        let current = report.step("release binary", || build::release(&workspace));
+        let binaries = report.step("test binaries", || test_binaries(&workspace));
+        on_kernels(
+            args,
+            &mut report,
+            &workspace,
+            binaries.as_deref(),
+            current.as_deref(),
+        );
+        return Ok(end(&report));
+    }
     lint(&mut report, &workspace, toolchain.as_ref());
 
     let programs = programs::unpack(&workspace);
@@ -82,15 +109,63 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         cargo.args(["--quiet", "--no-fail-fast"]);
         report.tests("tests in the documentation", || watch(cargo));
     }
-    if args.kernels {
-        report.skip("other kernels", "not available yet");
-    }
+    on_kernels(
+        args,
+        &mut report,
+        &workspace,
+        binaries.as_deref(),
+        current.as_deref(),
+    );
+    Ok(end(&report))
+}
+
+/// Prints the report, and says by the exit code whether all is well.
+fn end(report: &Report) -> ExitCode {
     println!("\n{report}");
-    Ok(if report.good() {
+    if report.good() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
+}
+
+/// Runs what depends on the kernel on those kernels that were asked for.
+fn on_kernels(
+    args: &Args,
+    report: &mut Report,
+    workspace: &Workspace,
+    binaries: Option<&[TestBinary]>,
+    current: Option<&Path>,
+) {
+    let Some(wanted) = &args.kernels else { return };
+    let (Some(binaries), Some(current)) = (binaries, current) else {
+        report.skip("other kernels", "the binaries do not build");
+        return;
+    };
+    let suites = KERNEL_SUITES.map(|(package, name)| {
+        let mut found = binaries.iter();
+        let test = found.find(|test| test.package == package && test.name == name)?;
+        Some(Suite {
+            name: name.to_owned(),
+            executable: test.executable.clone(),
+            arguments: test.arguments(),
+        })
+    });
+    let suites: Vec<Suite> = suites.into_iter().flatten().collect();
+    if suites.len() < KERNEL_SUITES.len() {
+        report.skip(
+            "some suites on other kernels",
+            "there is no such test binary",
+        );
+    }
+    let helpers = workspace.target.join("debug");
+    let [client, origin] = ["lab-client", "lab-origin"].map(|name| helpers.join(name));
+    let programs = [
+        ("egress", current),
+        ("lab-client", &client),
+        ("lab-origin", &origin),
+    ];
+    kernels::run(report, workspace, wanted, &suites, &programs);
 }
 
 /// Formatting, and lints with warnings as errors, for the host's crates and for the kernel's.
@@ -204,14 +279,22 @@ impl TestBinary {
         command
             .current_dir(&self.folder)
             .env("CARGO_MANIFEST_DIR", &self.folder);
+        command.args(self.arguments());
+        command
+    }
+
+    /// With what arguments.
+    fn arguments(&self) -> Vec<&'static str> {
         if self.package == LAB_PACKAGE {
             // Shown at once, the output survives a crash.
-            command.args(["--test-threads=1", "--nocapture"]);
-        } else if self.package != env!("CARGO_PKG_NAME") {
-            // Skips are to be seen. Our own tests print examples of results, which are not to be counted.
-            command.arg("--show-output");
+            vec!["--test-threads=1", "--nocapture"]
+        } else if self.package == env!("CARGO_PKG_NAME") {
+            // Our own tests print examples of results, which are not to be counted.
+            Vec::new()
+        } else {
+            // Skips are to be seen.
+            vec!["--show-output"]
         }
-        command
     }
 }
 
@@ -298,7 +381,7 @@ fn watch(mut command: Command) -> Result<Tally> {
 }
 
 /// Sends the lines of an output to whoever watches, from a thread of its own.
-fn forward(output: Option<impl Read + Send + 'static>, sender: Sender<String>) {
+pub(crate) fn forward(output: Option<impl Read + Send + 'static>, sender: Sender<String>) {
     let Some(output) = output else { return };
     thread::spawn(move || {
         let mut output = BufReader::new(output);

@@ -1,5 +1,5 @@
 //! Random numbers that can be repeated: the seed is printed, `EGRESS_SEED` sets it, and `EGRESS_CASES`
-//! says how much is tried.
+//! says how much is tried. `EGRESS_EFFORT` is the share of that, in percent, where time is dear.
 
 use std::env;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,7 +14,8 @@ pub(crate) fn variable(name: &str) -> Option<u64> {
 
 /// How many cases to try.
 pub(crate) fn cases(default: u64) -> u64 {
-    variable("EGRESS_CASES").unwrap_or(default)
+    let effort = variable("EGRESS_EFFORT").unwrap_or(100);
+    variable("EGRESS_CASES").unwrap_or((default * effort / 100).max(1))
 }
 
 /// The seed: `EGRESS_SEED`, else the clock; prints which.

@@ -25,6 +25,24 @@ fn skip(test: &str, reason: &str) {
     println!("SKIPPED: {test}: {reason}");
 }
 
+/// Whether the running kernel has tcx: by its version, not by what our own code makes of it.
+pub(crate) fn has_tcx() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|part| part.parse::<u32>());
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        panic!("the kernel's release is {release}");
+    };
+    (major, minor) >= (6, 6)
+}
+
+/// Whether the running kernel has tcx; says that the test, or a part of it, does not run if not.
+pub(crate) fn needs_tcx(test: &str) -> bool {
+    if !has_tcx() {
+        skip(test, "this kernel has no tcx (Linux 6.6 and later)");
+    }
+    has_tcx()
+}
+
 /// Runs `body` in a network namespace of its own with the interfaces `up0` and `in0`, if this machine can.
 pub(crate) fn run(test: &str, body: impl FnOnce(&Bench) + Send) {
     // SAFETY: takes nothing and cannot fail.

@@ -7,7 +7,8 @@ use egress_userspace::dataplane::api::{DataPlane as _, DataPlaneView as _, Names
 use egress_userspace::dataplane::{Plane, View, detach};
 
 use super::open;
-use crate::bench::{Bench, desired, output, run};
+use super::refusals::refusal;
+use crate::bench::{Bench, desired, has_tcx, needs_tcx, output, run};
 
 #[test]
 fn safe_6_the_translation_runs_before_somebody_elses_program() {
@@ -150,6 +151,9 @@ fn clsact_filters_are_replaced_in_place_and_exchanged_for_tcx() {
             bench.assert_in_place();
             drop(plane);
 
+            if !needs_tcx("clsact_filters_are_exchanged_for_tcx") {
+                return;
+            }
             drop(open(bench));
             assert!(bench.status().hooks.iter().all(|hook| hook.kind == "tcx"));
             assert!(!output("tc", "filter show dev up0 egress").contains("uplink_egress"));
@@ -161,6 +165,35 @@ fn clsact_filters_are_replaced_in_place_and_exchanged_for_tcx() {
                     .iter()
                     .all(|hook| hook.kind == "clsact")
             );
+        },
+    );
+}
+
+#[test]
+fn auto_attaches_as_the_kernel_can_and_demanding_tcx_is_refused_without_it() {
+    run(
+        "auto_attaches_as_the_kernel_can_and_demanding_tcx_is_refused_without_it",
+        |bench| {
+            let kind = if has_tcx() { "tcx" } else { "clsact" };
+            drop(open(bench));
+            bench.assert_in_place();
+            let status = bench.status();
+            assert!(
+                status.hooks.iter().all(|hook| hook.kind == kind),
+                "{kind}: {status:?}"
+            );
+            detach(&bench.pin).unwrap();
+            let demanded = Plane::open_or_create(&Dataplane {
+                attach: Attach::Tcx,
+                ..bench.config()
+            });
+            if has_tcx() {
+                drop(demanded.unwrap());
+                return bench.assert_in_place();
+            }
+            let said = refusal(demanded);
+            assert!(said.contains("6.6"), "{said}");
+            assert!(!bench.pin.exists(), "nothing is left of the attempt");
         },
     );
 }

@@ -10,7 +10,8 @@ use egress_userspace::dataplane::{Plane, detach};
 use super::open;
 use crate::bench::{desired, ip, run};
 
-fn refusal(result: Result<Plane, DataPlaneError>) -> String {
+/// What was refused, and the remedy.
+pub(super) fn refusal(result: Result<Plane, DataPlaneError>) -> String {
     match result {
         Ok(_) => panic!("this was to be refused"),
         Err(error) => {
