@@ -6,13 +6,14 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
-use egress_common::index::{self, Bucket, Cell, HashKey, Line, Place, after};
+use egress_common::index::{self, Bucket, CELLS, Cell, HashKey, Line, Place, after};
 use egress_common::key::{FlowKey, ReverseKey};
 use egress_common::reason::Reason;
 use egress_common::slot::Slot;
 use egress_common::word::Word;
 
 use crate::family::Family;
+use crate::frame::between;
 use crate::maps::HASH_KEY;
 use crate::word::MapWord;
 use crate::{globals, report};
@@ -161,6 +162,13 @@ impl<K: Copy> Walk<K> {
     }
 }
 
+/// [`index::step`] with a bound on the cell that older kernels keep too: "not seven" is none to them.
+#[inline(always)]
+fn step(nth: u32) -> (u32, Option<usize>) {
+    let (distance, cell) = index::step(nth);
+    (distance, cell.and_then(|cell| between(cell, 0, CELLS - 1)))
+}
+
 /// Runs `step` up to `times`, on this CPU's walk of the index.
 #[inline(always)]
 fn walk(times: u32, step: unsafe extern "C" fn(u32, *mut c_void) -> i64) {
@@ -195,7 +203,7 @@ fn farther<A: Family, I: Index<A>>(place: Place, key: &I::Key) -> u32 {
 unsafe extern "C" fn look_on<A: Family, I: Index<A>>(nth: u32, _: *mut c_void) -> i64 {
     let Some(record) = I::walk() else { return 1 };
     let place = record.place();
-    let (distance, cell) = index::step(nth);
+    let (distance, cell) = step(nth);
     let Some(line) = line::<A, I>(place, distance) else {
         return 1;
     };
@@ -325,7 +333,7 @@ fn spill<A: Family, I: Index<A>>(place: Place, key: &I::Key, slot: u32) -> u32 {
 
 unsafe extern "C" fn claim_or_pass<A: Family, I: Index<A>>(nth: u32, _: *mut c_void) -> i64 {
     let Some(record) = I::walk() else { return 1 };
-    let (distance, cell) = index::step(nth);
+    let (distance, cell) = step(nth);
     let Some(line) = line::<A, I>(record.place(), distance) else {
         return 1;
     };
@@ -409,7 +417,7 @@ fn exchange_farther<A: Family, I: Index<A>>(
 
 unsafe extern "C" fn exchange_on<A: Family, I: Index<A>>(nth: u32, _: *mut c_void) -> i64 {
     let Some(record) = I::walk() else { return 1 };
-    let (distance, cell) = index::step(nth);
+    let (distance, cell) = step(nth);
     let Some(line) = line::<A, I>(record.place(), distance) else {
         return 1;
     };

@@ -40,7 +40,9 @@ pub fn has_command(name: &str) -> bool {
 #[must_use]
 pub fn has_tcx() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split('.').filter_map(|part| part.parse::<u32>().ok());
+    let mut numbers = release
+        .split('.')
+        .filter_map(|part| part.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(6), Some(6))
 }
 
