@@ -28,7 +28,7 @@ fn skip(test: &str, reason: &str) {
 /// Whether the running kernel has tcx: by its version, not by what our own code makes of it.
 pub(crate) fn has_tcx() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split('.').map(|part| part.parse::<u32>());
+    let mut numbers = release.split('.').map(str::parse::<u32>);
     let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
         panic!("the kernel's release is {release}");
     };
