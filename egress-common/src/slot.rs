@@ -198,8 +198,8 @@ pub struct Slot<A> {
     pub zone: u16,
     /// Pool it was admitted to.
     pub pool: u16,
-    /// Widest receive windows advertised by the inside and by the origin: powers of two that hold them
-    /// (see [`crate::tcp::Window`]).
+    /// Widest receive windows advertised by the inside and by the origin: their high bytes, without the scale
+    /// (see [`crate::tcp::window_of`]).
     pub windows: [u8; 2],
     /// Counter record that holds this flow's place, and by that stays this flow's.
     pub count: u32,

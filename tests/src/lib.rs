@@ -47,6 +47,7 @@ pub mod odd;
 pub mod offload;
 pub mod origin;
 pub mod packet;
+pub mod path;
 pub mod pattern;
 pub mod pcap;
 pub mod peer;

@@ -154,7 +154,7 @@ fn counter(text: &str, name: &str) -> Result<u64> {
 #[test]
 fn cap_7_ports_are_used_again_while_the_origin_holds_time_wait() -> Result<()> {
     const TEST: &str = "cap_7_ports_are_used_again_while_the_origin_holds_time_wait";
-    /// A SYN that is sent again takes a second.
+    /// A SYN that is lost is sent again after a second.
     const LIMIT_US: u64 = 100_000;
 
     let seconds = match env::var(VARIABLE) {
