@@ -40,6 +40,9 @@ pub const PSEUDO: u64 = aya_ebpf::bindings::BPF_F_PSEUDO_HDR as u64;
 
 /// An address family as the data plane handles it.
 pub trait Family: Selectable + Quote + Header + Range {
+    /// Bytes of a header without options or extensions.
+    const HEADER: usize;
+
     /// A bucket of the index by the inside's endpoints.
     fn flows(bucket: u32) -> Option<*mut Bucket>;
     /// A bucket of the index by the dedicated address and port.
@@ -101,6 +104,8 @@ pub fn copied<T: Copy>(pointer: Option<*const T>) -> Option<T> {
 }
 
 impl Family for V4 {
+    const HEADER: usize = 20;
+
     #[inline(always)]
     fn flows(bucket: u32) -> Option<*mut Bucket> {
         FLOWS4.get_ptr_mut(bucket)

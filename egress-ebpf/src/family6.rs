@@ -32,6 +32,8 @@ use crate::verdict;
 const HOPS: usize = 7;
 
 impl Family for V6 {
+    const HEADER: usize = 40;
+
     #[inline(always)]
     fn flows(bucket: u32) -> Option<*mut Bucket> {
         FLOWS6.get_ptr_mut(bucket)

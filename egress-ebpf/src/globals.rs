@@ -28,6 +28,10 @@ static NODE_ID: u32 = 0;
 #[unsafe(no_mangle)]
 static BUCKETS: u32 = egress_common::index::buckets(262_144);
 
+/// Whether live flows take the shortcut.
+#[unsafe(no_mangle)]
+static ACCELERATE: u32 = 0;
+
 /// Which build variant this is (`EGRESS_EBPF_VARIANT`).
 const VARIANT: u32 = match option_env!("EGRESS_EBPF_VARIANT") {
     Some(text) => text.as_bytes()[0] as u32,
@@ -59,6 +63,10 @@ global!(
 global!(
     /// Buckets of an index.
     buckets: u32 = BUCKETS
+);
+global!(
+    /// Not 0: live flows take the shortcut.
+    accelerate: u32 = ACCELERATE
 );
 global!(
     /// Records of counters.

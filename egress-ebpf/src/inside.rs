@@ -2,39 +2,56 @@
 //! its mark (ZONE-4), because netfilter may rewrite the source before the uplink sees it.
 
 use aya_ebpf::programs::TcContext;
-use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
 use egress_common::ipv6::ipv6;
-use egress_common::packet;
+use egress_common::packet::{self, Malformed};
 use egress_common::tag::Tag;
 
 use crate::classify::{self, Configuration};
+use crate::family::Family;
 use crate::frame::Frame;
-use crate::link;
-use crate::verdict::{self, NEXT};
+use crate::verdict::{self, DECLINED, NEXT};
+use crate::{fast, link};
 
 pub fn run(ctx: &TcContext) -> i32 {
-    verdict::set_tag(
-        ctx,
-        zone(ctx).map_or(Tag::Unbound, |zone| Tag::Zone(zone as u16)),
-    );
+    let Some(network) = link::network(ctx) else {
+        return other(ctx);
+    };
+    let frame = Frame::now(ctx);
+    match network.ethertype {
+        ETHERTYPE_IPV4 => ip::<V4>(
+            ctx,
+            network.offset,
+            packet::ipv4(&frame, network.offset, ctx.len()).map(|ip| ip.source),
+        ),
+        ETHERTYPE_IPV6 => ip::<V6>(
+            ctx,
+            network.offset,
+            ipv6(&frame, network.offset, ctx.len()).map(|ip| ip.source),
+        ),
+        _ => other(ctx),
+    }
+}
+
+/// Neither IPv4 nor IPv6, or of no zone.
+#[inline(always)]
+fn other(ctx: &TcContext) -> i32 {
+    verdict::set_tag(ctx, Tag::Unbound);
     NEXT
 }
 
-/// The zone of the packet, if it is an IP packet of one.
+/// An IP packet: tagged, and past everything else if its flow is live.
 #[inline(always)]
-fn zone(ctx: &TcContext) -> Option<u32> {
-    let network = link::network(ctx)?;
-    let frame = Frame::now(ctx);
-    let interface = verdict::interface(ctx);
-    match network.ethertype {
-        ETHERTYPE_IPV4 => {
-            let ip = packet::ipv4(&frame, network.offset, ctx.len()).ok()?;
-            classify::entering(&Configuration::now()?, interface, ip.source)
-        }
-        ETHERTYPE_IPV6 => {
-            let ip = ipv6(&frame, network.offset, ctx.len()).ok()?;
-            classify::entering(&Configuration::now()?, interface, ip.source)
-        }
-        _ => None,
+fn ip<A: Family>(ctx: &TcContext, network: usize, source: Result<A, Malformed>) -> i32 {
+    let zone = source.ok().and_then(|source| {
+        classify::entering(&Configuration::now()?, verdict::interface(ctx), source)
+    });
+    let Some(zone) = zone else {
+        return other(ctx);
+    };
+    verdict::set_tag(ctx, Tag::Zone(zone as u16));
+    match fast::out::<A>(ctx, network, zone) {
+        DECLINED => NEXT,
+        verdict => verdict,
     }
 }

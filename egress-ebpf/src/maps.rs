@@ -3,6 +3,7 @@
 
 use crate::allocate::Open;
 use crate::extensions::Extensions;
+use crate::hop::{HOPS, Hop};
 use crate::index::Walk;
 use crate::outgoing::Outgoing;
 use crate::refuse::Quote;
@@ -152,6 +153,9 @@ pub static SCRATCH_WALK_REVERSE4: PerCpuArray<Walk<ReverseKey<V4>>, 1> = PerCpuA
 pub static SCRATCH_WALK_FLOWS6: PerCpuArray<Walk<FlowKey<V6>>, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SCRATCH_WALK_REVERSE6: PerCpuArray<Walk<ReverseKey<V6>>, 1> = PerCpuArray::new();
+/// Next hops of live flows; not pinned.
+#[btf_map]
+pub static SCRATCH_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
 /// A quoted packet for an ICMP error; not pinned.
 #[btf_map]
 pub static SCRATCH_QUOTE: PerCpuArray<Quote, 1> = PerCpuArray::new();

@@ -3,11 +3,13 @@
 //! It lives in a per-CPU map, not on the stack: the steps are separate functions, and together they
 //! would not fit the 512 bytes a program has.
 
-use egress_common::key::{FlowKey, TCP};
+use egress_common::key::{FlowKey, TCP, realm};
 use egress_common::packet::{self, Fragment, Ip, Malformed, Options, Segment};
 use egress_common::reason::Reason;
+use egress_common::settings::zone_flag;
 use egress_common::tag::Tag;
 
+use crate::classify::Configuration;
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::icmp::Outer;
@@ -68,6 +70,24 @@ impl<A: Family> Outgoing<A> {
         A::outgoing().map(|record| unsafe { &mut *record })
     }
 
+    /// A packet with this header. Its ports are still to be read.
+    #[inline(always)]
+    pub fn begin(&mut self, ip: Ip<A>, configuration: &Configuration, tag: Tag) {
+        self.ip = ip;
+        self.about = ip.protocol;
+        self.tag = tag;
+        self.version = configuration.version;
+        self.key = FlowKey {
+            inside: ip.source,
+            origin: ip.destination,
+            inside_port: 0,
+            origin_port: 0,
+            protocol: ip.protocol,
+            pad: 0,
+            realm: realm_of(configuration, tag),
+        };
+    }
+
     /// Whether the packet can belong to a flow.
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
@@ -112,4 +132,16 @@ impl<A: Family> Outgoing<A> {
             packet::udp(frame, transport, rest)
         }
     }
+}
+
+/// The address space of a packet's source (ZONE-2).
+#[inline(always)]
+fn realm_of(configuration: &Configuration, tag: Tag) -> u16 {
+    if let Tag::Zone(number) = tag
+        && let Some(zone) = configuration.zone(number as u32)
+        && zone.flags & zone_flag::REALM != 0
+    {
+        return realm::of_zone(number);
+    }
+    realm::COMMON
 }

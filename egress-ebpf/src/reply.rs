@@ -18,7 +18,7 @@ use crate::link;
 use crate::outgoing::next;
 use crate::translate::{self, Endpoint, Place};
 use crate::verdict::{self, NEXT};
-use crate::{arp, icmp, over, report};
+use crate::{arp, fast, icmp, over, report};
 
 pub fn run(ctx: &TcContext) -> i32 {
     // A wire does not speak for our marks.
@@ -193,6 +193,12 @@ fn try_back<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> Result<i32, Rea
             (*found.slot).interface,
         )
     };
+    let redirect = found.word.has(flag::REDIRECT);
+    let hop = if redirect {
+        None
+    } else {
+        fast::back(ctx, ip, &packet.segment, &found)
+    };
     translate::rewrite(
         ctx,
         Place {
@@ -211,10 +217,10 @@ fn try_back<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> Result<i32, Rea
         },
     )
     .map_err(|()| Reason::Malformed)?;
-    if found.word.has(flag::REDIRECT) {
+    if redirect {
         return deliver::<A>(ctx, ip.network(), interface);
     }
-    Ok(NEXT)
+    Ok(hop.map_or(NEXT, |hop| fast::send::<A>(ctx, hop)))
 }
 
 /// Whether a packet must not go a hop further.

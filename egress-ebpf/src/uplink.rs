@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use egress_common::bytes::Bytes;
 use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
-use egress_common::key::{FlowKey, TCP, UDP, realm};
+use egress_common::key::{TCP, UDP, realm};
 use egress_common::packet::{self, Fragment, IcmpKind, Options, control};
 use egress_common::reason::Reason;
 use egress_common::settings::{Zone, zone_flag};
@@ -91,19 +91,7 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
     let Some(configuration) = Configuration::now() else {
         return report::drop(ctx, Reason::Blocked);
     };
-    packet.ip = ip;
-    packet.about = ip.protocol;
-    packet.tag = tag;
-    packet.version = configuration.version;
-    packet.key = FlowKey {
-        inside: ip.source,
-        origin: ip.destination,
-        inside_port: 0,
-        origin_port: 0,
-        protocol: ip.protocol,
-        pad: 0,
-        realm: realm_of(&configuration, tag),
-    };
+    packet.begin(ip, &configuration, tag);
     if packet.has_ports() {
         return match packet.read_transport(&Frame::now(ctx)) {
             Ok(()) => next::KNOWN,
@@ -157,20 +145,8 @@ fn message<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     }
 }
 
-/// The address space of the packet's source (ZONE-2).
-#[inline(always)]
-fn realm_of(configuration: &Configuration, tag: Tag) -> u16 {
-    if let Tag::Zone(number) = tag
-        && let Some(zone) = configuration.zone(number as u32)
-        && zone.flags & zone_flag::REALM != 0
-    {
-        return realm::of_zone(number);
-    }
-    realm::COMMON
-}
-
 /// What a packet of a known flow deserves.
-enum Live {
+pub enum Live {
     Translate,
     /// The flow is over and this packet opens a new one.
     Anew,
@@ -179,7 +155,7 @@ enum Live {
 }
 
 #[inline(always)]
-fn live<A: Family>(packet: &Outgoing<A>, found: &Found<A>) -> Live {
+pub fn live<A: Family>(packet: &Outgoing<A>, found: &Found<A>) -> Live {
     let word = found.word;
     if packet.ip.protocol != TCP {
         return Live::Translate;
@@ -197,7 +173,7 @@ fn live<A: Family>(packet: &Outgoing<A>, found: &Found<A>) -> Live {
 
 /// Advances the flow and sends the packet from its egress IP.
 #[inline(never)]
-fn leave<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
+pub fn leave<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     let Some(found) = flow::at::<A>(packet.slot) else {
         return report::drop(ctx, Reason::Contended);
     };

@@ -82,6 +82,20 @@ pub fn segments(ctx: &TcContext) -> u32 {
     if segments == 0 { 1 } else { segments }
 }
 
+/// Payload of each packet on the wire that this packet stands for; 0 if it stands for itself.
+#[inline(always)]
+pub fn segment_size(ctx: &TcContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).gso_size }
+}
+
+/// Whether the packet has a VLAN tag that its device took out of it.
+#[inline(always)]
+pub fn has_vlan(ctx: &TcContext) -> bool {
+    // SAFETY: as above.
+    unsafe { (*ctx.skb.skb).vlan_present != 0 }
+}
+
 /// Replaces the packet's tag.
 #[inline(always)]
 pub fn set_tag(ctx: &TcContext, tag: Tag) {

@@ -39,7 +39,7 @@ impl Default for Server {
         Self {
             uplink: vec![UPLINK.to_owned()],
             inside: vec![INSIDE_BOUND.to_owned(), INSIDE_UNBOUND.to_owned()],
-            accelerate: false,
+            accelerate: true,
             max_flows: 262_144,
             dataplane: String::new(),
             sections: String::new(),

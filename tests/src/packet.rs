@@ -40,6 +40,8 @@ pub struct Packet {
     pub source: IpAddr,
     /// Destination address.
     pub destination: IpAddr,
+    /// Hops it may still go: the time to live, or hop limit.
+    pub hops: u8,
     /// The protocol after all extension headers.
     pub protocol: u8,
     /// Not a first fragment: there is no transport header.
@@ -178,6 +180,7 @@ fn ipv4(packet: &[u8]) -> Option<Packet> {
         vlan: None,
         source: Ipv4Addr::from(source).into(),
         destination: Ipv4Addr::from(destination).into(),
+        hops: *packet.get(8)?,
         protocol,
         later_fragment,
         transport: transport(
@@ -216,6 +219,7 @@ fn ipv6(packet: &[u8]) -> Option<Packet> {
         vlan: None,
         source: Ipv6Addr::from(source).into(),
         destination: Ipv6Addr::from(destination).into(),
+        hops: *packet.get(7)?,
         protocol,
         later_fragment,
         transport: transport(

@@ -23,6 +23,7 @@ use crate::{run, setup};
 mod bpf;
 mod generator;
 mod instruction;
+mod latency;
 mod rig;
 mod table;
 
@@ -34,6 +35,8 @@ use table::Table;
 const PACKETS: u32 = 1_000_000;
 /// Packets before a sample, to fill caches and open the flow.
 const WARM_UP: u32 = 50_000;
+/// Flows that are open at the same time: several origins' worth.
+const MANY_OPEN: u32 = 200_000;
 /// Flows opened in one sample: several origins' worth.
 const NEW_FLOWS: u32 = 5 * FLOWS_PER_ORIGIN;
 /// Less than this share of packets arriving means that something else than cost is measured.
@@ -48,7 +51,7 @@ const MANY_FLOWS: u32 = 1_048_576;
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which: established, new-flow, connections, memory; all if none is named
+    /// Which: established, many-flows, new-flow, connections, round-trip, memory, memory-ipv6; all if none is named
     names: Vec<String>,
     /// Samples of each variant
     #[arg(long, default_value_t = 7)]
@@ -71,10 +74,12 @@ struct Setting {
 type Benchmark = fn(&Setting) -> Result<Table>;
 
 /// All benchmarks by name.
-const BENCHMARKS: [(&str, Benchmark); 5] = [
+const BENCHMARKS: [(&str, Benchmark); 7] = [
     ("established", established),
+    ("many-flows", many_flows),
     ("new-flow", new_flow),
     ("connections", connections),
+    ("round-trip", round_trip),
     ("memory", |setting| memory(setting, Family::V4)),
     ("memory-ipv6", |setting| memory(setting, Family::V6)),
 ];
@@ -113,7 +118,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     };
     if !args.peers_only {
         setting.daemon = Some(run::daemon(&workspace)?);
-        setting.variants.push(Variant::Egress);
+        setting.variants.extend([Variant::Egress, Variant::Fast]);
     }
     let mut tables = Vec::new();
     for (name, benchmark) in BENCHMARKS {
@@ -133,7 +138,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The cost of a packet of a flow that exists (PERF-2).
+/// The cost of a packet of a flow that exists (PERF-1, PERF-2).
 fn established(setting: &Setting) -> Result<Table> {
     let mut table = Table::new(
         "established",
@@ -142,12 +147,61 @@ fn established(setting: &Setting) -> Result<Table> {
             setting.rounds
         ),
         "ns/packet",
-        "PERF-2, fast path off: <= 1.20 x routing",
+        "PERF-1, fast path: <= 0.90 x routing, <= 0.55 x snat; PERF-2, without: <= 1.20 x routing",
     );
     let rigs = rigs(setting)?;
     for _ in 0..setting.rounds {
         for (variant, rig) in &rigs {
             table.add(*variant, cost(*variant, rig, 1, PACKETS, WARM_UP)?);
+        }
+    }
+    Ok(table)
+}
+
+/// The cost of a packet of one of many flows that exist (PERF-4).
+fn many_flows(setting: &Setting) -> Result<Table> {
+    let mut table = Table::new(
+        "many-flows",
+        format!(
+            "64-byte UDP, {MANY_OPEN} flows in scattered order, whole path, {} x {PACKETS} packets",
+            setting.rounds
+        ),
+        "ns/packet",
+        "PERF-4, fast path: <= 0.50 x snat",
+    );
+    let rigs = rigs(setting)?;
+    for _ in 0..setting.rounds {
+        for (variant, rig) in &rigs {
+            // The first packets open the flows.
+            table.add(
+                *variant,
+                cost(*variant, rig, MANY_OPEN, PACKETS, MANY_OPEN)?,
+            );
+        }
+    }
+    Ok(table)
+}
+
+/// The time a byte takes to an origin and back (PERF-7).
+fn round_trip(setting: &Setting) -> Result<Table> {
+    let mut table = Table::new(
+        "round-trip",
+        format!(
+            "one byte there and back over TCP, both ends on one CPU, median of {} x {} round trips",
+            setting.rounds,
+            latency::ROUND_TRIPS
+        ),
+        "ns",
+        "PERF-7, fast path: <= 1.00 x routing",
+    );
+    let rigs: Vec<_> = setting
+        .variants
+        .iter()
+        .map(|variant| Ok((*variant, rig(setting, *variant)?)))
+        .collect::<Result<_>>()?;
+    for _ in 0..setting.rounds {
+        for (variant, rig) in &rigs {
+            table.add(*variant, latency::median(rig, cpus() - 1)?);
         }
     }
     Ok(table)

@@ -142,14 +142,20 @@ pub(super) struct Loaded<'a> {
 }
 
 impl Object {
-    /// Loads the programs onto the maps in `directory`; maps that are not there are made and pinned.
+    /// Loads the programs onto the maps in `directory`; maps that are not there are made and pinned. Live
+    /// flows take the fast path if they `accelerate`.
     ///
     /// # Errors
     /// What the kernel said; nothing is attached.
-    pub(super) fn load(directory: &Path, layout: &Layout) -> Result<Self, DataPlaneError> {
+    pub(super) fn load(
+        directory: &Path,
+        layout: &Layout,
+        accelerate: bool,
+    ) -> Result<Self, DataPlaneError> {
         let [load] = first::random()?;
         let shapes = shapes(layout)?;
         let buckets = buckets(layout.max_flows);
+        let accelerate = u32::from(accelerate);
         let mut loader = EbpfLoader::new();
         for (name, shape) in &shapes {
             loader
@@ -162,6 +168,7 @@ impl Object {
             .override_global("BUCKETS", &buckets, true)
             .override_global("MAX_ORIGINS", &layout.max_origins, true)
             .override_global("LISTS", &layout.lists, true)
+            .override_global("ACCELERATE", &accelerate, true)
             .override_global("LOAD_ID", &load, true);
         let places = births::places();
         if let Ok(places) = &places {

@@ -32,7 +32,7 @@ fn take_over(pins: &Pins, config: &Dataplane) -> Result<(Layout, Object), DataPl
     for sentence in check::kept(&layout, config) {
         tracing::warn!("{sentence}");
     }
-    let object = Object::load(&pins.maps(), &layout)?;
+    let object = Object::load(&pins.maps(), &layout, config.accelerate)?;
     Ok((layout, object))
 }
 
@@ -42,7 +42,7 @@ fn create(pins: &Pins, config: &Dataplane) -> Result<(Layout, Object), DataPlane
     let fresh = pins.fresh();
     let build = || {
         fresh.create()?;
-        let object = Object::load(&fresh.maps(), &layout)?;
+        let object = Object::load(&fresh.maps(), &layout, config.accelerate)?;
         first::fill(&Maps::open(&fresh)?, &layout)?;
         fresh.rename(pins)?;
         Ok(object)

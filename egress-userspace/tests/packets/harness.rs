@@ -139,6 +139,7 @@ impl DataPlane {
             .override_global("MAX_FLOWS", &world.max_flows, true)
             .override_global("MAX_ORIGINS", &world.max_origins, true)
             .override_global("LISTS", &world.lists, true)
+            .override_global("ACCELERATE", &u32::from(world.accelerate), true)
             .override_global("LOAD_ID", &LOAD_ID, true)
             .override_global("BUCKETS", &buckets(world.max_flows), true)
             .map_max_entries("FLOWS4", buckets(world.max_flows))

@@ -45,6 +45,8 @@ pub(crate) struct World {
     /// How many of the counters' lists are missing, so that nothing can be put on them.
     pub(crate) missing_lists: u32,
     pub(crate) mark_mask: u32,
+    /// Whether live flows take the fast path.
+    pub(crate) accelerate: bool,
     pub(crate) settings: Settings,
     /// Number, flags, pool.
     pub(crate) zones: Vec<(u32, u32, u32)>,
@@ -76,6 +78,7 @@ impl Default for World {
             lists: 2,
             missing_lists: 0,
             mark_mask: 0xffff_0000,
+            accelerate: false,
             settings: Settings {
                 timers: Timers {
                     tcp_established: 7_440 * SECOND,

@@ -31,7 +31,11 @@ const FIRST_ORIGIN: u16 = 9000;
 /// `XDP_TX`: out of the interface that it "came" from.
 const XDP_TX: i32 = 3;
 
-/// A generator of UDP packets in a number of flows, round robin.
+/// From one packet's flow to the next one's: a prime far from any table's line, so that each flow has its turn and
+/// no packet finds its flow where the last one was.
+const STRIDE: i32 = 131_071;
+
+/// A generator of UDP packets in a number of flows, each in turn, in scattered order.
 pub(crate) struct Generator {
     program: OwnedFd,
     frame: [u8; FRAME],
@@ -88,6 +92,7 @@ fn program(frame: &[u8; FRAME], flows: u32, count: &OwnedFd) -> Vec<Instruction>
     body.push(by(Op::Move, 5, 9));
     body.push(with(Op::Add, 5, 1));
     body.push(store(Size::Double, 4, 0, 5));
+    body.push(with(Op::Multiply, 9, STRIDE));
     body.push(with(Op::Mod, 9, flows.cast_signed()));
 
     for at in (0..32).step_by(8) {

@@ -22,6 +22,7 @@ pub(crate) enum Size {
 #[derive(Clone, Copy)]
 pub(crate) enum Op {
     Add = 0x00,
+    Multiply = 0x20,
     Div = 0x30,
     And = 0x50,
     ShiftRight = 0x70,

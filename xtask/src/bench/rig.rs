@@ -52,6 +52,8 @@ pub(crate) enum Variant {
     Snat,
     /// Translates with egress; no fast path.
     Egress,
+    /// Translates with egress; live flows take the fast path.
+    Fast,
 }
 
 impl fmt::Display for Variant {
@@ -60,6 +62,7 @@ impl fmt::Display for Variant {
             Self::Route => "plain routing",
             Self::Snat => "nftables snat",
             Self::Egress => "egress",
+            Self::Fast => "egress, fast path",
         })
     }
 }
@@ -84,9 +87,10 @@ impl Rig {
             mac(ORIGIN_MAC)
         ))?;
         let gateway = match variant {
-            Variant::Egress => {
+            Variant::Egress | Variant::Fast => {
                 let daemon = daemon.context("no daemon to measure")?;
                 let server = Server {
+                    accelerate: variant == Variant::Fast,
                     inside: vec![INSIDE_BOUND.to_owned()],
                     ..server.clone()
                 };
@@ -122,7 +126,7 @@ impl Rig {
         let is_right = |source: IpAddr| match variant {
             Variant::Route => source == CLIENT_ADDRESS,
             Variant::Snat => source == POOL[0],
-            Variant::Egress => POOL.iter().any(|address| source == *address),
+            Variant::Egress | Variant::Fast => POOL.iter().any(|address| source == *address),
         };
         capture
             .wait_for("packets with the right source", VERIFY_LIMIT, |frames| {

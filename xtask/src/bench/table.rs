@@ -60,7 +60,7 @@ impl Table {
     pub(crate) fn print(&self) {
         println!("\n== {}: {}", self.name, self.title);
         println!(
-            "{:<16}{:>12}{:>20}{:>12}{:>10}",
+            "{:<18}{:>12}{:>20}{:>12}{:>10}",
             "", self.unit, "from - to", "x routing", "x snat"
         );
         for (variant, samples) in &self.rows {
@@ -70,7 +70,7 @@ impl Table {
                     .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
             };
             println!(
-                "{variant:<16}{:>12}{:>20}{:>12}{:>10}",
+                "{variant:<18}{:>12}{:>20}{:>12}{:>10}",
                 number(median(samples)),
                 format!("{} - {}", number(low), number(high)),
                 ratio(Variant::Route),

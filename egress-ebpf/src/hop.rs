@@ -1,0 +1,135 @@
+//! Where the packets of a live flow go next: asked of the kernel's routing ten times a second, not for
+//! every packet. A change of routes or neighbours counts within a tenth of a second, with or without a
+//! daemon.
+
+use aya_ebpf::bindings::bpf_fib_lookup;
+use aya_ebpf::programs::TcContext;
+use egress_common::clock::Moment;
+use egress_common::settings::role;
+use egress_common::tcp::Way;
+
+use crate::family::Family;
+use crate::flow::Found;
+use crate::maps::{DEVICES, SCRATCH_HOPS};
+use crate::slots;
+
+/// Next hops each CPU remembers, a power of two.
+pub const HOPS: usize = 4_096;
+/// How long an answer counts, ns.
+const FRESH: u64 = 100_000_000;
+
+/// A next hop of one way of a flow.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Hop {
+    /// Whose it is.
+    slot: u32,
+    generation: u32,
+    kind: u32,
+    /// When it was asked for.
+    asked: Moment,
+    /// Interface to leave by; 0: the kernel must forward these packets itself.
+    pub interface: u32,
+    /// Longest IP packet that may go there.
+    pub mtu: u32,
+    /// Link-layer addresses of the neighbour and of the interface.
+    pub neighbour: [u8; 6],
+    pub own: [u8; 6],
+    pad: u32,
+}
+
+/// A question. Aligned, like the block below: addresses are copied eight bytes at a time.
+#[repr(C, align(8))]
+pub struct Query<A> {
+    pub from: A,
+    pub to: A,
+    /// Interface the packet came in by.
+    pub interface: u32,
+    pub from_port: u16,
+    pub to_port: u16,
+    pub way: Way,
+    pub protocol: u8,
+}
+
+/// The next hop of a flow's packets, unless the kernel must forward them itself.
+#[inline(always)]
+pub fn find<A: Family>(
+    ctx: &TcContext,
+    found: &Found<A>,
+    query: &Query<A>,
+) -> Option<&'static Hop> {
+    let kind = match query.way {
+        Way::Out => 0,
+        Way::Back => 1,
+    } | (A::LEN as u32) << 8;
+    let place = (found.index << 1 | kind & 1) & (HOPS as u32 - 1);
+    // SAFETY: this CPU's own record.
+    let hop = unsafe { &mut *SCRATCH_HOPS.get_ptr_mut(place)? };
+    let now = slots::now();
+    let mine = hop.slot == found.index
+        && hop.generation == found.word.generation
+        && hop.kind == kind
+        && hop.asked.age(now) < FRESH;
+    if !mine {
+        hop.slot = found.index;
+        hop.generation = found.word.generation;
+        hop.kind = kind;
+        hop.asked = Moment::of(now);
+        ask(ctx, query, hop);
+    }
+    (hop.interface != 0).then_some(&*hop)
+}
+
+/// The kernel's parameters.
+#[repr(C, align(8))]
+struct Block(bpf_fib_lookup);
+
+/// Asks the kernel, as for a packet that it forwards.
+#[inline(never)]
+fn ask<A: Family>(ctx: &TcContext, question: &Query<A>, hop: &mut Hop) -> i32 {
+    hop.interface = 0;
+    // SAFETY: all-zero is a valid parameter block.
+    let mut block: Block = unsafe { core::mem::zeroed() };
+    let query = &mut block.0;
+    A::ask_route(query, question.from, question.to);
+    query.ifindex = question.interface;
+    query.l4_protocol = question.protocol;
+    query.sport = question.from_port.to_be();
+    query.dport = question.to_port.to_be();
+    // A length, so that the route's MTU is told and not only the device's.
+    query.__bindgen_anon_1.tot_len = 1;
+    // SAFETY: the block is valid and its size is given.
+    let answer = unsafe {
+        aya_ebpf::helpers::bpf_fib_lookup(
+            ctx.skb.skb.cast(),
+            &raw mut *query,
+            size_of::<bpf_fib_lookup>() as i32,
+            0,
+        )
+    };
+    if answer != 0 {
+        return 0;
+    }
+    let wanted = match question.way {
+        Way::Out => role::UPLINK,
+        Way::Back => role::INSIDE,
+    };
+    let Some(device) = DEVICES.get_ptr(query.ifindex) else {
+        return 0;
+    };
+    // SAFETY: a map value that the daemon replaces as a whole; the block was filled in by the kernel.
+    unsafe {
+        if (*device).role != wanted {
+            return 0;
+        }
+        hop.neighbour = query.dmac;
+        hop.own = query.smac;
+        hop.mtu = query.__bindgen_anon_1.mtu_result as u32;
+    }
+    if hop.neighbour == [0; 6] || hop.own == [0; 6] || hop.mtu == 0 {
+        // Not Ethernet.
+        return 0;
+    }
+    hop.interface = query.ifindex;
+    1
+}
