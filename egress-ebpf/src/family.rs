@@ -67,6 +67,8 @@ pub trait Family: Selectable + Quote + Header + Range {
 
     /// Reads the header at `offset`. Frames from before may be stale afterwards.
     fn ip(ctx: &TcContext, frame: &Frame, offset: usize) -> Result<Ip<Self>, Malformed>;
+    /// What stands where the destination of a packet at `offset` would be.
+    fn destination(frame: &Frame, offset: usize) -> Option<Self>;
     /// Answers a question who has an egress address, where such questions are IP packets.
     fn solicited(ctx: &TcContext, ip: &Ip<Self>) -> i32;
     /// Hops the packet at `network` may still take.
@@ -175,6 +177,10 @@ impl Family for V4 {
     #[inline(always)]
     fn ip(ctx: &TcContext, frame: &Frame, offset: usize) -> Result<Ip<Self>, Malformed> {
         packet::ipv4(frame, offset, ctx.len())
+    }
+    #[inline(always)]
+    fn destination(frame: &Frame, offset: usize) -> Option<Self> {
+        frame.read::<4>(offset + 16)
     }
     #[inline(always)]
     fn solicited(_ctx: &TcContext, _ip: &Ip<Self>) -> i32 {

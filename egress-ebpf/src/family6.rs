@@ -108,6 +108,10 @@ impl Family for V6 {
         Ok(ip)
     }
     #[inline(always)]
+    fn destination(frame: &Frame, offset: usize) -> Option<Self> {
+        frame.read::<16>(offset + 24)
+    }
+    #[inline(always)]
     fn solicited(ctx: &TcContext, ip: &Ip<Self>) -> i32 {
         if ip.protocol == ICMPV6 {
             ndp::answer(ctx, ip)

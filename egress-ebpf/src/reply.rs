@@ -71,10 +71,15 @@ fn packet<A: Family>(ctx: &TcContext, offset: usize) -> i32 {
     step
 }
 
-/// Reads the headers. The kernel drops what is not an IP packet.
+/// Reads the headers. What is no IP packet the kernel drops; but it forwards whatever extension headers
+/// there are, and nobody asked for such a packet (SAFE-3).
 #[inline(never)]
 fn read<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>, offset: usize) -> i32 {
     let Ok(ip) = A::ip(ctx, &Frame::now(ctx), offset) else {
+        let destination = A::destination(&Frame::now(ctx), offset);
+        if destination.is_some_and(|destination| A::egress(&destination).is_some()) {
+            return report::drop(ctx, Reason::Malformed);
+        }
         return NEXT;
     };
     packet.ip = ip;

@@ -363,10 +363,20 @@ impl DataPlane {
     }
 
     fn trie(&mut self, name: &str, version: u32, address: V4, length: u32, zone: u32) {
-        let mut trie: LpmTrie<_, [u8; 8], Selected> =
-            self.ebpf.map_mut(name).expect(name).try_into().unwrap();
         let key = Key::new(VERSION_BITS + length, V4::data(version, address));
-        trie.insert(&key, Selected { zone }, 0).unwrap();
+        self.prefix(name, &key, Selected { zone });
+    }
+
+    /// Puts a prefix into a trie.
+    pub(crate) fn prefix<K: Pod, T: Pod>(&mut self, name: &str, key: &Key<K>, value: T) {
+        let mut trie: LpmTrie<_, K, T> = self.ebpf.map_mut(name).expect(name).try_into().unwrap();
+        trie.insert(key, value, 0).unwrap();
+    }
+
+    /// All elements of an array.
+    pub(crate) fn elements<T: Pod>(&self, name: &str) -> Vec<T> {
+        let array: Array<_, T> = self.ebpf.map(name).expect(name).try_into().unwrap();
+        array.iter().map(|element| element.unwrap()).collect()
     }
 
     /// Instructions the verifier looked at.

@@ -47,6 +47,20 @@ fn safe_3_unsolicited_packets_to_an_egress_ip_are_dropped() {
 }
 
 #[test]
+fn safe_3_what_cannot_be_read_does_not_arrive_at_an_egress_ip() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    for first in [0x43, 0x4f, 0x65] {
+        let packet = Packet {
+            first: Some(first),
+            ..Packet::udp(ORIGIN, (EGRESS, 1), b"not IPv4")
+        };
+        plane.dropped(Hook::UplinkIngress, &packet, Reason::Malformed);
+    }
+}
+
+#[test]
 fn what_is_not_for_an_egress_ip_arrives_untouched() {
     let Some(plane) = DataPlane::new() else {
         return;
@@ -59,7 +73,7 @@ fn what_is_not_for_an_egress_ip_arrives_untouched() {
         },
         Packet {
             first: Some(0x43),
-            ..Packet::udp(ORIGIN, (EGRESS, 1), b"not IPv4")
+            ..Packet::udp(ORIGIN, INSIDE, b"not IPv4")
         },
     ] {
         let outcome = plane.back(&packet);

@@ -61,8 +61,14 @@ pub(crate) fn origin6(random: &mut Random) -> Address {
     six(prefix, random)
 }
 
+/// Somewhere in the ranges, or just beyond the smaller one.
 pub(crate) fn egress6(random: &mut Random) -> Address {
-    six([0x20, 0x01, 0x0d, 0xb8, 0, 0xaa], random)
+    let mut address = six([0x20, 0x01, 0x0d, 0xb8, 0, 0xaa], random);
+    if random.once_in(2) {
+        address[7] = 1;
+        address[15] &= 7;
+    }
+    address
 }
 
 /// A client's port.

@@ -1,6 +1,6 @@
 //! Packets written byte by byte, checksums right unless a draw says otherwise.
 
-use super::read::{Address, End, fold};
+use super::read::{self, Address, End, fold};
 use crate::packet::{FROM, TO};
 use crate::seed::Random;
 
@@ -395,6 +395,34 @@ impl<'a> Builder<'a> {
         self.bytes.extend([0; 6]);
         self.bytes.extend(target);
         self.bytes.resize(self.bytes.len() + 18, 0);
+    }
+
+    /// Who has an egress address of IPv6 (RFC 4861)?
+    pub(crate) fn solicitation(&mut self, asker: Address, target: Address) {
+        const UNROUTED: u8 = 255;
+
+        let mut group = [0; 16];
+        (group[0], group[1], group[11], group[12]) = (0xff, 2, 1, 0xff);
+        group[13..].copy_from_slice(&target[13..]);
+        let probe = self.random.once_in(4);
+        let from = if probe { [0; 16] } else { asker };
+        let to = if self.random.once_in(3) {
+            target
+        } else {
+            group
+        };
+        let at = self.bytes.len();
+        self.ip(&from, &to, 58, None, |this| {
+            this.bytes.extend([135, 0, 0, 0, 0, 0, 0, 0]);
+            this.bytes.extend(target);
+            if !probe {
+                this.bytes.extend([1, 1]);
+                this.bytes.extend(FROM);
+            }
+            Some(2)
+        });
+        let (_, network) = read::network(&self.bytes[at..]);
+        self.bytes[at + network + 7] = UNROUTED;
     }
 
     /// Anything at all.

@@ -90,9 +90,8 @@ fn interface(name: &str) -> u32 {
 
 /// Interface numbers of [`Entry::ALL`] in this thread's namespace, made on the way.
 pub(crate) fn interfaces() -> [u32; 3] {
-    // The kernel's own packets are not ours to judge.
-    let quiet = "/proc/thread-self/net/../../../../../proc/sys/net/ipv6/conf/default/disable_ipv6";
-    drop(fs::write(quiet, "1"));
+    // Without an address of its own the kernel says nothing: its packets are not ours to judge.
+    fs::write("/proc/sys/net/ipv6/conf/default/addr_gen_mode", "1").unwrap();
     ["in0", "in1", "up0"].map(|name| {
         ip(&format!("link add {name} type veth peer name {name}p"));
         ip(&format!("link set {name} arp off"));
@@ -107,6 +106,7 @@ impl Driver {
     pub(crate) fn new(plane: &DataPlane, interfaces: [u32; 3]) -> Self {
         // A realm's replies are handed to its interface by route.
         ip("route add 10.0.0.0/8 dev in1");
+        ip("-6 route add default dev in1");
         let control = Shared::new(1);
         let frames = Shared::new(ROUND);
         let notes = Shared::new(ROUND + ANSWERS);

@@ -144,7 +144,7 @@ fn ends(builder: &mut Builder<'_>, six: bool) -> (End, End) {
 }
 
 fn from_inside(builder: &mut Builder<'_>, known: Option<(Flow, End)>) {
-    let six = builder.random.once_in(10);
+    let six = builder.random.once_in(4);
     let (inside, origin) = ends(builder, six);
     let kind = builder.random.below(100);
     match (known, kind) {
@@ -267,7 +267,14 @@ fn from_wire(builder: &mut Builder<'_>, known: Option<(Flow, End)>) {
                 builder.tcp(other.0, other.1, ACK, 1, 1);
             }
         }
-        (_, 82..86) => builder.arp(),
+        (_, 82..85) => builder.arp(),
+        (_, 85) => {
+            let (asker, target) = (
+                addresses::origin6(builder.random),
+                addresses::egress6(builder.random),
+            );
+            builder.solicitation(asker, target);
+        }
         (_, 86..88) => builder.junk(),
         _ => unasked(builder),
     }

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`instruction`], [`bpf`], [`programs`], [`driver`] | packets into the programs and what comes out, without a system call each |
 //! | [`generate`], [`addresses`], [`build`], [`mutate`] | the packets |
-//! | [`world`] | what is configured |
+//! | [`world`], [`six`] | what is configured |
 //! | [`read`], [`rewrite`], [`oracle`] | what must hold |
 //! | [`finding`] | what did not hold, as a file that is replayed ever after |
 //! | [`warning`] | what the kernel thinks of it |
@@ -27,6 +27,7 @@ mod programs;
 mod read;
 mod rewrite;
 mod rig;
+mod six;
 mod warning;
 mod world;
 

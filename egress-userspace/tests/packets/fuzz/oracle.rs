@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::driver::{Entry, Output, Seen};
 use super::map::Map;
-use super::read::{self, End, Layers, Part};
+use super::read::{self, Address, End, Layers, Part};
 use super::rewrite::{self, Side};
 use super::world::{self, Zone};
 
@@ -296,7 +296,10 @@ impl Oracle {
                 "a packet of no flow went in from an egress IP".into()
             });
         };
-        ensure(flow.realm == handed, || {
+        // No router forwards a packet of or to a link-local or loopback address: there is no way back.
+        let global = |address: Address| address[10..12] == [0xff; 2] || address[0] & 0xe0 == 0x20;
+        let routed = global(flow.inside.0) && global(flow.origin.0);
+        ensure(flow.realm == handed || !routed, || {
             format!(
                 "{flow:?} was {}handed to its realm",
                 if handed { "" } else { "not " }
@@ -309,9 +312,17 @@ impl Oracle {
         self.tally.answered += 1;
         match (read::frame(input), read::frame(output)) {
             (Layers::Other(0x0806), Layers::Other(0x0806)) => rewrite::arp(input, output),
-            (Layers::Ip(_), Layers::Ip(after)) => ensure(world::egress(after.source), || {
-                format!("LEAK: answered the wire from {:?}", after.source)
-            }),
+            (Layers::Ip(ip), Layers::Ip(after)) => {
+                ensure(world::egress(after.source), || {
+                    format!("LEAK: answered the wire from {:?}", after.source)
+                })?;
+                if after.icmp(output) == Some(136) && after.six {
+                    return rewrite::neighbour(input, &ip, output, &after);
+                }
+                ensure(after.protocol == 6, || {
+                    format!("answered the wire with {after:?}")
+                })
+            }
             other => Err(format!("answered the wire: {other:?}")),
         }
     }

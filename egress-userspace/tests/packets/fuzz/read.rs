@@ -262,7 +262,7 @@ pub(crate) fn quoted6(bytes: &[u8], at: usize) -> Option<Ip> {
 
 /// How far a careful node reads the headers of an IPv6 packet: not past a hop-by-hop header that is not
 /// the first, a routing header that still names another destination, a second fragment header, what
-/// it does not know, or into a later fragment.
+/// it does not know, or into a later fragment; nor past eight headers or 256 bytes of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Careful {
     /// Where the field stands that names the header it stops at.
@@ -281,11 +281,16 @@ pub(crate) fn careful(bytes: &[u8], at: usize) -> Careful {
     };
     let mut header = at + 40;
     let mut fragment = false;
-    loop {
+    for nth in 0.. {
         let kind = bytes[end.named_at];
         end.at_end = kind != 44 && !EXTENSIONS.contains(&kind);
         let Some(first) = bytes.get(header..header + 4) else {
             return end;
+        };
+        let length = if kind == 44 {
+            8
+        } else {
+            8 + 8 * usize::from(first[1])
         };
         let passable = match kind {
             0 => header == at + 40,
@@ -294,18 +299,17 @@ pub(crate) fn careful(bytes: &[u8], at: usize) -> Careful {
             60 => true,
             _ => false,
         };
-        if !passable || end.later {
+        if !passable || end.later || nth == 8 || header + length > at + 40 + 256 {
             return end;
         }
         end.named_at = header;
         if kind == 44 {
             fragment = true;
             end.later = u16::from_be_bytes([first[2], first[3]]) >> 3 != 0;
-            header += 8;
-        } else {
-            header += 8 + 8 * usize::from(first[1]);
         }
+        header += length;
     }
+    end
 }
 
 /// A frame as it is once its outer VLAN tag has become the packet's metadata.

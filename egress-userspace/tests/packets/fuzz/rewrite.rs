@@ -163,7 +163,9 @@ pub(crate) fn answer(input: &[u8], answer: &[u8]) -> Judgement {
             let (Some(code), Some(quote)) = (message.get(1), message.get(8..)) else {
                 return Err("an ICMP error cut short".into());
             };
-            if quote.len() < (ip.transport - ip.at) || !about.starts_with(quote) {
+            // Its headers; of IPv6 the fixed one, since there is no end to the others.
+            let headers = if ip.six { 40 } else { ip.transport - ip.at };
+            if quote.len() < (headers + 8).min(about.len()) || !about.starts_with(quote) {
                 return Err("an ICMP error that quotes something else".into());
             }
             let foreign = !matches!(ip.protocol, 6 | 17);
@@ -209,5 +211,33 @@ pub(crate) fn arp(input: &[u8], output: &[u8]) -> Judgement {
         Ok(())
     } else {
         Err(format!("ARP {asked:02x?} answered {told:02x?}"))
+    }
+}
+
+/// Whether a neighbour solicitation was answered rightly (RFC 4861, section 7.2.4; RFC 4862).
+pub(crate) fn neighbour(asked: &[u8], ip: &Ip, told: &[u8], after: &Ip) -> Judgement {
+    let question = &asked[ip.transport..ip.end];
+    let answer = &told[after.transport..after.end];
+    let probe = ip.source == [0; 16];
+    let target = question.get(8..24);
+    let right = ip.icmp(asked) == Some(135)
+        && asked[ip.at + 7] == 255
+        && ip.sum(asked) == 0xffff
+        && answer.len() == 32
+        && answer[..2] == [136, 0]
+        && answer[4..8] == [if probe { 0x20 } else { 0x60 }, 0, 0, 0]
+        && target == Some(&answer[8..24])
+        && target == Some(&after.source)
+        && answer[24..26] == [2, 1]
+        && told[after.at + 7] == 255
+        && after.sum(told) == 0xffff
+        && (probe || after.destination == ip.source)
+        && (!probe || after.destination[..2] == [0xff, 2]);
+    if right {
+        Ok(())
+    } else {
+        Err(format!(
+            "solicitation {question:02x?} answered {answer:02x?}"
+        ))
     }
 }

@@ -5,7 +5,7 @@ use egress_common::settings::{Device, role};
 use super::driver::{self, Driver, Entry, ROUND};
 use super::finding::Packet;
 use super::oracle::Oracle;
-use super::world;
+use super::{six, world};
 use crate::harness::{DataPlane, eventually};
 use crate::world::{SECOND, UPLINK_MAC, World};
 
@@ -34,6 +34,7 @@ impl Rig {
             };
             plane.hash("DEVICES", interface, device);
         }
+        six::configure(&mut plane);
         let driver = Driver::new(&plane, interfaces);
         plane.arm();
         Some(Self {
@@ -99,12 +100,17 @@ impl Rig {
             plane.progress().ticks > before + 350
         });
         plane.consistent();
-        println!("{} connections are open and counted", plane.all_active());
+        println!(
+            "{} connections over IPv4 and {} over IPv6 are open and counted",
+            plane.all_active(),
+            six::counted(plane)
+        );
         plane.change(|world| every(world, SECOND / 100));
         eventually("all flows end", || plane.all_active() == 0);
         let all = plane.world.max_flows as usize;
         eventually("all slots are free", || plane.free() == all);
         plane.consistent();
+        eventually("all slots of IPv6 are free", || six::is_idle(plane));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::read::{Address, Ip, Part, v4};
+use super::six;
 use crate::world::{EGRESS, EGRESS_2, ENABLED, POOL, SECOND, World, ZONE};
 use egress_common::settings::zone_flag;
 
@@ -60,13 +61,18 @@ pub(crate) fn zone(source: Address) -> Zone {
         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, ..] if [a, b] == BOUND_TCP => {
             Zone::BoundTcp
         }
+        _ if six::within(source, (six::BOUND, 48)) => Zone::Bound,
         _ => Zone::None,
     }
 }
 
 /// Whether an address is dedicated.
 pub(crate) fn egress(address: Address) -> bool {
-    address == v4(EGRESS) || address == v4(EGRESS_2)
+    address == v4(EGRESS)
+        || address == v4(EGRESS_2)
+        || six::RANGES
+            .into_iter()
+            .any(|range| six::within(address, range))
 }
 
 /// Whether a bound packet takes the default egress all the same (POLICY-6, POLICY-7).
