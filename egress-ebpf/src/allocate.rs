@@ -8,20 +8,16 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop};
+use aya_ebpf::helpers::bpf_loop;
 use aya_ebpf::programs::TcContext;
 use egress_common::clock::{Epoch, Moment};
-use egress_common::expiry;
 use egress_common::family::{V4, V6};
 use egress_common::key::{FlowKey, Reference, TCP};
-use egress_common::port::{PROBES, Sequence, preferred};
-use egress_common::range::Inside;
+use egress_common::port::{Sequence, preferred};
 use egress_common::reason::Reason;
-use egress_common::settings::{
-    Candidate, MAX_CANDIDATES, MAX_POOLS, MAX_TRIED, Pool, candidate_flag,
-};
+use egress_common::settings::{Candidate, MAX_POOLS, MAX_TRIED, Pool};
 use egress_common::slot::{Slot, SlotWord, State, advance, flag};
-use egress_common::tcp::{self, Last};
+use egress_common::tcp;
 use egress_common::word::Word;
 
 use crate::classify::Configuration;
@@ -35,8 +31,8 @@ use crate::report;
 use crate::slots;
 use crate::verdict;
 
-/// Probes that look for a port nobody uses before one that still has to rest is taken early.
-const FRESH_PROBES: u32 = 4;
+mod candidate;
+mod port;
 
 /// How far the allocation got.
 #[repr(C)]
@@ -109,7 +105,7 @@ pub fn open<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     unsafe {
         bpf_loop(
             MAX_TRIED,
-            try_candidate::<A> as *mut c_void,
+            candidate::attempt::<A> as *mut c_void,
             core::ptr::null_mut(),
             0,
         );
@@ -258,323 +254,6 @@ fn prepare<A: Scratch>(
     }
 }
 
-/// The next random port; the sequence begins with the first one asked for, since most flows keep
-/// their own.
-#[inline(always)]
-unsafe fn random_port<A: Scratch>(open: *mut Open<A>) -> u16 {
-    // SAFETY: this CPU's own record.
-    unsafe {
-        if (*open).seeded == 0 {
-            (*open).seeded = 1;
-            let secret = SECRET.get(0).copied().unwrap_or_default();
-            let key = &(*open).key;
-            let ports = (key.inside_port as u64) << 32
-                | (key.origin_port as u64) << 16
-                | key.protocol as u64;
-            // The fine clock: two flows with the same endpoints never share a sequence.
-            let nonce = bpf_ktime_get_ns();
-            (*open).sequence = Sequence::new(
-                secret,
-                key.inside.digest(),
-                key.origin.digest(),
-                ports,
-                nonce,
-            );
-        }
-        A::next_port(&mut (*open).sequence, (*open).candidate.slices)
-    }
-}
-
-/// Tries one egress IP: a place below its cap, then a port. Ends the loop when both were found.
-///
-/// Its steps are functions of their own, so that what they need of the stack is not added to what the
-/// search for a port needs.
-unsafe extern "C" fn try_candidate<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
-    match choose::<A>(nth) {
-        candidate::USABLE => {}
-        candidate::NOT_NOW => return 0,
-        _ => return 1,
-    }
-    if !take_place::<A>() {
-        return 0;
-    }
-    // SAFETY: the callback is given nothing.
-    unsafe {
-        bpf_loop(
-            PROBES + 1,
-            try_port::<A> as *mut c_void,
-            core::ptr::null_mut(),
-            0,
-        );
-    }
-    if settle::<A>() { 1 } else { 0 }
-}
-
-/// What [`choose`] says.
-mod candidate {
-    /// The candidate is in the scratch record.
-    pub const USABLE: i32 = 1;
-    /// This one takes no flows.
-    pub const NOT_NOW: i32 = 2;
-    /// There are no more.
-    pub const END: i32 = 3;
-}
-
-/// Puts the nth candidate into the scratch record, with the address the flow would leave from.
-#[inline(never)]
-fn choose<A: Scratch>(nth: u32) -> i32 {
-    let Some(open) = A::scratch() else {
-        return candidate::END;
-    };
-    // SAFETY: this CPU's own record, here and below.
-    let (candidates, start, first, version) = unsafe {
-        (
-            (*open).candidates,
-            (*open).start,
-            (*open).first,
-            (*open).version,
-        )
-    };
-    // One round asks each candidate once; a range has other addresses for later rounds.
-    let (Some(round), Some(nth)) = (nth.checked_div(candidates), nth.checked_rem(candidates))
-    else {
-        return candidate::END;
-    };
-    if round >= A::ROUNDS {
-        return candidate::END;
-    }
-    let mut offset = start + nth;
-    if offset >= candidates {
-        offset -= candidates;
-    }
-    let index = first + offset;
-    if index >= MAX_CANDIDATES {
-        return candidate::END;
-    }
-    let Some(mut chosen) = A::candidate((version & 1) * MAX_CANDIDATES + index) else {
-        return candidate::END;
-    };
-    if chosen.flags & candidate_flag::DRAINING != 0 || chosen.slices == 0 || chosen.capacity == 0 {
-        return candidate::NOT_NOW;
-    }
-    // SAFETY: as above.
-    let Some(address) = (unsafe { address(open, &chosen, round) }) else {
-        return candidate::NOT_NOW;
-    };
-    chosen.address = address;
-    // SAFETY: as above.
-    unsafe { (*open).candidate = chosen };
-    candidate::USABLE
-}
-
-/// Takes a place below the candidate's cap; false if there is none.
-#[inline(never)]
-fn take_place<A: Scratch>() -> bool {
-    let Some(open) = A::scratch() else {
-        return false;
-    };
-    // SAFETY: this CPU's own record.
-    unsafe {
-        let address = (*open).candidate.address;
-        let key = (*open).key.counted(address);
-        match count::reserve(&key, (*open).candidate.capacity, (*open).now) {
-            Ok(place) => {
-                (*open).place = place;
-                (*open).oldest_port = 0;
-                (*open).oldest_age = 0;
-                note(open, Reason::NoPort);
-                true
-            }
-            Err(reason) => {
-                if reason as u32 == Reason::CapReached as u32 && (*open).was_full == 0 {
-                    (*open).was_full = 1;
-                    (*open).full = address;
-                }
-                note(open, reason);
-                false
-            }
-        }
-    }
-}
-
-/// Whether a port was found, be it one that yields; gives the place back if not.
-#[inline(never)]
-fn settle<A: Scratch>() -> bool {
-    let Some(open) = A::scratch() else {
-        return true;
-    };
-    // SAFETY: this CPU's own record.
-    unsafe {
-        if (*open).port == 0 && (*open).oldest_port != 0 {
-            yield_oldest::<A>(open);
-        }
-        if (*open).port != 0 {
-            return true;
-        }
-        count::give_back::<A>((*open).place.index, (*open).now);
-    }
-    false
-}
-
-/// The address of a candidate that the flow's inside address leaves from.
-#[inline(always)]
-unsafe fn address<A: Scratch>(
-    open: *mut Open<A>,
-    candidate: &Candidate<A>,
-    round: u32,
-) -> Option<A> {
-    let secret = SECRET.get(0).copied().unwrap_or_default();
-    // SAFETY: this CPU's own record.
-    let key = unsafe { &(*open).key };
-    let inside = Inside {
-        address: key.inside,
-        realm: key.realm,
-    };
-    A::address(candidate, secret, inside, round)
-}
-
-/// Notes why a candidate would not do. Another CPU in the way stays the reason whatever comes after
-/// it: there may be a free place behind (CAP-2).
-#[inline(always)]
-unsafe fn note<A: Scratch>(open: *mut Open<A>, reason: Reason) {
-    // SAFETY: this CPU's own record.
-    unsafe {
-        if (*open).reason != Reason::Contended as u32 {
-            (*open).reason = reason as u32;
-        }
-    }
-}
-
-/// Tries one source port: the client's own first, then random ones. Ends the loop on success.
-unsafe extern "C" fn try_port<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
-    let Some(open) = A::scratch() else { return 1 };
-    // SAFETY: this CPU's own record, here and below.
-    unsafe {
-        let slices = (*open).candidate.slices;
-        let port = if nth == 0 {
-            (*open).key.inside_port
-        } else {
-            random_port(open)
-        };
-        if !A::may_keep(slices, port) {
-            return 0;
-        }
-        let mine = (*open).mine.index;
-        let Some(slot) = A::slot(mine) else { return 1 };
-        // The slot is ours and in no index: it says what is asked for before it is asked.
-        (*slot).egress = (*open).candidate.address;
-        (*slot).egress_port = port;
-        let key = (*open).key.reverse((*open).candidate.address, port);
-        let holder = match index::insert::<A, ByEgress>(&key, mine) {
-            Inserted::Done => {
-                (*open).port = port;
-                return 1;
-            }
-            Inserted::Exists(holder) => holder,
-            Inserted::Full => {
-                (*open).reason = Reason::TableFull as u32;
-                return 1;
-            }
-            Inserted::Busy => {
-                (*open).reason = Reason::Contended as u32;
-                return 0;
-            }
-        };
-        let Some(holder) = flow::at::<A>(holder) else {
-            return 0;
-        };
-        if holder.word.state as u8 != State::Closed as u8 {
-            return 0;
-        }
-        let age = (*holder.slot).last_seen.age((*open).now);
-        let timestamp = ((*open).has_timestamp != 0).then_some((*open).timestamp);
-        if expiry::has_rested(age, (*open).quarantine)
-            || (nth == 0 || nth > FRESH_PROBES)
-                && (*open).key.protocol == TCP
-                && tcp::reusable(holder.word, last(holder.slot), (*open).syn, timestamp)
-        {
-            if take_over(open, &holder, port) {
-                return 1;
-            }
-            return 0;
-        }
-        if (*open).oldest_port == 0 || age > (*open).oldest_age {
-            (*open).oldest = Reference {
-                index: holder.index,
-                generation: holder.word.generation,
-            };
-            (*open).oldest_port = port;
-            (*open).oldest_age = age;
-        }
-        0
-    }
-}
-
-/// What the origin's TIME_WAIT remembers of a closed flow.
-#[inline(always)]
-unsafe fn last<A: Family>(slot: *const Slot<A>) -> Last {
-    // SAFETY: a live map value.
-    unsafe {
-        Last {
-            end: (*slot).out.end,
-            timestamp: (*slot).timestamp,
-        }
-    }
-}
-
-/// No free port was met: the longest resting one yields (CAP-8).
-#[inline(always)]
-unsafe fn yield_oldest<A: Scratch>(open: *mut Open<A>) {
-    // SAFETY: this CPU's own record; live map values.
-    unsafe {
-        let Some(holder) = flow::at::<A>((*open).oldest.index) else {
-            return;
-        };
-        if holder.word.generation != (*open).oldest.generation {
-            return;
-        }
-        let port = (*open).oldest_port;
-        let key = (*open).key.reverse((*open).candidate.address, port);
-        if holder.word.state as u8 == State::Closed as u8 && (*holder.slot).reverse() == key {
-            take_over(open, &holder, port);
-        }
-    }
-}
-
-/// Takes a resting port from its closed flow; true if it is ours now.
-#[inline(always)]
-unsafe fn take_over<A: Scratch>(open: *mut Open<A>, holder: &flow::Found<A>, port: u16) -> bool {
-    let seen = holder.word;
-    // SAFETY: live map values. The winner of the swap owns both entries of the closed flow: the
-    // flow entry is removed, the reverse entry is handed over, so the port is never free between.
-    unsafe {
-        let mine = (*open).mine.index;
-        let Some(slot) = A::slot(mine) else {
-            return false;
-        };
-        (*slot).egress = (*open).candidate.address;
-        (*slot).egress_port = port;
-        (*holder.slot).last_seen = Moment::of((*open).now);
-        if !advance(
-            &slots::word_of(holder.slot),
-            seen,
-            seen.with_state(State::Unlinked),
-        ) {
-            return false;
-        }
-        if !seen.has(flag::ORPHAN) {
-            let old = (*holder.slot).flow;
-            index::remove::<A, ByInside>(&old, holder.index);
-        }
-        let key = (*open).key.reverse((*open).candidate.address, port);
-        if index::hand_over::<A, ByEgress>(&key, holder.index, mine) == 0 {
-            return false;
-        }
-        (*open).port = port;
-        true
-    }
-}
-
 /// Makes the slot visible and inserts the flow.
 #[inline(always)]
 fn publish<A: Scratch>(
@@ -652,7 +331,7 @@ fn publish<A: Scratch>(
             }
             match outcome {
                 // The winner's slot serves this packet too.
-                Inserted::Exists(winner) => flow::at::<V4>(winner)
+                Inserted::Exists(winner) => flow::at::<A>(winner)
                     .map(|winner| winner.index)
                     .ok_or(Reason::Contended),
                 Inserted::Busy => Err(Reason::Contended),
