@@ -62,8 +62,10 @@ impl Tally {
 }
 
 /// What is known from the packets so far.
-#[derive(Default)]
 pub(crate) struct Oracle {
+    /// When the packets that are judged began to arrive, and when all had: the data plane's clock read
+    /// something in between, however late they are judged.
+    round: (Instant, Instant),
     flows: Map<Flow, Mapping>,
     reverse: Map<Reverse, Flow>,
     /// Flows and their egress endpoints as they are learnt; whoever uses them empties it.
@@ -77,7 +79,24 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Judgement {
     if holds { Ok(()) } else { Err(what()) }
 }
 
+impl Default for Oracle {
+    fn default() -> Self {
+        Self {
+            round: (Instant::now(), Instant::now()),
+            flows: Map::default(),
+            reverse: Map::default(),
+            learnt: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+}
+
 impl Oracle {
+    /// The packets judged from now on arrived since `began`.
+    pub(crate) fn arrived_since(&mut self, began: Instant) {
+        self.round = (began, Instant::now());
+    }
+
     /// Judges what became of a packet.
     pub(crate) fn judge(
         &mut self,
@@ -192,10 +211,10 @@ impl Oracle {
 
     /// A packet of a flow left from `egress`.
     fn flow_left(&mut self, flow: Flow, egress: End, opens: bool) -> Judgement {
-        let now = Instant::now();
+        let (began, now) = self.round;
         match self.flows.get_mut(&flow) {
             Some(mapping) if mapping.egress == egress => {
-                mapping.seen = now;
+                mapping.seen = began;
                 // Another flow may have had the port meanwhile, and this one got it back.
                 if !opens || self.reverse.get(&(flow.protocol, egress, flow.origin)) == Some(&flow)
                 {
@@ -228,7 +247,8 @@ impl Oracle {
             )?;
             self.flows.remove(&other);
         }
-        self.flows.insert(flow, Mapping { egress, seen: now });
+        let seen = began;
+        self.flows.insert(flow, Mapping { egress, seen });
         self.learnt.push((flow, egress));
         Ok(())
     }
@@ -259,7 +279,7 @@ impl Oracle {
             if flow.protocol == 17
                 && let Some(mapping) = self.flows.get_mut(flow)
             {
-                mapping.seen = Instant::now();
+                mapping.seen = self.round.0;
             }
             *flow
         } else if let (Some(before), Some(now)) =
@@ -340,7 +360,7 @@ impl Oracle {
         if self.flows.len() < MANY {
             return;
         }
-        let now = Instant::now();
+        let (_, now) = self.round;
         // An established connection may live on; its next packet would be a stranger's to us.
         self.flows
             .retain(|_, mapping| now - mapping.seen < world::LONGEST_LIFE);

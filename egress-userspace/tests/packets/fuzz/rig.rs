@@ -1,5 +1,7 @@
 //! Data plane, driver and oracle together.
 
+use std::time::Instant;
+
 use egress_common::settings::{Device, role};
 
 use super::driver::{self, Driver, Entry, ROUND};
@@ -59,7 +61,9 @@ impl Rig {
 
     /// Lets the driver's round arrive and judges each packet; on a finding its number and what it is.
     pub(crate) fn judge(&mut self) -> Result<(), (usize, String)> {
+        let began = Instant::now();
         self.driver.run();
+        self.oracle.arrived_since(began);
         for number in 0..self.driver.len() {
             let (entry, input, output) = self.driver.both(number);
             self.oracle
