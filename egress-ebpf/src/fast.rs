@@ -71,7 +71,7 @@ fn shortcut<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     let Some(found) = flow::outgoing(&packet.key) else {
         return DECLINED;
     };
-    if !matches!(uplink::live(packet, &found), Live::Translate) {
+    if !matches!(uplink::live(packet, &found), Live::Translate) || !is_home(ctx, &found) {
         return DECLINED;
     }
     let query = Query {
@@ -95,6 +95,14 @@ fn shortcut<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
         return verdict;
     }
     send::<A>(ctx, hop)
+}
+
+/// Whether a packet comes by the interface that its flow began by. Another one may be a forger's: the kernel
+/// judges that (RFC 3704).
+#[inline(always)]
+fn is_home<A: Family>(ctx: &TcContext, found: &Found<A>) -> bool {
+    // SAFETY: a live map value.
+    unsafe { (*found.slot).interface == verdict::interface(ctx) }
 }
 
 /// The next hop of a reply that goes straight to the inside, if it is such a one.
