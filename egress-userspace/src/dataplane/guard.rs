@@ -43,6 +43,8 @@ pub(super) struct Guard {
 struct Installed {
     desired: Desired,
     surroundings: Surroundings,
+    /// What `nft` was told.
+    script: String,
     /// How `nft` lists it, so that somebody else's changes can be told; taken when the first such change is
     /// possible, since it costs as much as installing.
     listing: Option<String>,
@@ -69,17 +71,30 @@ impl Guard {
     /// that is there as strict as it is.
     pub(super) fn begin(&mut self) -> Result<(), DataPlaneError> {
         if Table::find(&self.table)?.is_none() {
-            self.fill(&self.table, &Desired::default(), &Surroundings::default())?;
+            let (desired, surroundings) = (Desired::default(), Surroundings::default());
+            let script = ruleset::script(&self.table, self.field, &desired, &surroundings);
+            self.fill(&self.table, &script)?;
         }
         self.held = self.take_hold(&self.table);
         Ok(())
     }
 
-    /// Whether exactly these rules are in force.
-    pub(super) fn is(&self, desired: &Desired, surroundings: &Surroundings) -> bool {
-        self.installed.as_ref().is_some_and(|installed| {
-            installed.desired == *desired && installed.surroundings == *surroundings
-        })
+    /// Whether exactly the rules for these are in force.
+    pub(super) fn is(&mut self, desired: &Desired, surroundings: &Surroundings) -> bool {
+        let Some(installed) = &mut self.installed else {
+            return false;
+        };
+        if installed.desired == *desired && installed.surroundings == *surroundings {
+            return true;
+        }
+        // Much of a configuration makes no difference here, as a zone's pool.
+        let same =
+            ruleset::script(&self.table, self.field, desired, surroundings) == installed.script;
+        if same {
+            installed.desired = desired.clone();
+            installed.surroundings = surroundings.clone();
+        }
+        same
     }
 
     /// Whether it is known what is installed; if not, something went wrong.
@@ -95,7 +110,8 @@ impl Guard {
     ) -> Result<(), DataPlaneError> {
         let next = next(&self.table);
         self.next_held = None;
-        self.fill(&next, desired, surroundings)?;
+        let script = ruleset::script(&next, self.field, desired, surroundings);
+        self.fill(&next, &script)?;
         self.next_held = self.take_hold(&next);
         Ok(())
     }
@@ -115,7 +131,8 @@ impl Guard {
         self.installed = None;
         self.renew(desired, surroundings)?;
         self.held = None;
-        let filled = self.fill(&self.table, desired, surroundings);
+        let script = ruleset::script(&self.table, self.field, desired, surroundings);
+        let filled = self.fill(&self.table, &script);
         // Also when it was not filled: what it held before is still the guard.
         self.held = self.take_hold(&self.table);
         filled?;
@@ -128,6 +145,7 @@ impl Guard {
         self.installed = Some(Installed {
             desired: desired.clone(),
             surroundings: surroundings.clone(),
+            script,
             listing: None,
             compared: None,
             generation: generation.filter(|_| there),
@@ -153,22 +171,16 @@ impl Guard {
     }
 
     /// Replaces what is in a table, which is made if need be.
-    fn fill(
-        &self,
-        table: &str,
-        desired: &Desired,
-        surroundings: &Surroundings,
-    ) -> Result<(), DataPlaneError> {
-        let script = ruleset::script(table, self.field, desired, surroundings);
+    fn fill(&self, table: &str, script: &str) -> Result<(), DataPlaneError> {
         Table::wait_released(table)?;
         Table::make(table, self.hold)?;
-        nft::script(&script).or_else(|error| {
+        nft::script(script).or_else(|error| {
             if Table::find(table)?.is_some() {
                 return Err(error);
             }
             // Somebody flushed the ruleset since it was made.
             Table::make(table, self.hold)?;
-            nft::script(&script)
+            nft::script(script)
         })
     }
 

@@ -110,6 +110,16 @@ impl Maps {
             .map_err(|error| failed("reading", &self.pins.map(name), error))
     }
 
+    /// All entries of a trie that nobody else changes meanwhile.
+    pub(super) fn entries<K: Pod, V: Pod>(
+        &self,
+        name: &str,
+    ) -> Result<Vec<(K, V)>, DataPlaneError> {
+        let data = self.data(name)?;
+        sys::read_all(data.fd().as_fd())
+            .map_err(|error| failed("reading", &self.pins.map(name), error))
+    }
+
     /// Writes elements of an array from `first` on.
     pub(super) fn set_range<T: Pod>(
         &self,

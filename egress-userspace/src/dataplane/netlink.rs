@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 /// Room for one datagram: the kernel sends dumps in pieces of at most 32 KiB.
 const BUFFER: usize = 32 * 1024;
+/// Seconds to wait for an answer.
+const ANSWER_LIMIT: libc::time_t = 10;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// Length of `struct nlattr`.
@@ -113,6 +115,24 @@ pub(super) fn socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> 
     }
     // SAFETY: the kernel has just opened this descriptor for us.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // The kernel answers before `send` returns; if ever it does not, that is to be an error and no silence.
+    let limit = libc::timeval {
+        tv_sec: ANSWER_LIMIT,
+        tv_usec: 0,
+    };
+    // SAFETY: the limit is ours and as long as we say.
+    let limited = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            std::ptr::from_ref(&limit).cast(),
+            size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    };
+    if limited < 0 {
+        return Err(io::Error::last_os_error());
+    }
     if groups != 0 {
         // SAFETY: all zeros is a valid sockaddr_nl.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };

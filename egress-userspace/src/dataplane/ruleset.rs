@@ -3,20 +3,20 @@
 //!
 //! A packet's zone is found as the data plane finds it, in the same order (ZONE-3): mark, then cgroup, then the
 //! tag it got where it entered, then the longest source prefix; the first that matches decides, also if it
-//! names a zone that is not enabled. There is one rule for each mask, depth or prefix length, whatever the
-//! number of zones.
+//! names a zone that is not enabled. There are one or two rules for each mask, depth or prefix length, whatever
+//! the number of zones.
 //!
 //! Address translation may rewrite a source after these rules and before the uplink's program. So a packet that
-//! is found by its source gets the zone's tag here, while the source is still true.
+//! is found by its source gets the zone's tag here, while the source is still true (`stamp`).
 
 mod destinations;
+mod stamp;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 
 use egress_common::tag::{Tag, TagField};
-use ipnet::IpNet;
 
 use super::cgroups::Cgroups;
 use crate::desired::{Desired, DesiredZone};
@@ -154,8 +154,8 @@ impl<'a> Writer<'a> {
             ));
         }
         self.line(format_args!("add chain inet {table} sources"));
-        for zone in self.stamping() {
-            self.line(format_args!("add chain inet {table} {}", stamp(zone)));
+        for chain in self.stamp_chains() {
+            self.line(format_args!("add chain inet {table} {chain}"));
         }
         for stage in Stage::ALL {
             for suffix in SUFFIXES {
@@ -231,12 +231,6 @@ impl<'a> Writer<'a> {
         self.desired.zones.iter()
     }
 
-    /// The zones that packets are found to belong to by their source, and are bound by it.
-    fn stamping(&self) -> impl Iterator<Item = &'a DesiredZone> + use<'a> {
-        self.zones()
-            .filter(|zone| zone.enabled && !zone.selectors.sources.is_empty())
-    }
-
     fn marks(&mut self, chain: &str) {
         let mut by_mask: BTreeMap<(Reverse<u32>, u32), Verdicts> = BTreeMap::new();
         for zone in self.zones() {
@@ -253,18 +247,33 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// A tag is a zone's. Most zones have the same verdict, so only those are listed that have another: whatever
+    /// else is tagged is bound, should it even be of a zone that has just been removed.
     fn tags(&mut self, chain: &str) {
-        let field = self.field;
-        let verdicts: Verdicts = self
+        let expression = format!("meta mark & {:#010x}", self.field.mask);
+        let usual = format!("goto {}", Stage::Bound.chain());
+        let verdict_of = |zone| verdict(zone, Stage::Bound);
+        if !self.zones().any(|zone| verdict_of(zone) == usual) {
+            let verdicts: Verdicts = self
+                .zones()
+                .map(|zone| (self.tag(Tag::Zone(zone.number)), verdict_of(zone)))
+                .collect();
+            self.map(chain, &expression, &verdicts);
+            self.rule(chain, format_args!("{expression} != 0 accept"));
+            return;
+        }
+        let nobodys = [Tag::Unbound, Tag::Done].map(|tag| (self.tag(tag), "accept".to_owned()));
+        let others = self
             .zones()
-            .map(|zone| {
-                let tag = field.write(0, Tag::Zone(zone.number));
-                (format!("{tag:#010x}"), verdict(zone, Stage::Bound))
-            })
-            .collect();
-        let expression = format!("meta mark & {:#010x}", field.mask);
+            .map(|zone| (self.tag(Tag::Zone(zone.number)), verdict_of(zone)))
+            .filter(|(_, verdict)| *verdict != usual);
+        let verdicts: Verdicts = others.chain(nobodys).collect();
         self.map(chain, &expression, &verdicts);
-        self.rule(chain, format_args!("{expression} != 0 accept"));
+        self.rule(chain, format_args!("{expression} != 0 {usual}"));
+    }
+
+    fn tag(&self, tag: Tag) -> String {
+        format!("{:#010x}", self.field.write(0, tag))
     }
 
     fn cgroups(&mut self, chain: &str) {
@@ -282,52 +291,6 @@ impl<'a> Writer<'a> {
         // The deepest first.
         for (level, verdicts) in by_level.into_iter().rev() {
             self.map(chain, &format!("socket cgroupv2 level {level}"), &verdicts);
-        }
-    }
-
-    /// The longest prefix decides; one set of rules for the host's own packets and forwarded ones.
-    fn sources(&mut self) {
-        let mut by_length: BTreeMap<(Reverse<u8>, String), Verdicts> = BTreeMap::new();
-        for zone in self.zones() {
-            for net in &zone.selectors.sources {
-                let (expression, value) = match net {
-                    // A mask of nothing is no expression.
-                    IpNet::V4(net) if net.prefix_len() == 0 => {
-                        ("meta nfproto".into(), "ipv4".into())
-                    }
-                    IpNet::V6(net) if net.prefix_len() == 0 => {
-                        ("meta nfproto".into(), "ipv6".into())
-                    }
-                    IpNet::V4(net) => (
-                        format!("ip saddr & {}", net.netmask()),
-                        net.network().to_string(),
-                    ),
-                    IpNet::V6(net) => (
-                        format!("ip6 saddr & {}", net.netmask()),
-                        net.network().to_string(),
-                    ),
-                };
-                by_length
-                    .entry((Reverse(net.prefix_len()), expression))
-                    .or_default()
-                    .push((value, by_source(zone)));
-            }
-        }
-        for ((_, expression), verdicts) in by_length {
-            self.map("sources", &expression, &verdicts);
-        }
-    }
-
-    /// Writes the zone's tag while the source is still true.
-    fn stamps(&mut self) {
-        for zone in self.stamping() {
-            let rule = format!(
-                "{} ^ {:#010x} {}",
-                self.cleared(),
-                self.field.write(0, Tag::Zone(zone.number)),
-                verdict(zone, Stage::Sourced)
-            );
-            self.rule(&stamp(zone), rule);
         }
     }
 
@@ -357,32 +320,22 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The chain that stamps a zone's packets.
-fn stamp(zone: &DesiredZone) -> String {
-    format!("zone_{}", zone.number)
-}
-
-/// Where a packet goes whose source is a zone's.
-fn by_source(zone: &DesiredZone) -> String {
-    if zone.enabled {
-        format!("goto {}", stamp(zone))
-    } else {
-        "accept".to_owned()
-    }
-}
-
 /// Where a packet of a zone goes once it is known to be one.
 fn verdict(zone: &DesiredZone, stage: Stage) -> String {
     if !zone.enabled {
         return "accept".to_owned();
     }
-    let suffix = match (zone.egress_tcp, zone.egress_udp) {
+    format!("goto {}{}", stage.chain(), suffix(zone))
+}
+
+/// The suffix of the chains for what a zone's account sends through pools.
+fn suffix(zone: &DesiredZone) -> &'static str {
+    match (zone.egress_tcp, zone.egress_udp) {
         (true, true) => "",
         (true, false) => "_tcp",
         (false, true) => "_udp",
         (false, false) => "_other",
-    };
-    format!("goto {}{suffix}", stage.chain())
+    }
 }
 
 fn list(items: impl IntoIterator<Item = impl Display>) -> String {

@@ -277,6 +277,48 @@ pub(super) fn read_range<T: Pod + Default>(
     Ok(values)
 }
 
+/// How many entries [`read_all`] asks for at a time.
+const CHUNK: u32 = 4096;
+
+/// Reads all entries of a trie or a hash that nobody else changes meanwhile.
+pub(super) fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut found = Vec::new();
+    // SAFETY: keys and values are plain data, for which all zeros are valid.
+    let (mut keys, mut values): (Vec<K>, Vec<V>) = unsafe {
+        (
+            vec![std::mem::zeroed(); CHUNK as usize],
+            vec![std::mem::zeroed(); CHUNK as usize],
+        )
+    };
+    // Where the kernel goes on: a key, or a number for hashes.
+    let mut token = vec![0_u8; size_of::<K>().max(size_of::<u32>())];
+    let mut first = true;
+    loop {
+        let position = token.as_mut_ptr() as u64;
+        let mut attr = BatchAttr {
+            in_batch: if first { 0 } else { position },
+            out_batch: position,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: CHUNK,
+            map: raw_fd(map),
+            ..BatchAttr::default()
+        };
+        let outcome = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        let count = (attr.count as usize).min(CHUNK as usize);
+        match outcome {
+            Ok(_) => found.extend(keys.iter().copied().zip(values.iter().copied()).take(count)),
+            // The last ones.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                found.extend(keys.iter().copied().zip(values.iter().copied()).take(count));
+                return Ok(found);
+            }
+            Err(error) => return Err(error),
+        }
+        first = false;
+    }
+}
+
 /// Writes elements of an array from `first` on.
 pub(super) fn write_range<T: Pod>(map: BorrowedFd<'_>, first: u32, values: &[T]) -> io::Result<()> {
     if values.is_empty() {

@@ -303,11 +303,8 @@ fn read_trie<A: Versioned>(
 where
     A::Data: Pod,
 {
-    let trie = maps.trie::<A::Data, Selected>(name)?;
     let mut found = Prefixes::new();
-    for entry in &trie {
-        let (key, selected) =
-            entry.map_err(|error| DataPlaneError::failed(format!("reading map {name}"), error))?;
+    for (key, selected) in maps.entries::<Key<A::Data>, Selected>(name)? {
         if let Some((of, address)) = A::split(key.data())
             && of == version
         {
@@ -330,12 +327,19 @@ where
     let failed = |error| DataPlaneError::failed(format!("writing map {name}"), error);
     let mut trie = maps.trie::<A::Data, Selected>(name)?;
     let key = |length: u32, address: A| Key::new(VERSION_BITS + length, A::data(version, address));
-    for (length, address) in read_trie::<A>(maps, name, version)?.into_keys() {
+    // Most of what was in force two changes ago still is.
+    let before = read_trie::<A>(maps, name, version)?;
+    for &(length, address) in before
+        .keys()
+        .filter(|prefix| !prefixes.contains_key(*prefix))
+    {
         trie.remove(&key(length, address)).map_err(failed)?;
     }
     for (&(length, address), &zone) in prefixes {
-        trie.insert(&key(length, address), Selected { zone }, 0)
-            .map_err(failed)?;
+        if before.get(&(length, address)) != Some(&zone) {
+            trie.insert(&key(length, address), Selected { zone }, 0)
+                .map_err(failed)?;
+        }
     }
     Ok(())
 }

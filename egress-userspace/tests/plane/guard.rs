@@ -295,11 +295,17 @@ fn safe_1_an_own_packets_source_counts_although_it_is_rewritten_and_its_socket_h
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             send_from(&socket, [203, 0, 113, 1], [203, 0, 113, 9]);
             assert_eq!(active(&plane), 0, "this one is of no zone");
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            send_from(&socket, [10, 1, 0, 1], [203, 0, 113, 9]);
-            assert_eq!(active(&plane), 1);
+            // Stamped in one step, and in two.
+            for (count, number) in [(1, 1), (2, 300), (3, 256)] {
+                let mut desired = desired(true, &["10.1.0.0/16"], &["192.0.2.10"]);
+                desired.zones[0].number = number;
+                plane.apply(&desired).unwrap();
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                send_from(&socket, [10, 1, 0, 1], [203, 0, 113, 9]);
+                assert_eq!(active(&plane), count, "zone {number}");
+            }
             // The tag goes no further than the uplink.
-            ip("rule add fwmark 0x10000/0xffff0000 blackhole");
+            ip("rule add fwmark 0x1000000/0xffff0000 blackhole");
             let here = UdpSocket::bind("127.0.0.1:9").unwrap();
             here.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             send_from(&socket, [10, 1, 0, 1], [127, 0, 0, 1]);

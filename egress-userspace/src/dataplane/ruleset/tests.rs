@@ -111,9 +111,9 @@ fn zone_3_selectors_are_asked_in_the_data_planes_order() {
     assert_eq!(
         rules(&text, "sources"),
         [
-            "ip6 saddr & ffff:ffff:: vmap { 2001:db8:: : goto zone_1 }",
+            "ip6 saddr & ffff:ffff:: vmap { 2001:db8:: : goto low_1 }",
             "ip saddr & 255.255.0.0 vmap { 10.1.0.0 : accept }",
-            "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto zone_1 }",
+            "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto low_1 }",
         ]
     );
 }
@@ -127,8 +127,8 @@ fn safe_6_forwarded_packets_go_by_their_tag_and_untagged_ones_do_not_leave() {
             "meta mark & 0xffff0000 != 0 oif 7 accept",
             "meta mark & 0x0000ffff vmap { 0x000000a1 : goto bound }",
             "meta mark & 0x000000f0 vmap { 0x00000050 : accept }",
-            "meta mark & 0xffff0000 vmap { 0x00010000 : goto bound, 0x00020000 : accept, 0x00030000 : goto bound }",
-            "meta mark & 0xffff0000 != 0 accept",
+            "meta mark & 0xffff0000 vmap { 0x00020000 : accept, 0xfffe0000 : accept, 0xffff0000 : accept }",
+            "meta mark & 0xffff0000 != 0 goto bound",
             "iifname vmap { \"in1\" : goto unseen }",
             "goto sources",
         ]
@@ -185,7 +185,7 @@ fn policy_6_a_protocol_that_is_switched_off_passes() {
     let mut desired = desired();
     desired.zones[0].egress_udp = false;
     let text = text(&desired);
-    assert!(rules(&text, "zone_1")[0].ends_with(" goto sourced_tcp"));
+    assert!(rules(&text, "low_1_tcp")[0].ends_with(" goto sourced_tcp"));
     assert_eq!(
         rules(&text, "bound_tcp"),
         ["meta l4proto udp accept", "goto bound"]
@@ -204,12 +204,56 @@ fn zone_4_own_sockets_cannot_forge_a_tag() {
 fn zone_4_who_is_found_by_source_gets_the_zones_tag_before_the_source_is_rewritten() {
     let text = text(&desired());
     assert_eq!(
-        rules(&text, "zone_1"),
+        rules(&text, "low_1"),
         ["meta mark set meta mark & 0x0000ffff ^ 0x00010000 goto sourced"]
     );
-    assert!(text.contains("add chain inet g zone_1\n"));
+    assert!(text.contains("add chain inet g low_1\n") && !text.contains("high"));
     // Not enabled, or not selected by a source.
-    assert!(!text.contains("zone_2") && !text.contains("zone_3"));
+    assert!(!text.contains("low_2") && !text.contains("low_3"));
+}
+
+#[test]
+fn zone_4_numbers_of_more_than_eight_bits_are_stamped_in_two_steps() {
+    let mut desired = desired();
+    desired.zones[2].number = 0x1234;
+    desired.zones[2].selectors.sources = vec!["10.2.0.0/16".parse().unwrap()];
+    let text = text(&desired);
+    assert_eq!(
+        rules(&text, "sources"),
+        [
+            "ip6 saddr & ffff:ffff:: vmap { 2001:db8:: : jump high_0 }",
+            "ip6 saddr & ffff:ffff:: vmap { 2001:db8:: : goto low_1 }",
+            "ip saddr & 255.255.0.0 vmap { 10.2.0.0 : jump high_4608 }",
+            "ip saddr & 255.255.0.0 vmap { 10.1.0.0 : accept, 10.2.0.0 : goto low_52 }",
+            "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : jump high_0 }",
+            "ip saddr & 255.0.0.0 vmap { 10.0.0.0 : goto low_1 }",
+        ]
+    );
+    assert_eq!(
+        rules(&text, "high_4608"),
+        ["meta mark set meta mark & 0x0000ffff ^ 0x12000000"]
+    );
+    assert_eq!(
+        rules(&text, "low_52"),
+        ["meta mark set meta mark | 0x00340000 goto sourced"]
+    );
+    assert_eq!(
+        rules(&text, "high_0"),
+        ["meta mark set meta mark & 0x0000ffff ^ 0x00000000"]
+    );
+}
+
+#[test]
+fn safe_6_without_an_enabled_zone_nothing_is_bound() {
+    let mut desired = desired();
+    for zone in &mut desired.zones {
+        zone.enabled = false;
+    }
+    let text = text(&desired);
+    assert_eq!(
+        rules(&text, "leaving").last().unwrap(),
+        "meta mark & 0xffff0000 != 0 accept"
+    );
 }
 
 #[test]
@@ -220,7 +264,7 @@ fn a_prefix_of_everything_needs_no_mask() {
         rules(&text(&desired), "sources"),
         [
             "ip saddr & 255.255.0.0 vmap { 10.1.0.0 : accept }",
-            "meta nfproto vmap { ipv4 : goto zone_1 }"
+            "meta nfproto vmap { ipv4 : goto low_1 }"
         ]
     );
 }

@@ -1,6 +1,6 @@
 //! Commits: changes of objects, and the numbers that zones and pools get.
 
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Params, Transaction, TransactionBehavior, params};
 
 use super::super::{Change, Limits};
 use crate::resource::Kind;
@@ -27,23 +27,30 @@ pub(super) fn write(
 ) -> Result<(), WriteError> {
     // Dropping the transaction on an error rolls it back.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut released: i64 =
+        transaction.query_row("SELECT coalesce(max(released), 0) FROM number", [], |row| {
+            row.get(0)
+        })?;
     for change in changes {
         if let Change::Remove { kind, id } = change {
-            transaction.execute(
+            execute(
+                &transaction,
                 "DELETE FROM object WHERE kind = ?1 AND id = ?2",
                 params![kind.noun(), id],
             )?;
-            transaction.execute(
-                "UPDATE number SET released = (SELECT coalesce(max(released), 0) + 1 FROM number)
-                 WHERE kind = ?1 AND id = ?2",
-                params![kind.noun(), id],
+            released += 1;
+            execute(
+                &transaction,
+                "UPDATE number SET released = ?3 WHERE kind = ?1 AND id = ?2",
+                params![kind.noun(), id, released],
             )?;
         }
     }
     for change in changes {
         if let Change::Put { owner, object } = change {
             let (kind, id) = (object.kind(), object.id());
-            transaction.execute(
+            execute(
+                &transaction,
                 "INSERT INTO object (kind, id, owner, value) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (kind, id) DO UPDATE SET owner = excluded.owner, value = excluded.value",
                 params![kind.noun(), id, owner.word(), serde_json::to_string(object)?],
@@ -59,6 +66,15 @@ pub(super) fn write(
     Ok(())
 }
 
+/// Runs a statement that is prepared once, however many changes there are.
+fn execute(
+    transaction: &Transaction<'_>,
+    statement: &str,
+    parameters: impl Params,
+) -> rusqlite::Result<usize> {
+    transaction.prepare_cached(statement)?.execute(parameters)
+}
+
 /// Gives `id` its old number, else the next one, else the one that was released first.
 fn number(
     transaction: &Transaction<'_>,
@@ -66,18 +82,17 @@ fn number(
     id: &str,
     last: u16,
 ) -> Result<(), WriteError> {
-    let kept = transaction.execute(
+    let kept = execute(
+        transaction,
         "UPDATE number SET released = NULL WHERE kind = ?1 AND id = ?2",
         params![noun, id],
     )?;
     if kept > 0 {
         return Ok(());
     }
-    let highest: i64 = transaction.query_row(
-        "SELECT coalesce(max(number), 0) FROM number WHERE kind = ?1",
-        params![noun],
-        |row| row.get(0),
-    )?;
+    let highest: i64 = transaction
+        .prepare_cached("SELECT coalesce(max(number), 0) FROM number WHERE kind = ?1")?
+        .query_row(params![noun], |row| row.get(0))?;
     let next = if highest < i64::from(last) {
         highest + 1
     } else {
@@ -92,13 +107,15 @@ fn number(
         let Some((old, number)) = released else {
             return Err(WriteError::Exhausted { noun, last });
         };
-        transaction.execute(
+        execute(
+            transaction,
             "DELETE FROM number WHERE kind = ?1 AND id = ?2",
             params![noun, old],
         )?;
         number
     };
-    transaction.execute(
+    execute(
+        transaction,
         "INSERT INTO number (kind, id, number) VALUES (?1, ?2, ?3)",
         params![noun, id, next],
     )?;
