@@ -20,7 +20,7 @@
 //! | [`packet`], [`capture`], [`pcap`] | what was on the wire |
 //! | [`load`] | traffic that goes on while something happens |
 //! | [`leak`] | SAFE-1: no packet with a foreign source |
-//! | [`odd`] | packets that no honest host sends |
+//! | [`odd`], [`flood`] | packets that no honest host sends; many of them |
 //! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
 //! | [`site`] | the standard network with origins and daemon |
 //! | [`cgroup`] | running a command in a cgroup of its own |
@@ -35,6 +35,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod client;
 pub mod config;
+pub mod flood;
 pub mod gateway;
 pub mod interrupt;
 pub mod lab;

@@ -147,7 +147,7 @@ fn noise(random: &mut Random) -> Vec<u8> {
     (0..length).map(|_| random.number() as u8).collect()
 }
 
-fn ip(path: &Path, protocol: u8, fragment: u16, body: &[u8]) -> Vec<u8> {
+pub(crate) fn ip(path: &Path, protocol: u8, fragment: u16, body: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(ETHERNET + IPV4 + body.len());
     frame.extend(path.to);
     frame.extend(path.from);
@@ -171,7 +171,7 @@ fn checksum_header(frame: &mut [u8]) {
     frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
 }
 
-fn checksum_transport(path: &Path, protocol: u8, body: &mut [u8], at: usize) {
+pub(crate) fn checksum_transport(path: &Path, protocol: u8, body: &mut [u8], at: usize) {
     let mut pseudo = Vec::new();
     pseudo.extend(path.source.octets());
     pseudo.extend(path.destination.octets());
@@ -182,7 +182,7 @@ fn checksum_transport(path: &Path, protocol: u8, body: &mut [u8], at: usize) {
 }
 
 /// The internet checksum (RFC 1071).
-fn checksum(bytes: &[u8], start: u16) -> u16 {
+pub(crate) fn checksum(bytes: &[u8], start: u16) -> u16 {
     let mut sum = u32::from(start);
     for pair in bytes.chunks(2) {
         sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));

@@ -44,7 +44,7 @@ use crate::harness::permitted;
 use crate::seed::{self, Random, variable};
 
 /// Packets of a run that nobody has said more about: a moment, also without optimisation.
-const MOMENT: u64 = 200_000;
+const MOMENT: u64 = 100_000;
 /// Packets before a finding that are kept.
 const HISTORY: usize = 32_768;
 /// How often a run says how it goes.

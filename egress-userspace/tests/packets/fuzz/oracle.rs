@@ -17,6 +17,9 @@ use super::world::{self, Zone};
 /// a clock of four milliseconds and a busy machine may be late.
 const REMEMBERED: Duration = Duration::from_millis(1_500);
 
+/// Flows that are known before any is forgotten.
+const MANY: usize = 1 << 18;
+
 /// Who talks to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Flow {
@@ -32,7 +35,10 @@ type Reverse = (u8, End, End);
 #[derive(Clone, Copy)]
 struct Mapping {
     egress: End,
+    /// It has certainly lived since then.
     seen: Instant,
+    /// Nothing has been seen of it since then, either way.
+    last: Instant,
 }
 
 /// What became of the packets so far.
@@ -66,6 +72,8 @@ pub(crate) struct Oracle {
     /// When the packets that are judged began to arrive, and when all had: the data plane's clock read
     /// something in between, however late they are judged.
     round: (Instant, Instant),
+    /// Flows to be known before some are forgotten.
+    many: usize,
     flows: Map<Flow, Mapping>,
     reverse: Map<Reverse, Flow>,
     /// Flows and their egress endpoints as they are learnt; whoever uses them empties it.
@@ -83,6 +91,7 @@ impl Default for Oracle {
     fn default() -> Self {
         Self {
             round: (Instant::now(), Instant::now()),
+            many: MANY,
             flows: Map::default(),
             reverse: Map::default(),
             learnt: Vec::new(),
@@ -214,7 +223,7 @@ impl Oracle {
         let (began, now) = self.round;
         match self.flows.get_mut(&flow) {
             Some(mapping) if mapping.egress == egress => {
-                mapping.seen = began;
+                (mapping.seen, mapping.last) = (began, now);
                 // Another flow may have had the port meanwhile, and this one got it back.
                 if !opens || self.reverse.get(&(flow.protocol, egress, flow.origin)) == Some(&flow)
                 {
@@ -247,8 +256,12 @@ impl Oracle {
             )?;
             self.flows.remove(&other);
         }
-        let seen = began;
-        self.flows.insert(flow, Mapping { egress, seen });
+        let mapping = Mapping {
+            egress,
+            seen: began,
+            last: now,
+        };
+        self.flows.insert(flow, mapping);
         self.learnt.push((flow, egress));
         Ok(())
     }
@@ -276,10 +289,11 @@ impl Oracle {
             ensure(flow.inside == (after.destination, to.1), || {
                 format!("a reply to {flow:?} went to {:?}", after.destination)
             })?;
-            if flow.protocol == 17
-                && let Some(mapping) = self.flows.get_mut(flow)
-            {
-                mapping.seen = self.round.0;
+            if let Some(mapping) = self.flows.get_mut(flow) {
+                mapping.last = self.round.1;
+                if flow.protocol == 17 {
+                    mapping.seen = self.round.0;
+                }
             }
             *flow
         } else if let (Some(before), Some(now)) =
@@ -356,15 +370,15 @@ impl Oracle {
 
     /// Forgets flows of long ago, if there are many.
     pub(crate) fn forget(&mut self) {
-        const MANY: usize = 1 << 18;
-        if self.flows.len() < MANY {
+        if self.flows.len() < self.many {
             return;
         }
         let (_, now) = self.round;
-        // An established connection may live on; its next packet would be a stranger's to us.
+        // Before that a connection may live on, and its next packet would be a stranger's to us.
         self.flows
-            .retain(|_, mapping| now - mapping.seen < world::LONGEST_LIFE);
+            .retain(|_, mapping| now - mapping.last < world::LONGEST_LIFE);
         let flows = &self.flows;
         self.reverse.retain(|_, flow| flows.contains_key(flow));
+        self.many = MANY.max(2 * self.flows.len());
     }
 }

@@ -16,8 +16,8 @@ pub(crate) const EXEMPT: [u8; 4] = [192, 0, 2, 53];
 /// Sources of the bound zone, and of the zone that only sends TCP through its pool.
 const BOUND: [u8; 2] = [10, 1];
 const BOUND_TCP: [u8; 2] = [10, 4];
-/// No flow lives longer without a packet.
-pub(crate) const LONGEST_LIFE: Duration = Duration::from_secs(8);
+/// No flow lives longer without a packet: the longest timer, and the sweep's next round on a busy machine.
+pub(crate) const LONGEST_LIFE: Duration = Duration::from_secs(60);
 
 /// Slots of the table: few enough to be full at times.
 const FLOWS: u32 = 16_384;
