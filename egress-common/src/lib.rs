@@ -10,6 +10,8 @@
 //! | [`key`], [`index`] | the keys by which a flow is found from either side, and where |
 //! | [`count`] | connections of one egress IP to one origin, and their exact cap |
 //! | [`port`], [`siphash`] | slices, quotas, and the choice of a source port |
+//! | [`placement`], [`handover`] | which server owns which slices, and how one changes hands |
+//! | [`forward`], [`distance`] | to which server a new connection goes, and how far another location is |
 //! | [`slot`], [`tcp`] | the record of a flow and its TCP state |
 //! | [`icmp`] | ICMP errors: what they quote, and what a NAT rewrites in them |
 //! | [`clock`], [`expiry`], [`ended`] | points in time, when a flow ends, and who is told |
@@ -26,16 +28,20 @@ pub mod bytes;
 pub mod checksum;
 pub mod clock;
 pub mod count;
+pub mod distance;
 pub mod ended;
 pub mod expiry;
 pub mod family;
+pub mod forward;
 pub mod free;
+pub mod handover;
 pub mod icmp;
 pub mod index;
 pub mod ipv6;
 pub mod key;
 pub mod layout;
 pub mod packet;
+pub mod placement;
 #[cfg(feature = "user")]
 mod pod;
 pub mod port;

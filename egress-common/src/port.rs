@@ -16,19 +16,30 @@ pub const PROBES: u32 = 64;
 
 /// Connections per origin that owning slice k (1..=31) entitles to (CAP-3).
 pub const fn quota(slice: u32) -> u32 {
-    if slice == 0 || slice > SLICES {
+    quota_of(CONNECTIONS_PER_ORIGIN, slice)
+}
+
+/// What owning slice k (1..=31) entitles to of `total`, at most [`CONNECTIONS_PER_ORIGIN`]: the quotas of all slices
+/// add up to it (CAP-3, CAP-8).
+pub const fn quota_of(total: u32, slice: u32) -> u32 {
+    if slice == 0 || slice > SLICES || total > CONNECTIONS_PER_ORIGIN {
         return 0;
     }
-    CONNECTIONS_PER_ORIGIN * slice / SLICES - CONNECTIONS_PER_ORIGIN * (slice - 1) / SLICES
+    total * slice / SLICES - total * (slice - 1) / SLICES
 }
 
 /// Connections per origin that a set of slices entitles to.
 pub const fn capacity(slices: u32) -> u32 {
+    capacity_of(CONNECTIONS_PER_ORIGIN, slices)
+}
+
+/// What a set of slices entitles to of `total`.
+pub const fn capacity_of(total: u32, slices: u32) -> u32 {
     let mut sum = 0;
     let mut slice = 1;
     while slice <= SLICES {
         if slices >> slice & 1 == 1 {
-            sum += quota(slice);
+            sum += quota_of(total, slice);
         }
         slice += 1;
     }

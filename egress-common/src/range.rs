@@ -17,6 +17,9 @@ pub struct Inside<A> {
 
 /// How a family's candidates are used.
 pub trait Range: Sized {
+    /// Whether a new flow may be sent to another server: every server has its own part of an IPv6 range (FWD-1).
+    const FORWARDS: bool;
+
     /// How often one candidate is asked for another address before a flow is refused.
     const ROUNDS: u32;
 
@@ -37,6 +40,7 @@ pub trait Range: Sized {
 }
 
 impl Range for V4 {
+    const FORWARDS: bool = true;
     const ROUNDS: u32 = 1;
 
     #[inline(always)]
@@ -93,6 +97,7 @@ const fn joined(high: u64, low: u64) -> V6 {
 }
 
 impl Range for V6 {
+    const FORWARDS: bool = false;
     const ROUNDS: u32 = crate::settings::MAX_TRIED;
 
     /// Prefix and a keyed hash of prefix and inside address, as RFC 7217 makes stable addresses:
