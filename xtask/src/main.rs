@@ -16,6 +16,7 @@ mod programs;
 mod report;
 mod run;
 mod setup;
+mod simulate;
 mod test;
 mod toolchain;
 mod workspace;
@@ -36,6 +37,8 @@ enum Task {
     Bench(bench::Args),
     /// Look for inputs and packets that break a promise
     Fuzz(fuzz::Args),
+    /// Simulate placement and forwarding in hundreds of data centers
+    Simulate(simulate::Args),
     /// Be the first process of a virtual machine (`test --kernels` starts it)
     #[command(hide = true)]
     Guest,
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::main(args).map(|()| ExitCode::SUCCESS),
         Task::Lab(args) => lab::main(args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::main(args).map(|()| ExitCode::SUCCESS),
+        Task::Simulate(args) => simulate::main(args).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(args) => fuzz::main(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
