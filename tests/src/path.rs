@@ -57,7 +57,9 @@ impl Family {
         }
     }
 
-    fn is_egress(self, address: IpAddr) -> bool {
+    /// Whether an address is one of the pool.
+    #[must_use]
+    pub fn is_egress(self, address: IpAddr) -> bool {
         match self {
             Self::V4 => POOL.iter().any(|pool| address == *pool),
             Self::V6 => IpNet::from(RANGE).contains(&address),

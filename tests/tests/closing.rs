@@ -9,10 +9,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     config::{Resources, Server, ZONE_NAME},
+    leak::{LeakCheck, Rules},
     needs,
+    path::Family,
     peer::{self, Caller, Peers, was_reset},
     site::{CONNECT_LIMIT, HOST, Plan, Site},
-    standard::{A, BOUND, INSIDE_BOUND, Masquerade, Options, POOL},
+    standard::{
+        A, BOUND, INSIDE_BOUND, Masquerade, Options, POOL, RANGE, ZONE_PREFIX, ZONE_PREFIX_V6,
+    },
 };
 
 /// The port at which the tests themselves are the origin.
@@ -30,12 +34,45 @@ fn impatient() -> Server {
     }
 }
 
-fn at_a(site: &Site) -> SocketAddr {
-    site.at_a(PORT)
+/// A pool of both families, and what selects the zone's traffic.
+fn resources(selectors: String) -> Resources {
+    let addresses = POOL.iter().map(ToString::to_string);
+    Resources {
+        addresses: addresses.chain([RANGE.to_string()]).collect(),
+        selectors,
+        ..Resources::default()
+    }
 }
 
+fn by_source() -> String {
+    format!("sources = [\"{ZONE_PREFIX}\", \"{ZONE_PREFIX_V6}\"]")
+}
+
+fn at_a(site: &Site, family: Family) -> SocketAddr {
+    family.at(site, A, PORT)
+}
+
+fn watch(site: &Site) -> Result<LeakCheck> {
+    site.watch_for(Rules::new().allow(POOL).allow_range(RANGE.into()))
+}
+
+/// Waits until each family's count is this.
 fn active(site: &Site, expected: u64) -> Result<()> {
-    site.wait_active(at_a(site), "tcp", expected, TOLD_LIMIT)
+    for family in Family::ALL {
+        site.wait_active(at_a(site, family), "tcp", expected, TOLD_LIMIT)?;
+    }
+    Ok(())
+}
+
+/// Waits until both ends of each connection were told that it is over.
+fn all_reset(peers: &mut [Peers], when: &str) -> Result<()> {
+    for peers in peers {
+        let seen = peers.seen;
+        let who = |end: &str| format!("the {end} of {seen}, {when}");
+        was_reset(&mut peers.inside, TOLD_LIMIT, &who("inside"))?;
+        was_reset(&mut peers.origin, TOLD_LIMIT, &who("origin"))?;
+    }
+    Ok(())
 }
 
 /// Who calls, and by what the gateway knows the zone.
@@ -48,20 +85,19 @@ struct Case {
 }
 
 fn cases() -> [Case; 4] {
-    let forwarded = || Resources::default().selectors;
     [
         Case {
             name: "forwarded",
             node: BOUND,
             mark: None,
-            selectors: forwarded(),
+            selectors: by_source(),
             masquerade: Masquerade::Nobody,
         },
         Case {
             name: "masqueraded",
             node: BOUND,
             mark: None,
-            selectors: forwarded(),
+            selectors: by_source(),
             masquerade: Masquerade::Everybody,
         },
         Case {
@@ -101,53 +137,69 @@ fn told(case: &Case) -> Result<()> {
             ..Options::default()
         },
         server: impatient(),
-        resources: Resources {
-            selectors: case.selectors.clone(),
-            ..Resources::default()
-        },
+        resources: resources(case.selectors.clone()),
         ..Plan::default()
     })?;
-    let check = site.watch()?;
+    let check = watch(&site)?;
     let node = site.node(case.node);
-    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    let listeners = Family::ALL.map(|family| peer::listen(&site.node(A), at_a(&site, family)));
     let caller = Caller {
         mark: case.mark,
         ..Caller::default()
     };
+    // One of each family.
+    let connect = || -> Result<Vec<Peers>> {
+        let listeners = listeners.iter().map(|listener| listener.as_ref());
+        listeners
+            .map(|listener| {
+                let listener = listener.map_err(|error| anyhow::anyhow!("{error:#}"))?;
+                Peers::connect(&node, caller, listener)
+            })
+            .collect()
+    };
     // Neither end does anything.
-    let mut peers = Peers::connect(&node, caller, &listener)?;
-    ensure!(POOL.map(Into::into).contains(&peers.seen.ip()), "{peers:?}");
-    was_reset(&mut peers.inside, TOLD_LIMIT, "the inside")?;
-    was_reset(&mut peers.origin, TOLD_LIMIT, "the origin")?;
+    let mut peers = connect()?;
+    ensure!(
+        peers
+            .iter()
+            .zip(Family::ALL)
+            .all(|(peers, family)| family.is_egress(peers.seen.ip())),
+        "{peers:?}"
+    );
+    all_reset(&mut peers, "idle")?;
     active(&site, 0)?;
 
     // Without a daemon whoever speaks is told, and the other end of it as well.
-    let mut speaks = Peers::connect(&node, caller, &listener)?;
-    let mut hears = Peers::connect(&node, caller, &listener)?;
+    let mut speaks = connect()?;
+    let mut hears = connect()?;
     active(&site, 2)?;
     site.gateway.kill()?;
     active(&site, 0)?;
-    speaks.inside.write_all(b"anybody there?")?;
-    was_reset(&mut speaks.inside, TOLD_LIMIT, "the inside that spoke")?;
-    hears.origin.write_all(b"anybody there?")?;
-    was_reset(&mut hears.origin, TOLD_LIMIT, "the origin that spoke")?;
+    for peers in &mut speaks {
+        peers.inside.write_all(b"anybody there?")?;
+        was_reset(&mut peers.inside, TOLD_LIMIT, "the inside that spoke")?;
+    }
+    for peers in &mut hears {
+        peers.origin.write_all(b"anybody there?")?;
+        was_reset(&mut peers.origin, TOLD_LIMIT, "the origin that spoke")?;
+    }
 
     // What ended meanwhile the next daemon tells.
-    let mut quiet = Peers::connect(&node, caller, &listener)?;
+    let mut quiet = connect()?;
     active(&site, 1)?;
     active(&site, 0)?;
     site.gateway.restart()?;
-    was_reset(&mut quiet.inside, TOLD_LIMIT, "the inside, later")?;
-    was_reset(&mut quiet.origin, TOLD_LIMIT, "the origin, later")?;
+    all_reset(&mut quiet, "later")?;
     check.finish()?;
     Ok(())
 }
 
-/// A site with the ordinary timers, and somebody listening at A.
-fn ordinary() -> Result<(Site, std::net::TcpListener)> {
-    let site = Site::start(&Plan::default())?;
-    let listener = peer::listen(&site.node(A), at_a(&site))?;
-    Ok((site, listener))
+/// A site with the ordinary timers.
+fn ordinary() -> Result<Site> {
+    Site::start(&Plan {
+        resources: resources(by_source()),
+        ..Plan::default()
+    })
 }
 
 fn read_all(socket: &mut TcpStream) -> Result<usize> {
@@ -164,10 +216,15 @@ fn a_half_closed_connection_counts_until_both_have_said_all() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &[]) else {
         return Ok(());
     };
-    let (site, listener) = ordinary()?;
-    let check = site.watch()?;
+    let site = ordinary()?;
+    let check = watch(&site)?;
     let node = site.node(BOUND);
-    for inside_first in [true, false] {
+    for (family, inside_first) in Family::ALL
+        .into_iter()
+        .flat_map(|family| [(family, true), (family, false)])
+    {
+        let active = |expected| site.wait_active(at_a(&site, family), "tcp", expected, TOLD_LIMIT);
+        let listener = peer::listen(&site.node(A), at_a(&site, family))?;
         let mut peers = Peers::connect(&node, Caller::default(), &listener)?;
         let (first, second) = if inside_first {
             (&mut peers.inside, &mut peers.origin)
@@ -176,7 +233,7 @@ fn a_half_closed_connection_counts_until_both_have_said_all() -> Result<()> {
         };
         first.shutdown(Shutdown::Write)?;
         ensure!(read_all(second)? == 0);
-        active(&site, 1)?;
+        active(1)?;
         std::thread::scope(|scope| -> Result<()> {
             let sending = scope.spawn(|| -> Result<()> {
                 second.write_all(&vec![7; BYTES])?;
@@ -188,7 +245,7 @@ fn a_half_closed_connection_counts_until_both_have_said_all() -> Result<()> {
                 .join()
                 .map_err(|_| anyhow::anyhow!("the sender panicked"))?
         })?;
-        active(&site, 0)?;
+        active(0)?;
     }
     check.finish()?;
     Ok(())
@@ -202,29 +259,33 @@ fn a_port_may_be_used_again_at_once_by_the_same_client() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &[]) else {
         return Ok(());
     };
-    let (site, listener) = ordinary()?;
-    let check = site.watch()?;
+    let site = ordinary()?;
+    let check = watch(&site)?;
     let node = site.node(BOUND);
     let caller = Caller {
         port: Some(OWN),
         ..Caller::default()
     };
-    let mut seen = Vec::new();
-    // The origin closes first and holds TIME_WAIT: each SYN comes to a flow that is closed.
-    for _ in 0..20 {
-        let mut peers = Peers::connect(&node, caller, &listener)?;
-        active(&site, 1)?;
-        seen.push(peers.seen);
-        drop(peers.origin);
-        ensure!(read_all(&mut peers.inside)? == 0);
-        drop(peers.inside);
-        // And so that the clock of its timestamps, a millisecond exact, has gone on.
-        active(&site, 0)?;
+    for family in Family::ALL {
+        let active = |expected| site.wait_active(at_a(&site, family), "tcp", expected, TOLD_LIMIT);
+        let listener = peer::listen(&site.node(A), at_a(&site, family))?;
+        let mut seen = Vec::new();
+        // The origin closes first and holds TIME_WAIT: each SYN comes to a flow that is closed.
+        for _ in 0..20 {
+            let mut peers = Peers::connect(&node, caller, &listener)?;
+            active(1)?;
+            seen.push(peers.seen);
+            drop(peers.origin);
+            ensure!(read_all(&mut peers.inside)? == 0);
+            drop(peers.inside);
+            // And so that the clock of its timestamps, a millisecond exact, has gone on.
+            active(0)?;
+        }
+        ensure!(
+            seen.iter().all(|seen| seen.port() == OWN),
+            "ahead of what the origin remembers, so the port is kept: {seen:?}"
+        );
     }
-    ensure!(
-        seen.iter().all(|seen| seen.port() == OWN),
-        "ahead of what the origin remembers, so the port is kept: {seen:?}"
-    );
     check.finish()?;
     Ok(())
 }
@@ -240,19 +301,23 @@ fn half_open_connections_end_and_refused_ones_at_once() -> Result<()> {
     };
     let site = Site::start(&Plan {
         server: impatient(),
+        resources: resources(by_source()),
         ..Plan::default()
     })?;
     site.node(A).nft(&format!(
-        "table ip silent {{\n chain input {{\n type filter hook input priority 0;\n tcp dport {SILENT} drop\n }}\n}}"
+        "table inet silent {{\n chain input {{\n type filter hook input priority 0;\n tcp dport {SILENT} drop\n }}\n}}"
     ))?;
     let mut clients = site.clients(BOUND, 1)?;
-    let refused = clients.open(site.at_a(CLOSED), 10, CONNECT_LIMIT)?;
-    ensure!(refused.refusals() == 10, "{refused:?}");
-    site.wait_active(site.at_a(CLOSED), "tcp", 0, CONNECT_LIMIT)?;
-    let silent = clients.open(site.at_a(SILENT), 10, Duration::from_millis(300))?;
-    ensure!(silent.timed_out == 10, "{silent:?}");
-    site.wait_active(site.at_a(SILENT), "tcp", 10, CONNECT_LIMIT)?;
-    site.wait_active(site.at_a(SILENT), "tcp", 0, TOLD_LIMIT)?;
+    for family in Family::ALL {
+        let (closed, silent_at) = (family.at(&site, A, CLOSED), family.at(&site, A, SILENT));
+        let refused = clients.open(closed, 10, CONNECT_LIMIT)?;
+        ensure!(refused.refusals() == 10, "{refused:?}");
+        site.wait_active(closed, "tcp", 0, CONNECT_LIMIT)?;
+        let silent = clients.open(silent_at, 10, Duration::from_millis(300))?;
+        ensure!(silent.timed_out == 10, "{silent:?}");
+        site.wait_active(silent_at, "tcp", 10, CONNECT_LIMIT)?;
+        site.wait_active(silent_at, "tcp", 0, TOLD_LIMIT)?;
+    }
     Ok(())
 }
 
@@ -273,7 +338,7 @@ fn enabling_a_zone_resets_what_was_open_before() -> Result<()> {
         ..Plan::default()
     })?;
     let node = site.node(BOUND);
-    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    let listener = peer::listen(&site.node(A), at_a(&site, Family::V4))?;
     let mut before = Peers::connect(&node, Caller::default(), &listener)?;
     ensure!(!POOL.map(Into::into).contains(&before.seen.ip()));
     let is = |enabled: bool| {
@@ -292,6 +357,6 @@ fn enabling_a_zone_resets_what_was_open_before() -> Result<()> {
     check.finish()?;
     site.gateway.reload(&off, is(false))?;
     during.exchange()?;
-    ensure!(site.active(at_a(&site), "tcp")? == 1);
+    ensure!(site.active(at_a(&site, Family::V4), "tcp")? == 1);
     Ok(())
 }

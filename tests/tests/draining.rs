@@ -1,18 +1,17 @@
 //! POOL-9, ZONE-1 with real sockets: addresses that take no new flows, and what becomes of those they have.
 
-use std::{
-    net::{Ipv4Addr, Shutdown, SocketAddr},
-    time::Duration,
-};
+use std::{net::Shutdown, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     config::{POOL_NAME, Resources},
     needs,
+    path::Family,
     peer::{self, Caller, Peers, was_reset},
     site::{CONNECT_LIMIT, Plan, Site},
-    standard::{A, BOUND, POOL},
+    standard::{A, BOUND, NET, POOL, RANGE, UPLINK, ZONE_PREFIX, ZONE_PREFIX_V6},
 };
+use ipnet::Ipv6Net;
 use nix::sys::signal::Signal;
 
 /// The port at which the tests themselves are the origin.
@@ -20,12 +19,21 @@ const PORT: u16 = 9_000;
 /// How long a count may take to fall: a round of the sweep, and a machine that has others to serve.
 const COUNT_LIMIT: Duration = Duration::from_secs(10);
 
-fn at_a(site: &Site) -> SocketAddr {
-    site.at_a(PORT)
+/// What a family's pool consists of, and what takes its place.
+fn members(family: Family) -> [String; 2] {
+    match family {
+        Family::V4 => POOL.map(|address| address.to_string()),
+        Family::V6 => [RANGE.to_string(), "2001:db8:bb::/64".to_owned()],
+    }
 }
 
-fn active(site: &Site, expected: u64) -> Result<()> {
-    site.wait_active(at_a(site), "tcp", expected, COUNT_LIMIT)
+/// A pool of one member.
+fn only(member: &str) -> Resources {
+    Resources {
+        addresses: vec![member.to_owned()],
+        selectors: format!("sources = [\"{ZONE_PREFIX}\", \"{ZONE_PREFIX_V6}\"]"),
+        ..Resources::default()
+    }
 }
 
 /// POOL-9: a drained address takes no new flows and finishes its own; a reset ends them at both ends.
@@ -36,24 +44,30 @@ fn a_drained_address_finishes_or_is_reset() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft"]) else {
         return Ok(());
     };
+    for family in Family::ALL {
+        finishes_or_is_reset(family).with_context(|| format!("{family:?}"))?;
+    }
+    Ok(())
+}
+
+fn finishes_or_is_reset(family: Family) -> Result<()> {
+    let [address, _] = members(family);
     let site = Site::start(&Plan {
-        resources: Resources {
-            addresses: vec![POOL[0].to_string()],
-            ..Resources::default()
-        },
+        resources: only(&address),
         ..Plan::default()
     })?;
-    let check = site.watch()?;
+    let check = site.watch_for(family.rules())?;
     let node = site.node(BOUND);
-    let address = POOL[0].to_string();
-    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    let origin = family.at(&site, A, PORT);
+    let active = |expected| site.wait_active(origin, "tcp", expected, COUNT_LIMIT);
+    let listener = peer::listen(&site.node(A), origin)?;
     let caller = Caller::default();
     let mut stays = Peers::connect(&node, caller, &listener)?;
     let goes = Peers::connect(&node, caller, &listener)?;
 
     let drained = site.gateway.json(&["pool", "drain", &address])?;
     ensure!(drained["addresses"][0]["active"] == 2, "{drained}");
-    let refused = caller.connect(&node, at_a(&site));
+    let refused = caller.connect(&node, origin);
     ensure!(refused.is_err(), "a drained address took a flow");
     stays.exchange()?;
     let status = site.gateway.json(&["status"])?;
@@ -62,13 +76,13 @@ fn a_drained_address_finishes_or_is_reset() -> Result<()> {
     ensure!(pools[0]["addresses"][0]["draining"] == true, "{pools}");
     goes.inside.shutdown(Shutdown::Both)?;
     goes.origin.shutdown(Shutdown::Both)?;
-    active(&site, 1)?;
+    active(1)?;
 
     // By name: the whole pool. Then all of it is there again.
     site.gateway.text(["pool", "undrain", &address])?;
     let whole = site.gateway.json(&["pool", "drain", POOL_NAME])?;
     ensure!(whole["subject"] == POOL_NAME, "{whole}");
-    ensure!(caller.connect(&node, at_a(&site)).is_err());
+    ensure!(caller.connect(&node, origin).is_err());
     let part = site.gateway.egress(["pool", "undrain", &address])?;
     ensure!(!part.status.success(), "the pool drains as a whole");
     let again = site.gateway.json(&["pool", "undrain", POOL_NAME])?;
@@ -79,14 +93,14 @@ fn a_drained_address_finishes_or_is_reset() -> Result<()> {
     site.gateway.text(["pool", "drain", &address])?;
     site.gateway.signal(Signal::SIGHUP)?;
     stays.exchange()?;
-    ensure!(caller.connect(&node, at_a(&site)).is_err());
+    ensure!(caller.connect(&node, origin).is_err());
     let reset = site.gateway.json(&["pool", "drain", &address, "--reset"])?;
     ensure!(reset["ended"] == 2, "{reset}");
     for peers in [&mut stays, &mut more] {
         was_reset(&mut peers.inside, CONNECT_LIMIT, "the inside")?;
         was_reset(&mut peers.origin, CONNECT_LIMIT, "the origin")?;
     }
-    active(&site, 0)?;
+    active(0)?;
     let nobody = site
         .gateway
         .egress(["pool", "drain", "192.0.2.99", "--reset"])?;
@@ -103,32 +117,45 @@ fn an_address_that_left_its_pool_keeps_its_flows_until_it_is_reset() -> Result<(
     let Some(_turn) = needs::turn(TEST, &["nft"]) else {
         return Ok(());
     };
-    let only = |address: Ipv4Addr| Resources {
-        addresses: vec![address.to_string()],
-        ..Resources::default()
-    };
+    for family in Family::ALL {
+        keeps_its_flows(family).with_context(|| format!("{family:?}"))?;
+    }
+    Ok(())
+}
+
+fn keeps_its_flows(family: Family) -> Result<()> {
+    let [address, other] = members(family);
     let site = Site::start(&Plan {
-        resources: only(POOL[0]),
+        resources: only(&address),
         ..Plan::default()
     })?;
-    let check = site.watch()?;
+    let mut rules = family.rules();
+    if family == Family::V6 {
+        let range: Ipv6Net = other.parse()?;
+        rules = rules.allow_range(range.into());
+        // Its way back, as that of the first one.
+        site.node(NET)
+            .ip(&format!("-6 route add {range} dev {UPLINK}"))?;
+    }
+    let check = site.watch_for(rules)?;
     let node = site.node(BOUND);
-    let listener = peer::listen(&site.node(A), at_a(&site))?;
+    let origin = family.at(&site, A, PORT);
+    let active = |expected| site.wait_active(origin, "tcp", expected, COUNT_LIMIT);
+    let listener = peer::listen(&site.node(A), origin)?;
     let mut old = Peers::connect(&node, Caller::default(), &listener)?;
-    site.gateway.reload(&only(POOL[1]), |gateway| {
+    site.gateway.reload(&only(&other), |gateway| {
         let pools = gateway.json(&["pools"])?;
-        Ok(pools[0]["addresses"][0]["address"] == POOL[1].to_string())
+        Ok(pools[0]["addresses"][0]["address"] == other)
     })?;
     old.exchange()?;
     let mut new = Peers::connect(&node, Caller::default(), &listener)?;
-    ensure!(new.seen.ip() == POOL[1], "{new:?}");
+    ensure!(new.seen.ip() != old.seen.ip(), "{new:?}");
     let status = site.gateway.json(&["status"])?;
     let left = &status["draining"][0];
     ensure!(
-        left["egress_ip"] == POOL[0].to_string() && left["active"] == 1 && left["retired"] == true,
+        left["egress_ip"] == address && left["active"] == 1 && left["retired"] == true,
         "{status}"
     );
-    let address = POOL[0].to_string();
     let plain = site.gateway.egress(["pool", "drain", &address])?;
     ensure!(plain.status.code() == Some(2), "{plain:?}");
     let reset = site.gateway.json(&["pool", "drain", &address, "--reset"])?;
@@ -136,7 +163,7 @@ fn an_address_that_left_its_pool_keeps_its_flows_until_it_is_reset() -> Result<(
     was_reset(&mut old.inside, CONNECT_LIMIT, "the inside")?;
     was_reset(&mut old.origin, CONNECT_LIMIT, "the origin")?;
     new.exchange()?;
-    active(&site, 1)?;
+    active(1)?;
     check.finish()?;
     Ok(())
 }
