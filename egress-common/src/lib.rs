@@ -16,6 +16,7 @@
 //! | [`icmp`] | ICMP errors: what they quote, and what a NAT rewrites in them |
 //! | [`clock`], [`expiry`], [`ended`] | points in time, when a flow ends, and who is told |
 //! | [`free`] | the list of free records |
+//! | [`fragment`] | datagrams that come in fragments: which flow, and which parts were seen |
 //! | [`checksum`], [`reply`] | packets we make ourselves |
 //! | [`reason`] | why a packet was dropped: one enum from the kernel to the command line |
 //! | [`word`] | the compare-and-swap word everything exact is built on |
@@ -33,6 +34,7 @@ pub mod ended;
 pub mod expiry;
 pub mod family;
 pub mod forward;
+pub mod fragment;
 pub mod free;
 pub mod handover;
 pub mod icmp;

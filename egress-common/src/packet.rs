@@ -419,6 +419,23 @@ pub fn udp(packet: &(impl Bytes + ?Sized), offset: usize, length: u32) -> Result
     Ok(())
 }
 
+/// Checks the UDP header of a first fragment, of which `length` bytes are there: the datagram is longer.
+///
+/// # Errors
+/// Cut short, or a length field that does not fit.
+#[inline(always)]
+pub fn udp_first(
+    packet: &(impl Bytes + ?Sized),
+    offset: usize,
+    length: u32,
+) -> Result<(), Malformed> {
+    let claimed = packet.u16(offset + 4).ok_or(Malformed)? as u32;
+    if length < UDP_LEN as u32 || claimed < length {
+        return Err(Malformed);
+    }
+    Ok(())
+}
+
 /// Kinds of ICMP message that matter to a NAT (RFC 5508, section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IcmpKind {

@@ -2,6 +2,7 @@
 
 use crate::count::Count;
 use crate::family::{V4, V6};
+use crate::fragment::Datagram;
 use crate::free::FreeList;
 use crate::index::{Bucket, HashKey};
 use crate::key::{FlowKey, OriginKey, Reference, ReverseKey};
@@ -33,6 +34,8 @@ pod!(
     Count<V6>,
     Counter,
     Device,
+    Datagram<V4>,
+    Datagram<V6>,
     EgressAddress,
     FlowKey<V4>,
     FlowKey<V6>,

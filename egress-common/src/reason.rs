@@ -42,7 +42,7 @@ reasons! {
     NoAddress = 4, "no_address", "the pool has no applicable egress IP (SAFE-1)";
     NoFlow = 5, "no_flow", "a TCP packet that opens nothing belongs to no flow (NAT-10)";
     Contended = 6, "contended", "other CPUs changed the same record too often; the sender will retry (CAP-2)";
-    Fragment = 7, "fragment", "fragments of a bound zone are not translated yet (SAFE-1)";
+    Fragment = 7, "fragment", "fragments of protocols other than TCP and UDP are not translated (SAFE-1)";
     Ipv6 = 8, "ipv6", "IPv6 that never crosses a router: neighbour discovery from inside, or a link-local destination, of a bound zone (SAFE-1)";
     IcmpError = 9, "icmp_error", "an ICMP error about a packet of no flow, or of a kind that is not translated (NAT-4)";
     Protocol = 10, "protocol", "this protocol cannot be translated (SAFE-1)";
@@ -61,6 +61,12 @@ reasons! {
     IcmpChecksum = 23, "icmp_checksum", "an ICMP error whose checksum is wrong, or that of the header it quotes (NAT-4, RFC 5508 REQ-3)";
     IcmpImplausible = 24, "icmp_implausible", "an ICMP error quotes a TCP segment that its flow cannot have under way: likely forged (NAT-4, RFC 5927)";
     Over = 25, "over", "the origin still sends to a connection that was ended for its idleness, or on purpose; it gets a RST (NAT-7)";
+    FragmentMalformed = 26, "fragment_malformed", "a fragment that no datagram has: empty, beyond 65,535 bytes, uneven, or a first one without its ports (NAT-6)";
+    FragmentOverlap = 27, "fragment_overlap", "fragments of a datagram overlap: it is dropped from there on (NAT-6)";
+    FragmentDuplicate = 28, "fragment_duplicate", "a fragment that has passed before; dropped alone, which harms nobody (NAT-6)";
+    FragmentNoFirst = 29, "fragment_no_first", "a fragment waited five seconds for the first one of its datagram (NAT-6)";
+    FragmentsFull = 30, "fragments_full", "no room to wait for a first fragment: too many of this source, too many gaps, or a frame beyond 2,048 bytes (NAT-6)";
+    FragmentRefused = 31, "fragment_refused", "other fragments of the same datagram were refused, or its flow is over (NAT-6)";
 }
 
 impl Reason {

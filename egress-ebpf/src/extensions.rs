@@ -66,6 +66,20 @@ fn walk(ctx: &TcContext, ip: &mut Ip<V6>) -> i32 {
     0
 }
 
+/// Where the fragment header of the packet that was walked last begins, behind the fixed header, and its
+/// offset and flags as they stand there.
+#[inline(always)]
+pub fn fragment() -> Option<(u32, u32)> {
+    let record = SCRATCH_EXTENSIONS.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own record.
+    let (at, field) = unsafe { ((*record).walk.fragment_at, (*record).walk.fragment) };
+    let at = at.checked_sub(1)?;
+    if at > EXTENSIONS_MAX as u32 {
+        return None;
+    }
+    Some((at, field))
+}
+
 unsafe extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
     let Some(record) = SCRATCH_EXTENSIONS.get_ptr_mut(0) else {
         return 1;

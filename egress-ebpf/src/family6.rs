@@ -209,7 +209,7 @@ impl Family for V6 {
 
 /// An address as the helpers take it.
 #[inline(always)]
-fn words(address: V6) -> [u32; 4] {
+pub fn words(address: V6) -> [u32; 4] {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
     [
         u32::from_ne_bytes([a, b, c, d]),

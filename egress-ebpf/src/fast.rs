@@ -9,7 +9,7 @@ use aya_ebpf::bindings::TC_ACT_REDIRECT;
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use egress_common::key::TCP;
-use egress_common::packet::{Ip, Segment};
+use egress_common::packet::{Fragment, Ip, Segment};
 use egress_common::reason::Reason;
 use egress_common::tag::Tag;
 use egress_common::tcp::Way;
@@ -60,10 +60,12 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, zone: u32) -> bool
         && !(packet.ip.protocol == TCP && packet.segment.opens())
 }
 
-/// Whether a header has no options and may go a hop further.
+/// Whether a packet is whole, has no options and may go a hop further.
 #[inline(always)]
 fn is_plain<A: Family>(ctx: &TcContext, ip: &Ip<A>) -> bool {
-    ip.header() == A::HEADER && A::hops(&Frame::now(ctx), ip.network()).is_some_and(|hops| hops > 1)
+    matches!(ip.fragment, Fragment::Whole)
+        && ip.header() == A::HEADER
+        && A::hops(&Frame::now(ctx), ip.network()).is_some_and(|hops| hops > 1)
 }
 
 #[inline(never)]

@@ -84,15 +84,24 @@ pub fn advance_by<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arriva
         if alive && next.state.is_counted() && (*slot).last_seen != moment {
             (*slot).last_seen = moment;
         }
-        let segments = verdict::segments(ctx);
-        match arrival.way {
+    }
+    count(ctx, slot, arrival.way, arrival.length);
+}
+
+/// Counts a packet of a flow.
+#[inline(always)]
+pub fn count<A: Family>(ctx: &TcContext, slot: *mut Slot<A>, way: Way, length: u32) {
+    let segments = verdict::segments(ctx);
+    // SAFETY: as in `advance_by`.
+    unsafe {
+        match way {
             Way::Out => {
                 (*slot).packets_out = (*slot).packets_out.wrapping_add(segments);
-                (*slot).bytes_out += arrival.length as u64;
+                (*slot).bytes_out += length as u64;
             }
             Way::Back => {
                 (*slot).packets_in = (*slot).packets_in.wrapping_add(segments);
-                (*slot).bytes_in += arrival.length as u64;
+                (*slot).bytes_in += length as u64;
             }
         }
     }

@@ -105,7 +105,7 @@ pub fn between(value: usize, least: usize, most: usize) -> Option<usize> {
 /// The same value, about which the compiler knows nothing: so the check and the access use the same
 /// register, as the verifier wants, and no check is merged into another one.
 #[inline(always)]
-fn opaque(value: usize) -> usize {
+pub fn opaque(value: usize) -> usize {
     let mut value = value;
     // A move onto itself, because line information for no instruction at all is malformed.
     // SAFETY: changes nothing.

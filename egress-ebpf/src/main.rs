@@ -10,6 +10,7 @@
 //! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, answer for a flow that is [`over`], or drop; [`icmp`]; [`arp`], [`ndp`] |
 //! | tracepoints | [`cgroup`]: selected cgroups that are created anew, and those that are gone |
 //! | a timer | [`sweep`]: end idle flows, free what ended |
+//! | both of the uplink's | [`fragment`], [`held`]: fragments in any order |
 //! | run by the daemon | [`end`]: end a flow, and put on the way in what tells both ends |
 //!
 //! The daemon fills the maps ([`maps`]) and may die at any time.
@@ -40,9 +41,11 @@ mod family;
 mod family6;
 mod fast;
 mod flow;
+mod fragment;
 mod frame;
 mod globals;
 mod guard;
+mod held;
 mod hop;
 mod icmp;
 mod index;

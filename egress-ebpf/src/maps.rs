@@ -3,6 +3,8 @@
 
 use crate::allocate::Open;
 use crate::extensions::Extensions;
+use crate::fragment::{Single, Work};
+use crate::held::Buffer;
 use crate::hop::{HOPS, Hop};
 use crate::index::Walk;
 use crate::outgoing::Outgoing;
@@ -15,6 +17,7 @@ use egress_common::count::Count;
 use egress_common::ended::Ended;
 use egress_common::expiry::Progress;
 use egress_common::family::{V4, V6};
+use egress_common::fragment::{COUNTERS, DATAGRAMS, Datagram, FRAMES, GROUPS};
 use egress_common::free::FreeList;
 use egress_common::index::{Bucket, HashKey, buckets};
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
@@ -118,6 +121,20 @@ pub static COUNTS6: Array<Count<V6>, ORIGINS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static FREE_COUNTS6: Array<FreeList, 256> = Array::new();
 
+// Datagrams that come in fragments, and frames that wait for their first.
+#[btf_map]
+pub static DATAGRAMS4: Array<Datagram<V4>, DATAGRAMS> = Array::new();
+#[btf_map]
+pub static DATAGRAMS6: Array<Datagram<V6>, DATAGRAMS> = Array::new();
+#[btf_map]
+pub static DATAGRAM_LOCKS4: Array<Single, { 2 * GROUPS as usize }> = Array::new();
+#[btf_map]
+pub static DATAGRAM_LOCKS6: Array<Single, { 2 * GROUPS as usize }> = Array::new();
+#[btf_map]
+pub static HELD: Array<Buffer, FRAMES> = Array::new();
+#[btf_map]
+pub static IDENTIFICATIONS: Array<Single, { COUNTERS as usize }> = Array::new();
+
 /// The sweep's timer and how far it got.
 #[repr(C)]
 pub struct Sweeper {
@@ -181,6 +198,11 @@ pub static SCRATCH_EXTENSIONS: PerCpuArray<Extensions, 1> = PerCpuArray::new();
 /// The path of a cgroup; not pinned.
 #[btf_map]
 pub static SCRATCH_PATH: PerCpuArray<CgroupPath, 1> = PerCpuArray::new();
+/// One fragment while its datagram is looked up; not pinned.
+#[btf_map]
+pub static SCRATCH_FRAGMENT4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH_FRAGMENT6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
 /// A list of TCP options; not pinned.
 #[btf_map]
 pub static SCRATCH_OPTIONS: PerCpuArray<crate::options::List, 1> = PerCpuArray::new();

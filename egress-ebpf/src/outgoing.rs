@@ -39,6 +39,8 @@ pub struct Outgoing<A> {
     pub slot: u32,
     /// Replies leave by the interface the packet came in by (realms).
     pub redirect: bool,
+    /// A first fragment without a whole transport header.
+    pub cut: bool,
 }
 
 /// What a step says should happen next: one of these, or a verdict.
@@ -60,6 +62,14 @@ pub mod next {
     pub const OVER: i32 = 0x106;
     /// It is refused for its reason.
     pub const REFUSE: i32 = 0x103;
+    /// A later fragment of something that must not pass: it is held unless its first one is known.
+    pub const HOLD: i32 = 0x10a;
+    /// It is a later fragment.
+    pub const LATER: i32 = 0x109;
+    /// A first fragment that takes the default egress, and the later ones with it.
+    pub const PASS: i32 = 0x107;
+    /// A first fragment has been dealt with; later ones that were held follow it.
+    pub const RELEASE: i32 = 0x108;
 }
 
 impl<A: Family> Outgoing<A> {
@@ -91,7 +101,19 @@ impl<A: Family> Outgoing<A> {
     /// Whether the packet can belong to a flow.
     #[inline(always)]
     pub fn has_ports(&self) -> bool {
-        packet::translated(self.ip.protocol) && matches!(self.ip.fragment, Fragment::Whole)
+        packet::translated(self.ip.protocol) && !matches!(self.ip.fragment, Fragment::Later)
+    }
+
+    /// Whether it is a fragment of something that can belong to a flow.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        packet::translated(self.ip.protocol) && !matches!(self.ip.fragment, Fragment::Whole)
+    }
+
+    /// Whether it is the first fragment of something that can belong to a flow.
+    #[inline(always)]
+    pub fn is_first(&self) -> bool {
+        packet::translated(self.ip.protocol) && matches!(self.ip.fragment, Fragment::First)
     }
 
     /// The packet as that of an ICMP message.
@@ -128,6 +150,8 @@ impl<A: Family> Outgoing<A> {
         if self.ip.protocol == TCP {
             self.segment = packet::tcp(frame, transport, rest)?;
             Ok(())
+        } else if matches!(self.ip.fragment, Fragment::First) {
+            packet::udp_first(frame, transport, rest)
         } else {
             packet::udp(frame, transport, rest)
         }

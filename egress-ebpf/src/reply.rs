@@ -12,6 +12,7 @@ use egress_common::tcp::Way;
 
 use crate::family::{End, Family};
 use crate::flow::{self, Arrival};
+use crate::fragment::{self, Fragmented};
 use crate::frame::Frame;
 use crate::icmp::Outer;
 use crate::link;
@@ -49,7 +50,7 @@ pub struct Incoming<A> {
 
 /// An IP packet.
 #[inline(always)]
-fn packet<A: Family>(ctx: &TcContext, offset: usize) -> i32 {
+fn packet<A: Fragmented>(ctx: &TcContext, offset: usize) -> i32 {
     let Some(packet) = A::incoming() else {
         return report::drop(ctx, Reason::Contended);
     };
@@ -58,6 +59,12 @@ fn packet<A: Family>(ctx: &TcContext, offset: usize) -> i32 {
     let mut step = read(ctx, packet, offset);
     if step == next::MESSAGE {
         step = message(ctx, &packet.ip);
+    }
+    if step == next::LATER {
+        return fragment::back::later(ctx, &packet.ip);
+    }
+    if step == next::KNOWN && matches!(packet.ip.fragment, Fragment::First) {
+        step = fragment::back::first(ctx, &packet.ip);
     }
     if step == next::KNOWN {
         step = known(ctx, packet);
@@ -90,8 +97,11 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>, offset: usize) -> 
     if A::egress(&packet.ip.destination).is_none() {
         return NEXT;
     }
-    if !matches!(packet.ip.fragment, Fragment::Whole) {
+    if !matches!(packet.ip.fragment, Fragment::Whole) && !packet::translated(packet.ip.protocol) {
         return report::drop(ctx, Reason::Fragment);
+    }
+    if matches!(packet.ip.fragment, Fragment::Later) {
+        return next::LATER;
     }
     if packet.ip.protocol == A::ICMP {
         return next::MESSAGE;
@@ -153,7 +163,8 @@ fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<i32
     let found = flow::incoming(&key).ok_or(Reason::Unsolicited)?;
     if ip.protocol == TCP {
         packet.segment = packet::tcp(frame, ip.transport(), rest).map_err(|_| Reason::Malformed)?;
-    } else {
+    } else if matches!(ip.fragment, Fragment::Whole) {
+        // A first fragment's length is that of the datagram; it was compared before.
         packet::udp(frame, ip.transport(), rest).map_err(|_| Reason::Malformed)?;
     }
     if found.word.has(flag::EXPIRED) && !over::passes(&found, &packet.segment) {
@@ -230,13 +241,13 @@ fn try_back<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> Result<i32, Rea
 
 /// Whether a packet must not go a hop further.
 #[inline(always)]
-fn last_hop<A: Family>(frame: &Frame, network: usize) -> bool {
+pub fn last_hop<A: Family>(frame: &Frame, network: usize) -> bool {
     A::hops(frame, network).is_none_or(|hops| hops <= 1)
 }
 
 /// Hands a packet to the realm it belongs to, by its interface (ZONE-2).
 #[inline(always)]
-fn deliver<A: Family>(ctx: &TcContext, network: usize, interface: u32) -> Result<i32, Reason> {
+pub fn deliver<A: Family>(ctx: &TcContext, network: usize, interface: u32) -> Result<i32, Reason> {
     A::take_hop(&Frame::now(ctx), network).ok_or(Reason::Malformed)?;
     // SAFETY: the helper takes no parameters besides the interface.
     Ok(unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) } as i32)

@@ -20,6 +20,7 @@ use crate::end;
 use crate::family::Family;
 use crate::flow::Found;
 use crate::globals;
+use crate::held;
 use crate::maps::{SCRATCH_SWEEP, SWEEPER, Sweeper};
 use crate::slots;
 
@@ -92,6 +93,7 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut u32, sweeper: *mut Sweep
         let progress = &raw mut (*sweeper).progress;
         sweep::<V4>(&raw mut (*progress).ipv4);
         sweep::<V6>(&raw mut (*progress).ipv6);
+        held::age((*progress).ticks, slots::now());
         (*progress).ticks += 1;
         (*progress).run_by = globals::load_id();
         bpf_timer_start(&raw mut (*sweeper).timer, TICK, 0);

@@ -16,6 +16,7 @@ use crate::allocate::Scratch;
 use crate::classify::{self, Configuration, Owner};
 use crate::family::{End, Family};
 use crate::flow::{self, Arrival, Found};
+use crate::fragment::{self, Fragmented};
 use crate::frame::Frame;
 use crate::icmp::Leaving;
 use crate::link;
@@ -56,7 +57,7 @@ fn other(ctx: &TcContext, tag: Tag) -> i32 {
 
 /// An IP packet.
 #[inline(always)]
-fn packet<A: Scratch>(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
+fn packet<A: Scratch + Fragmented>(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
     let Some(packet) = Outgoing::<A>::scratch() else {
         return report::drop(ctx, Reason::Contended);
     };
@@ -67,17 +68,40 @@ fn packet<A: Scratch>(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
     if step == next::MESSAGE {
         step = message(ctx, packet);
     }
+    if step == next::LATER {
+        step = fragment::out::known(ctx, packet);
+    }
     // Each step is a function of its own, called from here alone: together they would not fit the
     // stack, and the verifier looks at each once.
     if step == next::CLASSIFY {
         step = first(ctx, packet);
     }
+    if step == next::ADMIT && packet.is_first() {
+        step = fragment::out::foreseen(ctx, packet);
+    }
     if step == next::ADMIT {
         step = allocate::open(ctx, packet);
     }
+    if step == next::LEAVE && packet.is_first() {
+        step = fragment::out::first(ctx, packet);
+    }
+    if step == next::LEAVE {
+        step = leave(ctx, packet);
+        if step == verdict::NEXT && packet.is_first() {
+            step = fragment::out::translated(ctx, packet);
+        }
+    } else if step == next::PASS {
+        step = fragment::out::pass(ctx, packet);
+    }
     match step {
-        next::LEAVE => leave(ctx, packet),
-        next::REFUSE => refuse::run(ctx, packet),
+        next::REFUSE => {
+            if packet.is_first() {
+                fragment::out::refuse(ctx, packet);
+            }
+            refuse::run(ctx, packet)
+        }
+        next::HOLD => fragment::out::later(ctx, packet),
+        next::RELEASE => fragment::out::release::<A>(ctx),
         verdict => verdict,
     }
 }
@@ -92,11 +116,18 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
         return report::drop(ctx, Reason::Blocked);
     };
     packet.begin(ip, &configuration, tag);
+    packet.cut = false;
     if packet.has_ports() {
-        return match packet.read_transport(&Frame::now(ctx)) {
-            Ok(()) => next::KNOWN,
-            Err(_) => report::drop(ctx, Reason::Malformed),
-        };
+        if packet.read_transport(&Frame::now(ctx)).is_ok() {
+            return next::KNOWN;
+        }
+        if !packet.is_first() {
+            return report::drop(ctx, Reason::Malformed);
+        }
+        // Nobody's business unless it is bound.
+        packet.cut = true;
+    } else if packet.is_fragment() {
+        return next::LATER;
     }
     if ip.protocol == A::ICMP && matches!(ip.fragment, Fragment::Whole) {
         return next::MESSAGE;
@@ -227,8 +258,16 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     let Some(zone) = configuration.zone(number) else {
         return report::drop(ctx, Reason::Blocked);
     };
-    if zone.flags & zone_flag::ENABLED == 0 || exempt(packet, &configuration, &zone) {
+    if zone.flags & zone_flag::ENABLED == 0 {
         return verdict::done(ctx);
+    }
+    if exempt(packet, &configuration, &zone, packet.key.origin_port) {
+        // Later fragments have no port to be exempt by: they go by the first one.
+        return if packet.is_first() && !exempt(packet, &configuration, &zone, 0) {
+            next::PASS
+        } else {
+            verdict::done(ctx)
+        };
     }
     packet.zone = number;
     packet.pool = zone.pool;
@@ -236,8 +275,14 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     if packet.ip.destination.is_multicast() {
         return report::drop(ctx, Reason::Multicast);
     }
-    if !matches!(packet.ip.fragment, Fragment::Whole) {
+    if !matches!(packet.ip.fragment, Fragment::Whole) && !packet.is_fragment() {
         return report::drop(ctx, Reason::Fragment);
+    }
+    if packet.cut {
+        return report::drop(ctx, Reason::FragmentMalformed);
+    }
+    if packet.is_fragment() && !packet.has_ports() {
+        return next::HOLD;
     }
     if packet.ip.protocol == A::ICMP {
         return query(ctx, packet, &configuration);
@@ -280,14 +325,19 @@ fn is_link_signalling<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> bool 
 /// Whether an enabled zone's packet takes the default egress all the same (POLICY-6, POLICY-7). An error does
 /// if what it is about did.
 #[inline(always)]
-fn exempt<A: Family>(packet: &Outgoing<A>, configuration: &Configuration, zone: &Zone) -> bool {
+fn exempt<A: Family>(
+    packet: &Outgoing<A>,
+    configuration: &Configuration,
+    zone: &Zone,
+    port: u16,
+) -> bool {
     if packet.about == TCP && zone.flags & zone_flag::TCP == 0 {
         return true;
     }
     if packet.about == UDP && zone.flags & zone_flag::UDP == 0 {
         return true;
     }
-    classify::exempt(configuration, packet.ip.destination, packet.key.origin_port)
+    classify::exempt(configuration, packet.ip.destination, port)
 }
 
 /// Queries take the default egress unless configured otherwise (POLICY-7); errors about no flow stay.
