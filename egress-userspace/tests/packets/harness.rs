@@ -13,6 +13,7 @@ use egress_common::count::Count;
 use egress_common::ended::{self, Ended};
 use egress_common::expiry::Progress;
 use egress_common::family::V4;
+use egress_common::fragment::{Datagram, FRAME, FRAMES};
 use egress_common::free::{self, FreeList};
 use egress_common::index::buckets;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
@@ -73,6 +74,14 @@ struct Sweeper {
 
 // SAFETY: `repr(C)` of integers without padding.
 unsafe impl Pod for Sweeper {}
+
+/// A buffer of a held frame, as words: the first one is 0 or says since when.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Buffer([u64; 3 + FRAME / 8]);
+
+// SAFETY: whole words.
+unsafe impl Pod for Buffer {}
 
 /// Programs and maps.
 pub(crate) struct DataPlane {
@@ -657,6 +666,53 @@ impl DataPlane {
             .filter(|(_, active)| *active != 0)
             .collect();
         assert_eq!(known, counted, "counters against slots");
+    }
+
+    /// Replaces a slot's record.
+    pub(crate) fn overwrite(&mut self, index: u32, slot: Slot<V4>) {
+        self.slots.set(index, slot, 0).unwrap();
+    }
+
+    /// Every record of datagrams in fragments.
+    pub(crate) fn datagrams(&self) -> Vec<Datagram<V4>> {
+        let records: Array<_, Datagram<V4>> = self
+            .ebpf
+            .map("DATAGRAMS4")
+            .expect("DATAGRAMS4")
+            .try_into()
+            .unwrap();
+        records.iter().map(Result::unwrap).collect()
+    }
+
+    /// Frames that are held: their buffers' numbers.
+    pub(crate) fn buffers(&self) -> Vec<u32> {
+        let buffers: Array<_, Buffer> = self.ebpf.map("HELD").expect("HELD").try_into().unwrap();
+        (0..FRAMES as u32)
+            .filter(|index| buffers.get(index, 0).unwrap().0[0] != 0)
+            .collect()
+    }
+
+    /// Makes frames that are held look `age` ns old.
+    pub(crate) fn rewind(&mut self, age: u64) {
+        let now = Self::now();
+        let mut buffers: Array<_, Buffer> =
+            self.ebpf.map_mut("HELD").expect("HELD").try_into().unwrap();
+        for index in 0..FRAMES as u32 {
+            let mut buffer = buffers.get(&index, 0).unwrap();
+            if buffer.0[0] != 0 {
+                buffer.0[0] = now - age;
+                buffers.set(index, buffer, 0).unwrap();
+            }
+        }
+    }
+
+    /// Makes one port of an address exempt, as a resolver is.
+    pub(crate) fn exempt_port(&mut self, of: Endpoint) {
+        self.trie("EXEMPT4", 0, of.0, 32, u32::from(of.1));
+        let mut settings = self.world.settings;
+        settings.enabled = 1;
+        settings.exempt = 1;
+        self.array("SETTINGS", 0, settings);
     }
 
     /// Arms the sweep's timer.

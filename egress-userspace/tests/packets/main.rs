@@ -9,11 +9,15 @@
 //! | [`harness`] | a data plane in a box: programs, maps, configuration |
 //! | [`world`] | what it is configured with |
 //! | [`packet`] | packets with correct checksums, any field overridable, and the way back from bytes |
+//! | [`pieces`] | packets cut into fragments, and put together again |
 //! | [`run`] | the system call |
+//! | [`loopback`] | what programs send by themselves |
 //! | the rest | one step of the data plane each |
 
 mod harness;
+mod loopback;
 mod packet;
+mod pieces;
 mod run;
 mod world;
 
@@ -23,6 +27,7 @@ mod budget;
 mod choice;
 mod closing;
 mod concurrency;
+mod fragments;
 mod full;
 mod fuzz;
 mod guard;

@@ -179,6 +179,15 @@ impl Packet {
         self
     }
 
+    /// Bytes of payload.
+    pub(crate) fn payload_length(&self) -> usize {
+        match &self.body {
+            Body::Tcp(tcp) => tcp.payload.len(),
+            Body::Udp(udp) => udp.payload.len(),
+            Body::Icmp(.., payload) | Body::Other(payload) => payload.len(),
+        }
+    }
+
     /// Options of a segment.
     pub(crate) fn with_options(mut self, options: &[u8]) -> Self {
         self.segment().options = options.to_vec();

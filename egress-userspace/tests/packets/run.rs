@@ -125,7 +125,7 @@ pub(crate) fn run(program: BorrowedFd<'_>, bytes: &[u8], meta: Meta) -> io::Resu
     set(field::GSO_SEGMENTS, meta.segments.0);
     set(field::GSO_SIZE, meta.segments.1);
     let mut after = [0u8; CONTEXT];
-    let mut out = vec![0u8; bytes.len() + 256];
+    let mut out = vec![0u8; bytes.len() + 4_096];
     let mut attributes = Attributes {
         program: program.as_raw_fd() as u32,
         data_size_in: bytes.len() as u32,

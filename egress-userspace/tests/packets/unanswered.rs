@@ -24,25 +24,6 @@ fn safe_1_multicast_and_broadcast_of_a_zone_are_dropped() {
 }
 
 #[test]
-fn safe_1_fragments_of_a_zone_are_dropped() {
-    let Some(plane) = DataPlane::new() else {
-        return;
-    };
-    plane.leaves(&Packet::udp(
-        INSIDE,
-        ORIGIN,
-        b"a flow that fragments would belong to",
-    ));
-    for fragment in [0x2000, 0x2001, 0x0001, 0x1fff] {
-        let packet = Packet {
-            fragment,
-            ..Packet::udp(INSIDE, ORIGIN, b"fragment")
-        };
-        plane.dropped(Hook::UplinkEgress, &packet, Reason::Fragment);
-    }
-}
-
-#[test]
 fn nat_11_sources_that_are_nobodys_are_not_answered() {
     let mut world = World::default();
     world.sources.push(([0; 4], 0, crate::world::ZONE));

@@ -39,11 +39,6 @@ fn safe_3_unsolicited_packets_to_an_egress_ip_are_dropped() {
     }
     let ping = Packet::icmp(ORIGIN.0, EGRESS, 8, 0, b"ping");
     plane.dropped(Hook::UplinkIngress, &ping, Reason::Unsolicited);
-    let fragment = Packet {
-        fragment: 0x2000,
-        ..Packet::tcp(ORIGIN, egress, ACK)
-    };
-    plane.dropped(Hook::UplinkIngress, &fragment, Reason::Fragment);
 }
 
 #[test]

@@ -335,7 +335,9 @@ impl<'a> Builder<'a> {
 
     /// A first, middle, last or lonely fragment of a datagram, a segment or a ping.
     pub(crate) fn fragment(&mut self, protocol: u8, from: End, to: End) {
-        let id = self.random.below(64) as u16;
+        // Few, so that they meet: out of order, twice, overlapping.
+        let id = self.random.of(&[64, 2]);
+        let id = self.random.below(id) as u16;
         let offset = self.random.of(&[0, 0, 0, 1, 2, 4, 185, 8_189]);
         let more = if self.random.once_in(3) { 0 } else { 0x2000 };
         self.ip(

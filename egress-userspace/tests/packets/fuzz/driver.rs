@@ -11,12 +11,15 @@
 //!     in1 out:  observe DELIVERED (a realm's replies)
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
 
 use super::bpf::{self, Attach, Kind, Shared};
 use super::instruction::Program;
-use super::programs::{Control, Frame, NOBODY, Note, WIRE, begin, generator, observe, redirect};
+use super::programs::{
+    ANSWER, Control, Frame, NOBODY, Note, WIRE, begin, generator, observe, redirect,
+};
 use crate::harness::{DataPlane, Hook};
 
 /// Longest frame.
@@ -25,8 +28,8 @@ pub(crate) const LONGEST: usize = 2_000;
 pub(crate) const SHORTEST: usize = 14;
 /// Frames of one round.
 pub(crate) const ROUND: usize = 1_024;
-/// Answers of one round that are kept.
-const ANSWERS: usize = 2 * ROUND;
+/// Answers of one round that are kept, and fragments that had been held.
+const ANSWERS: usize = 4 * ROUND;
 
 /// Where a packet enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +54,21 @@ pub(crate) enum Seen {
     Delivered = 3,
 }
 
+/// What else came out of the data plane than the packets that went in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Made {
+    /// An answer to the packet with this number.
+    Answer(usize),
+    /// One more packet in the wake of this one.
+    More(usize),
+    /// A packet that arrived once more.
+    Again,
+}
+
 /// A packet that came out.
 pub(crate) struct Output<'a> {
     pub(crate) seen: Seen,
     pub(crate) mark: u32,
-    /// Packets that came out for the same packet; this is the last.
-    pub(crate) times: u32,
     pub(crate) bytes: &'a [u8],
 }
 
@@ -70,6 +82,8 @@ pub(crate) struct Driver {
     interfaces: [u32; 3],
     entries: Vec<Entry>,
     answered: usize,
+    /// By way of the loopback interface: what it gets back was queued behind all that the data plane queued.
+    echo: UdpSocket,
     _links: Vec<OwnedFd>,
 }
 
@@ -86,6 +100,17 @@ fn interface(name: &str) -> u32 {
     let name = std::ffi::CString::new(name).unwrap();
     // SAFETY: a string with an end.
     unsafe { libc::if_nametoindex(name.as_ptr()) }
+}
+
+/// Keeps this thread on the CPU it is on.
+fn stay() {
+    // SAFETY: a set of CPUs may be all zeros, and is as long as said.
+    let status = unsafe {
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut one);
+        libc::sched_setaffinity(0, size_of_val(&one), &raw const one)
+    };
+    assert_eq!(status, 0, "staying on a CPU");
 }
 
 /// Interface numbers of [`Entry::ALL`] in this thread's namespace, made on the way.
@@ -107,6 +132,11 @@ impl Driver {
         // A realm's replies are handed to its interface by route.
         ip("route add 10.0.0.0/8 dev in1");
         ip("-6 route add default dev in1");
+        // What is queued is queued by CPU.
+        stay();
+        ip("link set lo up");
+        let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
+        echo.connect(echo.local_addr().unwrap()).unwrap();
         let control = Shared::new(1);
         let frames = Shared::new(ROUND);
         let notes = Shared::new(ROUND + ANSWERS);
@@ -158,6 +188,7 @@ impl Driver {
             interfaces,
             entries: Vec::new(),
             answered: 0,
+            echo,
             _links: links,
         }
     }
@@ -188,6 +219,8 @@ impl Driver {
         for packets in self.entries.chunk_by(|a, b| a == b) {
             let interface = self.interfaces[packets[0] as usize];
             bpf::arrive(&self.generator, interface, packets.len() as u32).expect("live frames");
+            self.echo.send(&[0]).unwrap();
+            self.echo.recv(&mut [0]).unwrap();
         }
         let control = &mut self.control.elements_mut()[0];
         control.observing = 0;
@@ -215,14 +248,19 @@ impl Driver {
         (entry, &frame.bytes[..frame.length as usize], came)
     }
 
-    /// The data plane's own packets: each with the number of the packet it was made of.
-    pub(crate) fn answer(&self, nth: usize) -> Option<(usize, Output<'_>)> {
+    /// The data plane's own packets, and those it held for a while.
+    pub(crate) fn made(&self, nth: usize) -> Option<(Made, Output<'_>)> {
         if nth >= self.answered {
             return None;
         }
         let note = &self.notes.elements()[ROUND + nth];
-        assert_eq!(note.of as i32 & NOBODY, 0, "an answer says what it answers");
-        Some((note.of as usize & 0xffff, output(note)))
+        let number = note.of as usize & 0xffff;
+        let made = match (note.of as i32 & NOBODY, note.of as i32 & ANSWER) {
+            (0, 0) => Made::More(number),
+            (0, _) => Made::Answer(number),
+            _ => Made::Again,
+        };
+        Some((made, output(note)))
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -238,7 +276,6 @@ fn output(note: &Note) -> Output<'_> {
             _ => Seen::Delivered,
         },
         mark: note.mark,
-        times: note.times,
         bytes: &note.bytes[..note.length as usize],
     }
 }

@@ -9,7 +9,7 @@
 //! | [`instruction`], [`bpf`], [`programs`], [`driver`] | packets into the programs and what comes out, without a system call each |
 //! | [`generate`], [`addresses`], [`build`], [`mutate`] | the packets |
 //! | [`world`], [`six`] | what is configured |
-//! | [`read`], [`rewrite`], [`oracle`] | what must hold |
+//! | [`read`], [`rewrite`], [`oracle`], [`parts`] | what must hold |
 //! | [`finding`] | what did not hold, as a file that is replayed ever after |
 //! | [`warning`] | what the kernel thinks of it |
 
@@ -23,6 +23,7 @@ mod instruction;
 mod map;
 mod mutate;
 mod oracle;
+mod parts;
 mod programs;
 mod read;
 mod rewrite;
@@ -225,6 +226,8 @@ fn generated_packets_neither_leak_nor_mend_nor_miscount() {
         [
             total.translated,
             total.returned,
+            total.fragments,
+            total.released,
             total.answered,
             total.passed,
             total.stopped

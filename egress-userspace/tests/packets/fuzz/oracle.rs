@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::driver::{Entry, Output, Seen};
 use super::map::Map;
-use super::read::{self, Address, End, Layers, Part};
+use super::parts::Parts;
+use super::read::{self, Address, End, Ip, Layers, Part};
 use super::rewrite::{self, Side};
 use super::world::{self, Zone};
 
@@ -48,6 +49,7 @@ pub(crate) struct Tally {
     pub(crate) returned: u64,
     pub(crate) errors: u64,
     pub(crate) fragments: u64,
+    pub(crate) released: u64,
     pub(crate) six: u64,
     pub(crate) passed: u64,
     pub(crate) answered: u64,
@@ -60,6 +62,7 @@ impl Tally {
         self.returned += other.returned;
         self.errors += other.errors;
         self.fragments += other.fragments;
+        self.released += other.released;
         self.six += other.six;
         self.passed += other.passed;
         self.answered += other.answered;
@@ -76,6 +79,7 @@ pub(crate) struct Oracle {
     many: usize,
     flows: Map<Flow, Mapping>,
     reverse: Map<Reverse, Flow>,
+    parts: Parts,
     /// Flows and their egress endpoints as they are learnt; whoever uses them empties it.
     pub(crate) learnt: Vec<(Flow, End)>,
     pub(crate) tally: Tally,
@@ -94,6 +98,7 @@ impl Default for Oracle {
             many: MANY,
             flows: Map::default(),
             reverse: Map::default(),
+            parts: Parts::default(),
             learnt: Vec::new(),
             tally: Tally::default(),
         }
@@ -115,11 +120,65 @@ impl Oracle {
     ) -> Judgement {
         let Some(output) = output else {
             self.tally.stopped += 1;
+            self.stopped(entry, input);
             return Ok(());
         };
-        ensure(output.times == 1, || {
-            format!("came out {} times", output.times)
-        })?;
+        self.came(entry, input, output)
+    }
+
+    /// A packet did not come out. It may be held; and the first fragment of an answer may have had its last hop,
+    /// which keeps the others from nothing.
+    fn stopped(&mut self, entry: Entry, input: &[u8]) {
+        self.parts.stopped(entry, input);
+        let input = &read::untagged(input);
+        let Layers::Ip(ip) = read::frame(input) else {
+            return;
+        };
+        if entry == Entry::Wire
+            && let Some((from, to)) = ip.ports(input)
+            && let key = (ip.protocol, (ip.destination, to), (ip.source, from))
+            && let Some(flow) = self.reverse.get(&key)
+        {
+            let way = (flow.inside.0, u32::from(flow.realm));
+            self.parts.passed(entry, &ip, way);
+        }
+    }
+
+    /// Judges what came out of a packet that had been held (NAT-6).
+    /// `of`: a packet of the same datagram.
+    pub(crate) fn released(&mut self, entry: Entry, of: &[u8], output: &Output<'_>) -> Judgement {
+        self.tally.released += 1;
+        // It goes in the frame of the one that it waited for, which is of the same link outside of here.
+        let bytes = &read::bare(output.bytes);
+        let output = &Output { bytes, ..*output };
+        let mut verdict = Err("a packet too many came out".to_owned());
+        let before = self.parts.doubtful();
+        for input in self.parts.held(entry, of) {
+            let input = read::bare(&input);
+            match self.came(entry, &input, output) {
+                Ok(()) => verdict = Ok(()),
+                Err(what) if verdict.is_err() && input.len() == bytes.len() => {
+                    verdict = Err(format!("{what}, if it is {input:02x?}"));
+                }
+                Err(_) => continue,
+            }
+            // Two later fragments may look alike; a first one is known by its ports.
+            if verdict.is_ok()
+                && matches!(read::frame(&input), Layers::Ip(ip) if ip.part == Part::First)
+            {
+                break;
+            }
+        }
+        self.parts.one_of(before);
+        verdict
+    }
+
+    /// Later fragments whose first one was seen after them.
+    pub(crate) fn doubts(&mut self) -> Judgement {
+        self.parts.doubts()
+    }
+
+    fn came(&mut self, entry: Entry, input: &[u8], output: &Output<'_>) -> Judgement {
         ensure(output.mark == 0, || {
             format!("came out with mark {:#x}", output.mark)
         })?;
@@ -189,7 +248,9 @@ impl Oracle {
                 || input
                     .get(ip.transport + 13)
                     .is_some_and(|control| control & 0x16 == 2);
-            return self.flow_left(flow, (after.source, to.0), opens);
+            self.flow_left(flow, (after.source, to.0), opens)?;
+            self.part_left(entry, &ip, &after);
+            return Ok(());
         }
         if let (Some(_), Some(before), Some(now)) = (
             ip.icmp(input),
@@ -212,10 +273,18 @@ impl Oracle {
                 format!("an error about {flow:?} left as if about {now:?}, not {known:?}")
             });
         }
-        self.tally.fragments += 1;
-        ensure(ip.part != Part::Whole, || {
+        ensure(ip.part == Part::Later, || {
             "LEAK: a packet of no flow left with an egress IP".into()
-        })
+        })?;
+        self.part_left(entry, &ip, &after);
+        Ok(())
+    }
+
+    /// A fragment, if it is one, left as its datagram does (NAT-6).
+    fn part_left(&mut self, entry: Entry, ip: &Ip, after: &Ip) {
+        self.tally.fragments += u64::from(ip.part != Part::Whole);
+        let way = (after.source, after.id);
+        self.parts.passed(entry, ip, way);
     }
 
     /// A packet of a flow left from `egress`.
@@ -325,11 +394,16 @@ impl Oracle {
             )?;
             *flow
         } else {
-            self.tally.fragments += 1;
-            return ensure(ip.part == Part::Later, || {
+            ensure(ip.part == Part::Later, || {
                 "a packet of no flow went in from an egress IP".into()
-            });
+            })?;
+            self.tally.fragments += 1;
+            let way = (after.destination, u32::from(handed));
+            self.parts.passed(Entry::Wire, &ip, way);
+            return Ok(());
         };
+        let way = (after.destination, u32::from(handed));
+        self.parts.passed(Entry::Wire, &ip, way);
         // No router forwards a packet of or to a link-local or loopback address: there is no way back.
         let global = |address: Address| address[10..12] == [0xff; 2] || address[0] & 0xe0 == 0x20;
         let routed = global(flow.inside.0) && global(flow.origin.0);
@@ -370,6 +444,7 @@ impl Oracle {
 
     /// Forgets flows of long ago, if there are many.
     pub(crate) fn forget(&mut self) {
+        self.parts.forget();
         if self.flows.len() < self.many {
             return;
         }

@@ -53,7 +53,7 @@ pub(crate) struct Note {
     pub(crate) times: u32,
     /// [`Seen`] as a number.
     pub(crate) seen: u32,
-    /// Of an answer: [`Control::current`].
+    /// Of an answer, or one more: [`Control::current`].
     pub(crate) of: u32,
     pub(crate) pad: u32,
     pub(crate) bytes: [u8; LONGEST],
@@ -152,7 +152,7 @@ pub(crate) fn redirect(to: u32) -> Program {
         .end_as_is()
 }
 
-/// Notes the packet and drops it.
+/// Notes the packet and drops it: with what it is of, or, if that came out before, with the answers.
 pub(crate) fn observe(control: &Shared<Control>, notes: &Shared<Note>, seen: Seen) -> Program {
     Program::default()
         .copy(6, 1)
@@ -164,19 +164,28 @@ pub(crate) fn observe(control: &Shared<Control>, notes: &Shared<Note>, seen: See
         .with(Op::And, 2, 0xffff)
         .copy(3, 8)
         .with(Op::And, 3, ANSWER)
-        .jump(If::Equal, 3, 0, "of a packet")
-        .load(Size::Double, 2, 7, at::ANSWERS)
-        .copy(3, 2)
-        .with(Op::Add, 3, 1)
-        .store(Size::Double, 7, at::ANSWERS, 3)
-        .with(Op::Add, 2, ROUND as i32)
-        .label("of a packet")
+        .jump(If::Different, 3, 0, "one more")
         .store(Size::Word, 10, -4, 2)
         .map(1, &notes.map)
         .copy(2, 10)
         .with(Op::Add, 2, -4)
         .call(Helper::MapLookup)
         .jump(If::Equal, 0, 0, "failed")
+        .load(Size::Word, 2, 0, 8)
+        .jump(If::Equal, 2, 0, "note")
+        .label("one more")
+        .load(Size::Double, 2, 7, at::ANSWERS)
+        .copy(3, 2)
+        .with(Op::Add, 3, 1)
+        .store(Size::Double, 7, at::ANSWERS, 3)
+        .with(Op::Add, 2, ROUND as i32)
+        .store(Size::Word, 10, -4, 2)
+        .map(1, &notes.map)
+        .copy(2, 10)
+        .with(Op::Add, 2, -4)
+        .call(Helper::MapLookup)
+        .jump(If::Equal, 0, 0, "failed")
+        .label("note")
         .copy(9, 0)
         .store(Size::Word, 9, 16, 8)
         .load(Size::Word, 4, 6, 0)

@@ -43,6 +43,8 @@ pub(crate) struct Ip {
     pub(crate) destination: Address,
     pub(crate) protocol: u8,
     pub(crate) part: Part,
+    /// Identification, of IPv6 if it has a fragment header.
+    pub(crate) id: u32,
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -208,6 +210,7 @@ pub(crate) fn quoted4(bytes: &[u8], at: usize) -> Option<Ip> {
             (0, _) => Part::First,
             _ => Part::Later,
         },
+        id: u32::from(u16::from_be_bytes([header[4], header[5]])),
     })
 }
 
@@ -235,6 +238,7 @@ pub(crate) fn quoted6(bytes: &[u8], at: usize) -> Option<Ip> {
         destination: header[24..40].try_into().ok()?,
         protocol: header[6],
         part: Part::Whole,
+        id: 0,
     };
     while EXTENSIONS.contains(&ip.protocol) || (ip.protocol == 44 && ip.part == Part::Whole) {
         let Some(extension) = bytes.get(ip.transport..ip.transport + 8) else {
@@ -247,6 +251,7 @@ pub(crate) fn quoted6(bytes: &[u8], at: usize) -> Option<Ip> {
                 (0, _) => Part::First,
                 _ => Part::Later,
             };
+            ip.id = u32::from_be_bytes(extension[4..8].try_into().ok()?);
             ip.transport += 8;
         } else {
             ip.transport += 8 + 8 * usize::from(extension[1]);
@@ -319,4 +324,9 @@ pub(crate) fn untagged(bytes: &[u8]) -> Vec<u8> {
         bytes.drain(12..16);
     }
     bytes
+}
+
+/// A frame without any VLAN tag.
+pub(crate) fn bare(bytes: &[u8]) -> Vec<u8> {
+    untagged(&untagged(bytes))
 }

@@ -61,6 +61,10 @@ pub(crate) fn check(
             *at = true;
         }
     };
+    if ip.part != Part::Whole && side == Side::Source && !ip.six {
+        // Fragments of many leave under numbers of the data plane's (RFC 6864).
+        allow(ip.at + 4, 2);
+    }
     let mut allow_end = |ip: &Ip, bytes: &[u8], side: Side| {
         let (source, destination, length) = ip.addresses();
         let first = side == Side::Source;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use egress_common::settings::{Device, role};
 
-use super::driver::{self, Driver, Entry, ROUND};
+use super::driver::{self, Driver, Entry, Made, ROUND};
 use super::finding::Packet;
 use super::oracle::Oracle;
 use super::{six, world};
@@ -74,13 +74,29 @@ impl Rig {
                 })?;
         }
         let mut nth = 0;
-        while let Some((number, answer)) = self.driver.answer(nth) {
-            let (entry, input) = self.driver.input(number);
-            self.oracle
-                .answered(entry, input, answer.bytes)
-                .map_err(|what| (number, format!("{what}; answered {:02x?}", answer.bytes)))?;
+        while let Some((made, output)) = self.driver.made(nth) {
+            let last = self.driver.len() - 1;
+            let (number, judgement) = match made {
+                Made::Answer(number) => {
+                    let (entry, input) = self.driver.input(number);
+                    (number, self.oracle.answered(entry, input, output.bytes))
+                }
+                Made::More(number) => {
+                    let (entry, input) = self.driver.input(number);
+                    (number, self.oracle.released(entry, input, &output))
+                }
+                Made::Again => {
+                    let judgement = self.oracle.released(Entry::Wire, output.bytes, &output);
+                    (last, judgement)
+                }
+            };
+            judgement
+                .map_err(|what| (number, format!("{what}; {made:?} {:02x?}", output.bytes)))?;
             nth += 1;
         }
+        self.oracle
+            .doubts()
+            .map_err(|what| (self.driver.len() - 1, what))?;
         self.oracle.forget();
         Ok(())
     }
