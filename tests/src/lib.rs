@@ -21,6 +21,7 @@
 //! | [`load`] | traffic that goes on while something happens |
 //! | [`leak`] | SAFE-1: no packet with a foreign source |
 //! | [`odd`], [`flood`] | packets that no honest host sends; many of them |
+//! | [`fragment`] | datagrams cut into fragments by hand |
 //! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
 //! | [`site`] | the standard network with origins and daemon |
 //! | [`cgroup`] | running a command in a cgroup of its own |
@@ -36,6 +37,7 @@ pub mod cgroup;
 pub mod client;
 pub mod config;
 pub mod flood;
+pub mod fragment;
 pub mod gateway;
 pub mod interrupt;
 pub mod lab;
