@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -91,7 +91,7 @@ pub struct Paced {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Crowd {
     /// The first one.
-    pub first: Ipv4Addr,
+    pub first: IpAddr,
     /// How many there are.
     pub count: u32,
 }
@@ -101,7 +101,14 @@ impl Crowd {
     #[must_use]
     pub fn address(&self, nth: u64) -> IpAddr {
         let offset = nth.checked_rem(u64::from(self.count)).unwrap_or(0);
-        Ipv4Addr::from_bits(self.first.to_bits().wrapping_add(offset as u32)).into()
+        match self.first {
+            IpAddr::V4(first) => {
+                Ipv4Addr::from_bits(first.to_bits().wrapping_add(offset as u32)).into()
+            }
+            IpAddr::V6(first) => {
+                Ipv6Addr::from_bits(first.to_bits().wrapping_add(offset.into())).into()
+            }
+        }
     }
 }
 
