@@ -6,6 +6,7 @@
 
 mod draining;
 mod requests;
+mod setting;
 
 use std::path::{Path, PathBuf};
 
@@ -14,15 +15,15 @@ use crate::control::protocol::{Applied, Failure};
 use crate::dataplane::api::{DataPlane, DataPlaneError};
 use crate::desired::Desired;
 use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
-use crate::inventory::{ZoneRecord, find_pool, find_zone, zone_record};
 use crate::plan::Plan;
 use crate::resolve::{self, ResolveError};
-use crate::resource::check::{check, eligible};
-use crate::resource::{self, Aegis, Kind, Object, Owner, Setting};
+use crate::resource::check::check;
+use crate::resource::{self, Kind};
 use crate::store::{Change, StateStore, StoreError, Stored};
 
 pub(crate) use requests::origins;
 pub use requests::{OpenView, Service};
+pub use setting::{AegisPatch, SettingError};
 
 /// Configuration, store and data plane of a running daemon.
 pub struct Controller {
@@ -149,68 +150,6 @@ impl Controller {
         self.commit(applied.plan.changes())?;
         applied.applied = true;
         Ok(applied)
-    }
-
-    /// Changes a zone's setting (ZONE-1). Without `pool` the zone keeps the one it has.
-    pub fn zone_set(
-        &mut self,
-        zone: &str,
-        enabled: bool,
-        pool: Option<&str>,
-    ) -> Result<ZoneRecord, Failure> {
-        let resources = self.stored.resources();
-        let zone = find_zone(&resources, zone)?;
-        if zone.aegis.is_some() {
-            return Err(Failure::failed(
-                format!(
-                    "the setting of zone {} belongs to the resources file",
-                    zone.name
-                ),
-                "change [zone.aegis] there and run `egress apply -f FILE`; or remove that section, which leaves \
-                 the setting to API and command line",
-            ));
-        }
-        let before = resources.aegis(zone);
-        let reference = pool.map(str::to_owned).or(before.pool_id);
-        let pool = reference
-            .as_deref()
-            .map(|reference| find_pool(&resources, reference));
-        let pool_id = match pool {
-            Some(pool) => {
-                let pool = pool?;
-                if enabled {
-                    eligible(&resources, zone, pool).map_err(|error| {
-                        Failure::failed(
-                            format!(
-                                "zone {} may not be enabled on pool {}: {error}",
-                                zone.name, pool.id
-                            ),
-                            error.remedy(),
-                        )
-                    })?;
-                }
-                Some(pool.id.clone())
-            }
-            None if enabled => {
-                return Err(Failure::usage(
-                    format!("zone {} has no pool yet", zone.name),
-                    format!("egress zone enable {} --pool POOL", zone.name),
-                ));
-            }
-            None => None,
-        };
-        let setting = Setting {
-            zone: zone.id.clone(),
-            aegis: Aegis { enabled, pool_id },
-        };
-        let id = zone.id.clone();
-        self.commit(&[Change::Put {
-            owner: Owner::Api,
-            object: Object::Setting(setting),
-        }])?;
-        let resources = self.stored.resources();
-        let zone = find_zone(&resources, &id)?;
-        Ok(zone_record(&self.stored, &resources, zone))
     }
 
     /// Reads configuration and resources file again, as SIGHUP asks for. All or nothing: on an error everything
@@ -347,6 +286,7 @@ fn restart_needed(running: &Config, new: &Config) -> Vec<String> {
         ("[dataplane]", running.dataplane == dataplane),
         ("[store]", running.store == new.store),
         ("[control]", running.control == new.control),
+        ("[api]", running.api == new.api),
     ]
     .into_iter()
     .filter(|(_, same)| !same)

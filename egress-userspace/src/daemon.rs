@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::api::Listener;
 use crate::config::Config;
 use crate::control::protocol::Applied;
 use crate::control::{BindError, Failure, Handler, Server};
@@ -51,7 +52,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     // First of all, since it tells whether another daemon is at work.
     let mut server = Server::bind(&config.control.socket)?;
+    let listener = config.api.as_ref().map(Listener::bind).transpose()?;
     let store = SqliteStore::open(&config.store.sqlite)?;
+    let tokens = SqliteStore::open(&config.store.sqlite)?;
     let plane = Plane::open_or_create(&config.dataplane)?;
     let mut watcher = plane.watcher()?;
     let events = plane.events()?;
@@ -65,6 +68,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         .map_err(|error| {
             Failure::failed(format!("cannot serve the control socket: {error}"), "")
         })?;
+    let api = listener
+        .map(|listener| listener.serve(Arc::clone(&service), tokens))
+        .transpose()?;
     let log = tokio::spawn(events.run(known_names));
     eprintln!("ready");
     notify::ready();
@@ -100,6 +106,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         }
     }
     notify::stopping();
+    drop(api);
     log.abort();
     tracing::info!("the daemon ends; what is attached goes on translating");
     Ok(())

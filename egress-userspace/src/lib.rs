@@ -3,8 +3,9 @@
 //! From files to packets: [`config`] and [`resource`] read what people write, with a place for every mistake
 //! ([`diagnostic`]); [`plan`] says what would change; [`store`] keeps it; [`resolve`] boils it down to
 //! [`desired`], which [`dataplane`] puts into maps. [`control`] and [`cli`] are the two ends of the socket by
-//! which people talk to the daemon.
+//! which people talk to the daemon; [`api`] is what their programs talk to, by HTTP.
 
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod control;

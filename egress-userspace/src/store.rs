@@ -6,11 +6,13 @@
 #[cfg(test)]
 mod conformance;
 mod sqlite;
+mod token;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use sqlite::SqliteStore;
+pub use token::{NewToken, Permission, Token, hash_of};
 
 use crate::dataplane::api::Names;
 use crate::resource::{Kind, Object, Owner, Resources};
@@ -31,6 +33,8 @@ pub struct Stored {
     pub objects: BTreeMap<(Kind, String), (Owner, Object)>,
     /// Numbers of zones and pools.
     pub numbers: Numbers,
+    /// When objects were put last, µs since 1970; absent for those of a store that did not note it.
+    pub modified: BTreeMap<(Kind, String), i64>,
 }
 
 impl Stored {

@@ -23,6 +23,7 @@
 //! | [`odd`], [`flood`] | packets that no honest host sends; many of them |
 //! | [`fragment`] | datagrams cut into fragments by hand |
 //! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
+//! | [`api`] | the HTTP API by curl |
 //! | [`site`] | the standard network with origins and daemon |
 //! | [`cgroup`] | running a command in a cgroup of its own |
 //! | [`programs`] | where other people's programs are |
@@ -32,6 +33,7 @@
 //!
 //! Everything needs root: namespaces, packet sockets and BPF are not for others.
 
+pub mod api;
 pub mod capture;
 pub mod cgroup;
 pub mod client;

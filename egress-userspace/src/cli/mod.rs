@@ -17,6 +17,7 @@ mod pools;
 mod run;
 mod status;
 mod table;
+mod token;
 mod validate;
 mod why;
 mod zone;
@@ -79,6 +80,11 @@ enum Command {
     Pool {
         #[command(subcommand)]
         change: pool::Change,
+    },
+    /// Make, list and revoke tokens for the HTTP API.
+    Token {
+        #[command(subcommand)]
+        change: token::Change,
     },
     /// Explain which way a packet leaves, and why.
     Why(why::Args),
@@ -186,6 +192,7 @@ fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, CliErro
         Command::Zones(args) => zones::run(context, &args.into()),
         Command::Zone { change } => zone::run(context, change),
         Command::Pool { change } => pool::run(context, change),
+        Command::Token { change } => token::run(context, change),
         Command::Why(args) => why::run(context, args),
         Command::Detach(place) => detach::run(context, &place),
     }

@@ -11,7 +11,7 @@ mod timers;
 
 use std::path::{Path, PathBuf};
 
-pub use api::Api;
+pub use api::{Api, Tls};
 pub use control::Control;
 pub use dataplane::{Attach, Dataplane, Refuse, Xdp};
 pub(crate) use dataplane::{interface_problem, parse_mark};
@@ -42,8 +42,8 @@ pub struct Config {
     pub store: Store,
     /// `[control]`: the control socket.
     pub control: Control,
-    /// `[api]`: the HTTP listener; not served by this version.
-    pub api: Api,
+    /// `[api]`: the HTTP listener; nothing listens without the section.
+    pub api: Option<Api>,
     /// `[resources]`: the file applied at start and on SIGHUP.
     pub resources: ResourcesFile,
 }
@@ -119,7 +119,7 @@ impl Config {
                 .section("control")
                 .map(|table| Control::read(table, directory))
                 .unwrap_or_default(),
-            api: root.section("api").map(Api::read).unwrap_or_default(),
+            api: root.section("api").map(|table| Api::read(table, directory)),
             resources: root
                 .section("resources")
                 .map(|table| ResourcesFile::read(table, directory))

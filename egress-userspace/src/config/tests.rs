@@ -78,7 +78,7 @@ fn the_sample_of_the_interface_is_the_default_plus_names() {
     let (config, found) = parse(SAMPLE);
     let config = config.unwrap();
     let default = Config::default();
-    assert_eq!(found.0.len(), 1, "only [api] is warned about: {found}");
+    assert!(found.is_empty(), "{found}");
     assert_eq!(config.server.name, "fra01-s1");
     assert_eq!(
         config.dataplane,
@@ -92,7 +92,8 @@ fn the_sample_of_the_interface_is_the_default_plus_names() {
     assert_eq!(config.timers, default.timers);
     assert_eq!(config.store, default.store);
     assert_eq!(config.control, default.control);
-    assert_eq!(config.api, default.api);
+    assert_eq!(config.api, Some(Api::default()));
+    assert_eq!(default.api, None, "off unless configured");
     assert_eq!(
         config.resources.file.as_deref(),
         Some(Path::new("/etc/egress/resources.toml"))
@@ -245,4 +246,22 @@ fn the_documented_sample_is_valid_and_shows_the_defaults() {
     assert_eq!(config.timers, default.timers);
     assert_eq!(config.store, default.store);
     assert_eq!(config.control, default.control);
+    assert_eq!(config.api, Some(Api::default()));
+}
+
+#[test]
+fn the_api_listens_beyond_loopback_with_tls_only() {
+    let refused = errors(&with("[api]\nlisten = \"192.0.2.1:443\""));
+    assert!(refused[0].contains("in clear (API-4)"), "{refused:?}");
+    let refused = errors(&with("[api]\nlisten = \"[::]:443\""));
+    assert!(refused[0].starts_with("4:"), "{refused:?}");
+    let half = errors(&with("[api]\ncertificate = \"a.crt\""));
+    assert!(half[0].contains("no `key`"), "{half:?}");
+    let (config, _) = parse(&with(
+        "[api]\nlisten = \"192.0.2.1:443\"\ncertificate = \"a.crt\"\nkey = \"/k/a.key\"",
+    ));
+    let tls = config.and_then(|config| config.api?.tls).unwrap();
+    assert_eq!(tls.certificate, Path::new("/etc/egress/a.crt"));
+    assert_eq!(tls.key, Path::new("/k/a.key"));
+    assert!(errors(&with("[api]\nlisten = \"[::1]:8080\"")).is_empty());
 }

@@ -44,7 +44,7 @@ impl Service {
     }
 
     /// A view of the data plane, with the names of now.
-    fn view(&self) -> Result<Box<dyn DataPlaneView>, Failure> {
+    pub(crate) fn view(&self) -> Result<Box<dyn DataPlaneView>, Failure> {
         let (config, names) = {
             let controller = self.controller();
             (controller.config().clone(), controller.stored().names())

@@ -9,6 +9,7 @@ use crate::dataplane::api::{
     OriginFilter, OriginRecord, PoolLive, Traveller, Way,
 };
 use crate::inventory::{DaemonState, PoolRecord, Status};
+use crate::resource::Owner;
 use crate::store::SqliteStore;
 
 /// A data plane that remembers what it was told, and fails when it is told to.

@@ -1,5 +1,6 @@
 //! The embedded store: one SQLite file, nothing to install (CLU-1).
 
+mod tokens;
 mod write;
 
 use std::fmt::Display;
@@ -8,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use write::{WriteError, write};
 
@@ -16,7 +17,7 @@ use super::{Change, Limits, Numbers, StateStore, StoreError, Stored};
 use crate::resource::{Kind, Object, Owner};
 
 /// Version of the schema below, in `PRAGMA user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// "EGRS", in `PRAGMA application_id`: tells our files from other applications'.
 const APPLICATION_ID: i64 = 0x4547_5253;
 /// How long a writer waits for another process.
@@ -28,6 +29,7 @@ CREATE TABLE object (
     id    TEXT NOT NULL,
     owner TEXT NOT NULL CHECK (owner IN ('file', 'api')),
     value TEXT NOT NULL,                    -- JSON
+    modified INTEGER NOT NULL DEFAULT 0,    -- microseconds since 1970; 0: before that was noted
     PRIMARY KEY (kind, id)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE number (
@@ -39,6 +41,8 @@ CREATE TABLE number (
     UNIQUE (kind, number)
 ) STRICT, WITHOUT ROWID;
 ";
+/// What the second version added to the first, besides the tokens.
+const SECOND: &str = "ALTER TABLE object ADD COLUMN modified INTEGER NOT NULL DEFAULT 0;";
 
 /// A store in an SQLite file.
 #[derive(Debug)]
@@ -127,6 +131,9 @@ impl SqliteStore {
             self.create().map_err(|error| self.failed(&error))?;
         } else {
             self.known(version)?;
+            if version < SCHEMA_VERSION {
+                self.migrate().map_err(|error| self.failed(&error))?;
+            }
         }
         self.connection
             .execute_batch("PRAGMA synchronous = FULL;")
@@ -147,8 +154,25 @@ impl SqliteStore {
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
         let transaction = self.connection.transaction()?;
         transaction.execute_batch(SCHEMA)?;
+        transaction.execute_batch(tokens::SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        transaction.commit()
+    }
+
+    /// From the first version to the second, wholly or not at all.
+    fn migrate(&mut self) -> rusqlite::Result<()> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Another process may have been faster.
+        let version: i64 =
+            transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version == 1 {
+            transaction.execute_batch(SECOND)?;
+            transaction.execute_batch(tokens::SCHEMA)?;
+            transaction.pragma_update(None, "user_version", 2)?;
+        }
         transaction.commit()
     }
 
@@ -191,17 +215,31 @@ impl SqliteStore {
     }
 
     fn objects(&self, stored: &mut Stored) -> Result<(), StoreError> {
+        // A reader may meet a store that no daemon of this version has opened yet.
+        let modified = if self.pragma("user_version")? < 2 {
+            "0"
+        } else {
+            "modified"
+        };
         let mut statement = self
             .connection
-            .prepare("SELECT kind, id, owner, value FROM object")
+            .prepare(&format!(
+                "SELECT kind, id, owner, value, {modified} FROM object"
+            ))
             .map_err(|error| self.failed(&error))?;
         let rows = statement
             .query_map([], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                Ok((
+                    row.get(0)?,
+                    row.get(1)?,
+                    row.get(2)?,
+                    row.get(3)?,
+                    row.get(4)?,
+                ))
             })
             .map_err(|error| self.failed(&error))?;
         for row in rows {
-            let (kind, id, owner, value): (String, String, String, String) =
+            let (kind, id, owner, value, modified): (String, String, String, String, i64) =
                 row.map_err(|error| self.failed(&error))?;
             let object: Object = serde_json::from_str(&value)
                 .map_err(|error| self.corrupt(&format!("{kind} {id} cannot be read: {error}")))?;
@@ -217,6 +255,11 @@ impl SqliteStore {
             } else {
                 Owner::Api
             };
+            if modified > 0 {
+                stored
+                    .modified
+                    .insert((object.kind(), id.clone()), modified);
+            }
             stored.objects.insert((object.kind(), id), (owner, object));
         }
         Ok(())

@@ -76,7 +76,7 @@ fn a_row_that_cannot_be_read_is_named() {
     store
         .connection
         .execute(
-            "INSERT INTO object VALUES ('pool', 'p', 'file', '{\"kind\":\"pool\"}')",
+            "INSERT INTO object (kind, id, owner, value) VALUES ('pool', 'p', 'file', '{\"kind\":\"pool\"}')",
             [],
         )
         .unwrap();
@@ -103,7 +103,7 @@ fn a_newer_version_is_refused_by_name() {
             error,
             StoreError::Newer {
                 found: 9,
-                known: 1,
+                known: 2,
                 ..
             }
         ),
@@ -134,4 +134,53 @@ fn a_missing_store_is_not_created_by_a_reader() {
         Err(StoreError::Absent { .. })
     ));
     assert!(!path.exists());
+}
+
+/// What the first version wrote.
+const FIRST: &str = "
+CREATE TABLE object (
+    kind  TEXT NOT NULL,
+    id    TEXT NOT NULL,
+    owner TEXT NOT NULL CHECK (owner IN ('file', 'api')),
+    value TEXT NOT NULL,
+    PRIMARY KEY (kind, id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE number (
+    kind     TEXT NOT NULL,
+    id       TEXT NOT NULL,
+    number   INTEGER NOT NULL CHECK (number > 0),
+    released INTEGER,
+    PRIMARY KEY (kind, id),
+    UNIQUE (kind, number)
+) STRICT, WITHOUT ROWID;
+INSERT INTO object VALUES ('drain', 'p', 'api', '{\"kind\":\"drain\",\"value\":{\"subject\":\"p\"}}');
+INSERT INTO number VALUES ('pool', 'p', 7, NULL);
+PRAGMA application_id = 1162302035;
+PRAGMA user_version = 1;";
+
+#[test]
+fn a_store_of_the_first_version_is_read_as_it_is_and_migrated_by_the_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("egress.db");
+    Connection::open(&path)
+        .unwrap()
+        .execute_batch(FIRST)
+        .unwrap();
+    let read = SqliteStore::open_read_only(&path).unwrap().load().unwrap();
+    assert_eq!(read.numbers.pools["p"], 7);
+    assert!(read.modified.is_empty());
+    let mut store = SqliteStore::open(&path).unwrap();
+    assert_eq!(store.load().unwrap(), read);
+    assert!(store.tokens().unwrap().is_empty());
+    let change = Change::Put {
+        owner: Owner::Api,
+        object: read.objects[&(Kind::Drain, "p".into())].1.clone(),
+    };
+    let limits = Limits {
+        last_zone: 9,
+        last_pool: 9,
+    };
+    store.commit(&[change], limits).unwrap();
+    let modified = SqliteStore::open(&path).unwrap().load().unwrap().modified;
+    assert!(modified[&(Kind::Drain, "p".into())] > 0);
 }

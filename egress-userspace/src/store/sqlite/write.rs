@@ -46,14 +46,22 @@ pub(super) fn write(
             )?;
         }
     }
+    let now = super::tokens::now();
     for change in changes {
         if let Change::Put { owner, object } = change {
             let (kind, id) = (object.kind(), object.id());
             execute(
                 &transaction,
-                "INSERT INTO object (kind, id, owner, value) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (kind, id) DO UPDATE SET owner = excluded.owner, value = excluded.value",
-                params![kind.noun(), id, owner.word(), serde_json::to_string(object)?],
+                "INSERT INTO object (kind, id, owner, value, modified) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (kind, id) DO UPDATE SET
+                    owner = excluded.owner, value = excluded.value, modified = excluded.modified",
+                params![
+                    kind.noun(),
+                    id,
+                    owner.word(),
+                    serde_json::to_string(object)?,
+                    now
+                ],
             )?;
             match kind {
                 Kind::Zone => number(&transaction, "zone", &id, limits.last_zone)?,

@@ -1,0 +1,226 @@
+//! An account's pools, leased IPs and drains. The original has no public interface for them; this one is ours.
+
+use serde_json::{Value, json};
+
+use super::envelope::{Answer, ApiError, Code, page};
+use super::{Api, Call};
+use crate::control::{Failure, Filter};
+use crate::inventory::{self, PoolAddress};
+use crate::resource::{Address, Pool, Resources};
+
+/// `GET /accounts/{account_id}/egress/pools`
+pub(super) fn pools(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let found = account_pools(api, account)?;
+    page(call, found.into_iter().map(|(_, json)| json).collect())
+}
+
+/// `GET /accounts/{account_id}/egress/pools/{pool_id}`
+pub(super) fn pool(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let id = call.parameter("pool_id");
+    let found = account_pools(api, account)?
+        .into_iter()
+        .find(|(pool, _)| pool.id == id);
+    found.map_or_else(
+        || Err(not_found(format!("this account has no pool {id}"))),
+        |(_, json)| Ok(Answer::One(json)),
+    )
+}
+
+/// `GET /accounts/{account_id}/egress/leased_ips`
+pub(super) fn leased_ips(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let resources = api.service.controller().stored().resources();
+    let mut found = Vec::new();
+    for (pool, json) in account_pools(api, account)? {
+        let addresses = json["addresses"].as_array().cloned().unwrap_or_default();
+        for (address, mut json) in pool.addresses.iter().zip(addresses) {
+            if resources.byoip(address.net()).is_none() {
+                json["pool_id"] = pool.id.clone().into();
+                found.push(json);
+            }
+        }
+    }
+    page(call, found)
+}
+
+/// `GET /accounts/{account_id}/egress/drains`
+pub(super) fn drains(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let mut found = Vec::new();
+    for (pool, json) in account_pools(api, account)? {
+        let addresses = json["addresses"].as_array().cloned().unwrap_or_default();
+        for json in addresses {
+            if json["draining"] == true {
+                found.push(json!({
+                    "address": json["address"],
+                    "pool_id": pool.id,
+                    "active": json["active"],
+                }));
+            }
+        }
+    }
+    page(call, found)
+}
+
+/// `POST /accounts/{account_id}/egress/drains`
+pub(super) fn drain(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let body = call.json()?;
+    let Some(body) = body.as_object() else {
+        return Err(invalid("the body is a JSON object"));
+    };
+    if let Some(key) = body
+        .keys()
+        .find(|key| !matches!(key.as_str(), "subject" | "reset"))
+    {
+        let shown: String = key.chars().take(64).collect();
+        return Err(invalid(format!(
+            "unknown key {shown:?}; there are: subject, reset"
+        )));
+    }
+    let Some(subject) = body.get("subject").and_then(Value::as_str) else {
+        return Err(invalid("`subject` is an egress IP, or the id of a pool"));
+    };
+    let reset = match body.get("reset") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(reset)) => *reset,
+        Some(_) => return Err(invalid("`reset` is true or false")),
+    };
+    let mut controller = api.service.controller();
+    let resources = controller.stored().resources();
+    let subject = Subject::of(&resources, account, subject)
+        .map_err(|error| ApiError::new(Code::InvalidValue, error))?;
+    let drained = controller
+        .drain(&subject.name, reset)
+        .map_err(|failure| failed(&failure))?;
+    Ok(Answer::Created(json!(drained)))
+}
+
+/// `DELETE /accounts/{account_id}/egress/drains/{subject}`
+pub(super) fn undrain(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let mut controller = api.service.controller();
+    let resources = controller.stored().resources();
+    let subject = Subject::of(&resources, account, call.parameter("subject")).map_err(not_found)?;
+    if let Some(by_file) = subject.held(&resources) {
+        return Err(ApiError::new(Code::NotModifiable, by_file));
+    }
+    let drained = controller
+        .undrain(&subject.name)
+        .map_err(|failure| failed(&failure))?;
+    Ok(Answer::One(json!(drained)))
+}
+
+/// An address of an account's pool, or one of its pools.
+struct Subject<'r> {
+    name: String,
+    pool: &'r Pool,
+    address: Option<Address>,
+}
+
+impl<'r> Subject<'r> {
+    /// Another account's is treated as one that does not exist.
+    fn of(resources: &'r Resources, account: &str, text: &str) -> Result<Self, String> {
+        let mut pools = resources
+            .pools
+            .iter()
+            .filter(|pool| resources.same_account(&pool.account, account));
+        let address = text.parse::<Address>().ok();
+        let pool = pools.find(|pool| match &address {
+            Some(address) => pool.addresses.contains(address),
+            None => pool.id == text,
+        });
+        let name = match (&address, pool) {
+            (Some(address), _) => address.to_string(),
+            (None, Some(pool)) => pool.id.clone(),
+            (None, None) => text.chars().take(64).collect(),
+        };
+        let pool =
+            pool.ok_or_else(|| format!("this account has no egress IP and no pool {name:?}"))?;
+        Ok(Self {
+            name,
+            pool,
+            address,
+        })
+    }
+
+    /// What keeps it draining whatever is said here.
+    fn held(&self, resources: &Resources) -> Option<String> {
+        let Self { name, pool, .. } = self;
+        let by_pool = self.address.is_some() && resources.drains.contains(&pool.id);
+        if by_pool {
+            return Some(format!("all of pool {} drains, {name} with it", pool.id));
+        }
+        let by_file = match &self.address {
+            Some(address) => pool.draining.contains(address),
+            None => !pool.draining.is_empty(),
+        };
+        (by_file && !resources.drains.contains(name))
+            .then(|| format!("{name} drains by the operator's resources file"))
+    }
+}
+
+/// An account's pools, and what is said about each.
+fn account_pools(api: &Api, account: &str) -> Result<Vec<(Pool, Value)>, ApiError> {
+    let live = api
+        .service
+        .view()
+        .and_then(|view| Ok(view.pools()?))
+        .map_err(|failure| ApiError::internal(&failure))?;
+    let controller = api.service.controller();
+    let resources = controller.stored().resources();
+    let records = inventory::pools(controller.stored(), &live, &Filter::default())
+        .map_err(|failure| ApiError::internal(&failure))?;
+    // First those that are stored, in the order of the resources.
+    let of_account = resources
+        .pools
+        .iter()
+        .zip(records)
+        .filter(|(pool, _)| resources.same_account(&pool.account, account));
+    let described = of_account.map(|(pool, record)| {
+        let own = resources.zones.iter().filter(|zone| {
+            record.zones.contains(&zone.name) && resources.same_account(&zone.account, account)
+        });
+        let zones: Vec<_> = own
+            .map(|zone| json!({ "id": zone.id, "name": zone.name }))
+            .collect();
+        let json = json!({
+            "id": pool.id,
+            "name": pool.name,
+            "kind": pool.kind,
+            "use": pool.used_for,
+            "connections_per_origin": pool.connections_per_origin,
+            "addresses": record.addresses.iter().map(address).collect::<Vec<_>>(),
+            "zones": zones,
+        });
+        (pool.clone(), json)
+    });
+    Ok(described.collect())
+}
+
+fn address(address: &PoolAddress) -> Value {
+    json!({
+        "address": address.address,
+        "draining": address.draining,
+        "capacity_per_origin": address.capacity,
+        "active": address.active,
+    })
+}
+
+fn failed(failure: &Failure) -> ApiError {
+    if failure.usage {
+        ApiError::new(Code::InvalidValue, failure.reason.clone())
+    } else {
+        ApiError::internal(failure)
+    }
+}
+
+fn invalid(why: impl Into<String>) -> ApiError {
+    ApiError::new(Code::InvalidValue, why)
+}
+
+fn not_found(why: String) -> ApiError {
+    ApiError::new(Code::NotFound, why)
+}

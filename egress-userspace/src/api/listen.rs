@@ -1,0 +1,203 @@
+//! Accepting connections: bounded in number and patience, and ended in order.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tower_service::Service as _;
+
+use super::{Api, routes, tls};
+use crate::config::Api as Config;
+use crate::control::Failure;
+use crate::controller::Service;
+use crate::store::SqliteStore;
+
+/// Connections at once; further ones wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 256;
+/// The head of a request must be here within this time, counted from the end of the one before.
+const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+/// A TLS handshake must be done within this time.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// At the end, requests under way get this time.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+/// A listening socket that nobody serves yet.
+pub struct Listener {
+    socket: StdListener,
+    tls: Option<TlsAcceptor>,
+    requests: u32,
+}
+
+/// A thread that serves. Dropping it ends that, in order.
+pub struct Serving {
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Takes the port, and reads what TLS needs.
+    ///
+    /// # Errors
+    /// When the port is taken, or certificate or key are not usable.
+    pub fn bind(config: &Config) -> Result<Self, Failure> {
+        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let at = config.listen;
+        let socket = StdListener::bind(at)
+            .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
+            .map_err(|error| {
+                Failure::failed(
+                    format!("the API cannot listen on {at}: {error}"),
+                    "choose another [api] listen, or end who has that port (`ss -ltnp`)",
+                )
+            })?;
+        Ok(Self {
+            socket,
+            tls,
+            requests: config.requests_per_five_minutes,
+        })
+    }
+
+    /// Begins to serve, on a thread of its own: however busy it is, the data plane is looked after.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn serve(self, service: Arc<Service>, tokens: SqliteStore) -> Result<Serving, Failure> {
+        let failed =
+            |error: io::Error| Failure::failed(format!("the API cannot be served: {error}"), "");
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed)?;
+        let at = self.socket.local_addr().map_err(failed)?;
+        let secure = self.tls.is_some();
+        let router = routes::router(&Arc::new(Api::new(service, tokens, self.requests)));
+        let (end, ended) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("api".into())
+            .spawn(move || run(&runtime, self, router, ended))
+            .map_err(failed)?;
+        tracing::info!(%at, tls = secure, "the API listens");
+        Ok(Serving {
+            end: Some(end),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn run(runtime: &Runtime, listener: Listener, router: Router, ended: oneshot::Receiver<()>) {
+    let Listener { socket, tls, .. } = listener;
+    runtime.block_on(async {
+        match TcpListener::from_std(socket) {
+            Ok(socket) => accept(&socket, tls, router, ended).await,
+            Err(error) => tracing::error!(%error, "the API cannot be served"),
+        }
+    });
+}
+
+async fn accept(
+    socket: &TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    mut ended: oneshot::Receiver<()>,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, socket.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            accepted = next => accepted,
+            _ = &mut ended => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, for instance: give others time to close theirs.
+                tracing::warn!(%error, "the API cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (router, tls, watcher) = (router.clone(), tls.clone(), graceful.watcher());
+        tokio::spawn(async move {
+            let _place = place;
+            connection(stream, peer, router, tls, watcher).await;
+        });
+    }
+    drop(timeout(END_PATIENCE, graceful.shutdown()).await);
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    tls: Option<TlsAcceptor>,
+    watcher: Watcher,
+) {
+    drop(stream.set_nodelay(true));
+    match tls {
+        None => serve(stream, peer, router, watcher).await,
+        Some(tls) => match timeout(HANDSHAKE_PATIENCE, tls.accept(stream)).await {
+            Ok(Ok(stream)) => serve(stream, peer, router, watcher).await,
+            Ok(Err(error)) => tls::handshake_failed(&error),
+            Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
+        },
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: S,
+    peer: SocketAddr,
+    router: Router,
+    watcher: Watcher,
+) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut router = router.clone();
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Peer(peer.ip()));
+        async move {
+            let response: Result<Response, Infallible> = router.call(request).await;
+            response
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, %peer, "a connection to the API ended early");
+    }
+}

@@ -1,0 +1,175 @@
+//! A zone's settings (API-1): there is one, `aegis`.
+
+use serde_json::{Map, Value, json};
+
+use super::envelope::{Answer, ApiError, Code};
+use super::time::rfc3339;
+use super::{Api, Call};
+use crate::controller::{AegisPatch, Controller, SettingError};
+use crate::resource::Kind;
+
+/// The setting's name.
+const AEGIS: &str = "aegis";
+/// The longest id of a pool.
+const MAX_ID: usize = 253;
+
+/// `GET /zones/{zone_id}/settings/{setting_id}`
+pub(super) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    known(call.parameter("setting_id"))?;
+    Ok(Answer::One(setting(&api.service.controller(), call)?))
+}
+
+/// `PATCH /zones/{zone_id}/settings/{setting_id}`
+pub(super) fn patch(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    known(call.parameter("setting_id"))?;
+    let body = object(call.json()?)?;
+    let id = body.get("id");
+    if id.is_some_and(|id| *id != AEGIS) {
+        return Err(invalid("`id`, where it is given, is \"aegis\""));
+    }
+    let patch = value(body.get("value"))?;
+    Ok(Answer::One(change(api, call, Some(&patch))?))
+}
+
+/// `GET /zones/{zone_id}/settings`
+pub(super) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let setting = setting(&api.service.controller(), call)?;
+    Ok(Answer::One(json!([setting])))
+}
+
+/// `PATCH /zones/{zone_id}/settings`: all items, or none.
+pub(super) fn patch_list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let body = object(call.json()?)?;
+    let Some(items) = body.get("items").and_then(Value::as_array) else {
+        return Err(ApiError::new(
+            Code::MissingItems,
+            "`items` is missing: a list of {\"id\", \"value\"}",
+        ));
+    };
+    let mut wanted = None;
+    for item in items {
+        let id = item.get("id").and_then(Value::as_str).unwrap_or_default();
+        known(id)?;
+        if wanted.replace(value(item.get("value"))?).is_some() {
+            return Err(invalid("the setting aegis is there twice"));
+        }
+    }
+    let setting = change(api, call, wanted.as_ref())?;
+    let changed = if wanted.is_some() {
+        json!([setting])
+    } else {
+        json!([])
+    };
+    Ok(Answer::One(changed))
+}
+
+fn known(setting: &str) -> Result<(), ApiError> {
+    if setting == AEGIS {
+        return Ok(());
+    }
+    let shown: String = setting.chars().take(64).collect();
+    Err(ApiError::new(
+        Code::UnknownSetting,
+        format!("unrecognized zone setting name {shown:?}; there is: aegis"),
+    ))
+}
+
+/// The setting as it is now.
+fn setting(controller: &Controller, call: &Call) -> Result<Value, ApiError> {
+    let stored = controller.stored();
+    let resources = stored.resources();
+    let zone = call.zone(&resources)?;
+    let kind = if zone.aegis.is_some() {
+        Kind::Zone
+    } else {
+        Kind::Setting
+    };
+    let modified = stored.modified.get(&(kind, zone.id.clone()));
+    Ok(json!({
+        "id": AEGIS,
+        "editable": zone.aegis.is_none(),
+        "modified_on": modified.map(|micros| rfc3339(*micros)),
+        "value": resources.aegis(zone),
+    }))
+}
+
+/// Changes the setting, and says what it is then; without a patch only the latter. Writers come one after the
+/// other, so that the merge of each begins with what the one before left.
+fn change(api: &Api, call: &Call, patch: Option<&AegisPatch>) -> Result<Value, ApiError> {
+    let mut controller = api.service.controller();
+    let zone = call.zone(&controller.stored().resources())?.id.clone();
+    if let Some(patch) = patch {
+        controller
+            .patch_aegis(&zone, patch, |resources, pool| {
+                let foreign = |address: &crate::resource::Address| {
+                    // Who may use a BYOIP prefix is the prefix's word (POOL-7).
+                    resources.byoip(address.net()).is_none()
+                };
+                call.is_for(resources, &pool.account)
+                    || (!pool.addresses.is_empty() && !pool.addresses.iter().any(foreign))
+            })
+            .map_err(|error| match error {
+                SettingError::NoZone(failure) => ApiError::forbidden(failure.reason),
+                SettingError::FileOwned(failure) => ApiError::new(
+                    Code::NotModifiable,
+                    format!("cannot be modified for this zone: {}", failure.reason),
+                ),
+                SettingError::Invalid(failure) => invalid(failure.reason),
+                SettingError::Failed(failure) => ApiError::internal(&failure),
+            })?;
+    }
+    setting(&controller, call)
+}
+
+/// The merge patch that a `value` is.
+fn value(value: Option<&Value>) -> Result<AegisPatch, ApiError> {
+    let Some(value) = value.and_then(Value::as_object) else {
+        return Err(invalid(
+            "`value` is an object like {\"enabled\": true, \"pool_id\": \"ID\"}",
+        ));
+    };
+    let mut patch = AegisPatch::default();
+    for (key, value) in value {
+        match (key.as_str(), value) {
+            ("enabled", Value::Null) => patch.enabled = Some(None),
+            ("enabled", Value::Bool(enabled)) => patch.enabled = Some(Some(*enabled)),
+            ("enabled", _) => return Err(invalid("`enabled` is true or false")),
+            ("pool_id", Value::Null) => patch.pool_id = Some(None),
+            ("pool_id", Value::String(id)) if is_id(id) => {
+                patch.pool_id = Some(Some(id.clone()));
+            }
+            ("pool_id", _) => {
+                return Err(invalid("`pool_id` is a text of letters, digits, - and _"));
+            }
+            _ => {
+                let shown: String = key.chars().take(64).collect();
+                return Err(invalid(format!(
+                    "unknown key {shown:?}; there are: enabled, pool_id"
+                )));
+            }
+        }
+    }
+    if patch == AegisPatch::default() {
+        return Err(invalid("`value` is empty: nothing would change"));
+    }
+    Ok(patch)
+}
+
+fn is_id(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    !text.is_empty() && text.len() <= MAX_ID && text.bytes().all(fits)
+}
+
+fn object(body: Value) -> Result<Map<String, Value>, ApiError> {
+    match body {
+        Value::Object(body) => Ok(body),
+        _ => Err(invalid("the body is a JSON object")),
+    }
+}
+
+fn invalid(why: impl std::fmt::Display) -> ApiError {
+    ApiError::new(
+        Code::InvalidValue,
+        format!("invalid value for zone setting: {why}"),
+    )
+}

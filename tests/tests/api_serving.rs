@@ -1,0 +1,232 @@
+//! API-4, OBS-3: how the API serves: by TLS, within limits, whatever others do; and what a scrape says.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use egress_tests::{
+    api::{self, Api, LISTEN, aegis},
+    config::ZONE_ID,
+    needs, netns,
+    peer::{self, Caller, Peers},
+    programs,
+    standard::{A, BOUND, GATEWAY, POOL},
+};
+
+/// The port at which the tests themselves are the origin.
+const PORT: u16 = 9_000;
+/// What changes settings.
+const WRITE: &str = "zone-settings:write";
+
+/// Makes a certificate for an address, and its key.
+fn certify(directory: &Path, address: IpAddr) -> Result<()> {
+    let openssl = programs::find("openssl").context("no openssl")?;
+    let mut command = Command::new(&openssl);
+    command
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ])
+        .args(["-nodes", "-days", "1", "-subj", "/CN=egress"])
+        .args(["-addext", &format!("subjectAltName=IP:{address}")])
+        .arg("-out")
+        .arg(directory.join("api.crt"))
+        .arg("-keyout")
+        .arg(directory.join("api.key"));
+    netns::run(programs::with_libraries(&mut command, &openssl))?;
+    Ok(())
+}
+
+/// API-4: TLS beyond loopback, limits, metrics for whoever may, and an end in order.
+#[test]
+fn it_serves_by_tls_within_limits_and_ends_in_order() -> Result<()> {
+    const TEST: &str = "it_serves_by_tls_within_limits_and_ends_in_order";
+    const INSIDE: &str = "10.1.0.1:8443";
+
+    let Some(_turn) = needs::turn(TEST, &["nft", "curl", "openssl"]) else {
+        return Ok(());
+    };
+    let mut site = api::prepare(&format!(
+        "[api]\nlisten = \"{INSIDE}\"\ncertificate = \"api.crt\"\nkey = \"api.key\"\nrequests_per_five_minutes = 6"
+    ))?;
+    let refused = site.gateway.restart().err().context("no certificate")?;
+    let refused = format!("{refused:#}");
+    ensure!(refused.contains("cannot read the certificate"), "{refused}");
+    site.gateway.wait_end()?;
+    certify(&site.lab.directory(), INSIDE.parse::<SocketAddr>()?.ip())?;
+    site.gateway.restart()?;
+    let api = Api::new(&site, "acme", &[WRITE])?;
+    let directory = site.lab.directory();
+    let authority = directory.join("api.crt").display().to_string();
+    let base = format!("https://{INSIDE}");
+    let far = api.from(site.node(BOUND), &base, &["--cacert", &authority]);
+    let got = far.get(&aegis(ZONE_ID))?;
+    ensure!(got.outcome()? == (200, 0), "{got:?}");
+    ensure!(
+        got.headers
+            .contains("x-ratelimit-limit: 6\r\nx-ratelimit-remaining: 5\r\n"),
+        "{got:?}"
+    );
+    let plain = api.from(site.node(BOUND), &format!("http://{INSIDE}"), &[]);
+    ensure!(
+        plain.get(&aegis(ZONE_ID)).is_err(),
+        "plain HTTP on a TLS port"
+    );
+    ensure!(
+        far.get("/metrics")?.outcome()? == (403, 10000),
+        "metrics of all accounts"
+    );
+    let reader = Api::new(&site, "acme", &["metrics:read"])?.from(
+        site.node(BOUND),
+        &base,
+        &["--cacert", &authority],
+    );
+    let metrics = reader.get("/metrics")?;
+    ensure!(metrics.text.contains("\negress_ready 1\n"), "{metrics:?}");
+    for _ in 0..4 {
+        ensure!(far.get(&aegis(ZONE_ID))?.status == 200);
+    }
+    let over = far.get(&aegis(ZONE_ID))?;
+    ensure!(
+        over.outcome()? == (429, 1429) && over.headers.contains("retry-after: "),
+        "{over:?}"
+    );
+    let other =
+        Api::new(&site, "acme", &[WRITE])?.from(site.node(BOUND), &base, &["--cacert", &authority]);
+    ensure!(
+        other.get(&aegis(ZONE_ID))?.status == 200,
+        "another token has requests of its own"
+    );
+
+    // Somebody who never says anything does not keep the daemon from ending.
+    let idle = site
+        .node(GATEWAY)
+        .run(|| TcpStream::connect(INSIDE.parse::<SocketAddr>()?).map_err(anyhow::Error::from))??;
+    let asked = Instant::now();
+    let status = site.gateway.terminate()?;
+    ensure!(status.success(), "{status}");
+    println!("ended in {:?} with an idle connection", asked.elapsed());
+    drop(idle);
+    Ok(())
+}
+
+/// OBS-3: a scrape says what the status says, and what connections there are.
+#[test]
+fn a_scrape_says_what_is() -> Result<()> {
+    const TEST: &str = "a_scrape_says_what_is";
+
+    let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
+        return Ok(());
+    };
+    let site = api::started()?;
+    let api = Api::new(&site, "acme", &[WRITE])?;
+    let on = api.patch(
+        &aegis(ZONE_ID),
+        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
+    )?;
+    ensure!(on.status == 200, "{on:?}");
+    let node = site.node(BOUND);
+    let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
+    let _live = [
+        Peers::connect(&node, Caller::default(), &listener)?,
+        Peers::connect(&node, Caller::default(), &listener)?,
+    ];
+    // Nobody asked for this: it is dropped and counted.
+    let unsolicited = site.node(A).run(move || {
+        TcpStream::connect_timeout(&(POOL[0], 4_000).into(), Duration::from_millis(300))
+    })?;
+    ensure!(unsolicited.is_err(), "{unsolicited:?}");
+
+    let scrape = Api::without_token(&site).get("/metrics")?;
+    ensure!(
+        scrape
+            .headers
+            .contains("content-type: application/openmetrics-text"),
+        "{scrape:?}"
+    );
+    let has = |line: &str| scrape.text.lines().any(|found| found == line);
+    let of = format!("{{pool=\"partners\",egress_ip=\"{}\"}}", POOL[0]);
+    ensure!(
+        has(&format!("egress_active_connections{of} 2.0")),
+        "{}",
+        scrape.text
+    );
+    ensure!(
+        has(&format!(
+            "egress_fullest_origin_utilization_percent{of} 0.005"
+        )),
+        "{}",
+        scrape.text
+    );
+    ensure!(has("egress_ready 1"), "{}", scrape.text);
+    let status = site.gateway.json(&["status"])?;
+    let reasons = status["reasons"].as_array().context("no reasons")?;
+    let mut dropped = 0;
+    for count in reasons {
+        let (reason, packets) = (&count["reason"], &count["packets"]);
+        let line = format!("_total{{reason={reason}}} {packets}");
+        ensure!(
+            scrape.text.lines().any(|found| found.ends_with(&line)),
+            "{line}\n{}",
+            scrape.text
+        );
+        dropped += packets.as_u64().unwrap_or(0);
+    }
+    ensure!(dropped > 0, "nothing was dropped: {status}");
+    println!("{} lines a scrape", scrape.text.lines().count());
+    Ok(())
+}
+
+/// A head that does not come, and a body that does not: neither keeps others waiting.
+#[test]
+fn slow_clients_hold_up_nobody() -> Result<()> {
+    const TEST: &str = "slow_clients_hold_up_nobody";
+
+    let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
+        return Ok(());
+    };
+    let site = api::started()?;
+    let api = Api::new(&site, "acme", &[WRITE])?;
+    let head = format!(
+        "PATCH {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 40\r\n\r\n{{",
+        aegis(ZONE_ID),
+        api.token()
+    );
+    let mut slow = site.node(GATEWAY).run(|| -> Result<Vec<TcpStream>> {
+        (0..60)
+            .map(|number| {
+                let mut stream = TcpStream::connect(LISTEN)?;
+                let part = if number % 2 == 0 { &head[..20] } else { &head };
+                stream.write_all(part.as_bytes())?;
+                Ok(stream)
+            })
+            .collect()
+    })??;
+    let asked = Instant::now();
+    let got = api.get(&aegis(ZONE_ID))?;
+    ensure!(
+        got.status == 200 && asked.elapsed() < Duration::from_secs(1),
+        "{got:?} after {:?}",
+        asked.elapsed()
+    );
+    // The body's patience ends first, and the client is told.
+    let waiting = &mut slow[1];
+    waiting.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut answer = [0; 12];
+    waiting.read_exact(&mut answer)?;
+    ensure!(
+        &answer == b"HTTP/1.1 408",
+        "{:?}",
+        String::from_utf8_lossy(&answer)
+    );
+    Ok(())
+}
