@@ -59,7 +59,7 @@ impl Controller {
             enabled,
             pool_id: pool.map(str::to_owned).or(before.pool_id),
         };
-        self.put_aegis(&zone.id, aegis)?;
+        self.put_aegis(&zone.id, &aegis)?;
         let resources = self.stored.resources();
         let zone = find_zone(&resources, &zone.id)?;
         Ok(zone_record(&self.stored, &resources, zone))
@@ -97,10 +97,10 @@ impl Controller {
             }
             aegis.pool_id.clone_from(pool_id);
         }
-        self.put_aegis(zone, aegis)
+        self.put_aegis(zone, &aegis)
     }
 
-    fn put_aegis(&mut self, zone: &str, aegis: Aegis) -> Result<(), SettingError> {
+    fn put_aegis(&mut self, zone: &str, aegis: &Aegis) -> Result<(), SettingError> {
         let resources = self.stored.resources();
         let zone = find_zone(&resources, zone).map_err(SettingError::NoZone)?;
         if zone.aegis.is_some() {
