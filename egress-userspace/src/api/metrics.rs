@@ -75,24 +75,10 @@ const fn class(reason: Reason) -> Class {
         | Reason::OriginTableFull
         | Reason::NoAddress
         | Reason::Contended => Class::Allocation,
-        Reason::NoFlow
-        | Reason::Fragment
-        | Reason::Ipv6
-        | Reason::IcmpError
-        | Reason::Protocol
-        | Reason::Malformed
-        | Reason::Unsolicited
-        | Reason::ClaimsEgressIp
-        | Reason::HookMissing
-        | Reason::PingDropped
-        | Reason::Blocked
-        | Reason::Multicast
-        | Reason::TagLost
-        | Reason::IcmpChecksum
-        | Reason::IcmpImplausible
-        | Reason::Over => Class::Drop,
         Reason::ReplyLimited | Reason::Unanswerable => Class::Unanswered,
         Reason::IndexInconsistent | Reason::EventLost => Class::Note,
+        // What a reason is for unless something is known about it.
+        _ => Class::Drop,
     }
 }
 
