@@ -548,7 +548,8 @@ fn throughput_by_iperf3() -> Result<()> {
         ensure!(received > 1_000_000, "{way:?}: {end}");
         if way.contains(&"--udp") {
             let lost = end["sum"]["lost_percent"].as_f64();
-            ensure!(lost.is_some_and(|lost| lost < 1.0), "{way:?}: {end}");
+            // The receiver may lose some itself on a busy machine.
+            ensure!(lost.is_some_and(|lost| lost < 5.0), "{way:?}: {end}");
         }
     }
     check.finish()?;

@@ -113,6 +113,12 @@ fn nat_7_a_half_closed_connection_still_carries_data() {
         segment(control::ACK, ORIGIN + 1, one.wrapping_add(1), 1_000),
     );
     assert_eq!(wire.word.state, State::TcpEstablished);
+    // All that was sent is acknowledged, one FIN included: the other is yet to come.
+    wire.send(
+        Way::Out,
+        segment(control::ACK, one.wrapping_add(1), ORIGIN + 1_001, 0),
+    );
+    assert_eq!(wire.word.state, State::TcpEstablished);
     assert!(wire.word.has(flag::FIN_OUT) && !wire.word.has(flag::FIN_IN));
 }
 
