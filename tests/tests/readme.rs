@@ -1,0 +1,185 @@
+//! What the README tells people to write and to type works as it is printed there.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use egress_tests::{
+    gateway,
+    lab::Lab,
+    needs,
+    netns::{Namespace, run},
+    topology::{End, Topology},
+    wait,
+};
+
+/// How long the daemon may take to be ready, and to end.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The indented block of the README that holds a line that begins with `marker`.
+fn block<'a>(readme: &'a str, marker: &str) -> Result<Vec<&'a str>> {
+    let mut block = Vec::new();
+    // A blank line belongs to a block that goes on behind it.
+    for line in readme.lines().chain(["end"]) {
+        if let Some(line) = line.strip_prefix("    ") {
+            block.push(line);
+        } else if line.is_empty() && !block.is_empty() {
+            block.push("");
+        } else if block.iter().any(|line| line.starts_with(marker)) {
+            return Ok(block);
+        } else {
+            block.clear();
+        }
+    }
+    anyhow::bail!("no block of the README has a line that begins with {marker:?}")
+}
+
+/// A command line of the README without its comment.
+fn words(line: &str) -> Vec<&str> {
+    let line = line.split_once("  ").map_or(line, |(line, _)| line);
+    line.split_whitespace().collect()
+}
+
+/// A gateway with the interfaces of the README's example, and the folder where its files are.
+struct Place<'a> {
+    node: &'a Namespace,
+    binary: PathBuf,
+    directory: &'a Path,
+}
+
+impl Place<'_> {
+    /// Runs a command line that begins with `egress`, as if the folder were /etc/egress.
+    fn egress(&self, line: &[&str]) -> Result<String> {
+        ensure!(line.first() == Some(&"egress"), "{line:?}");
+        let mut command = self.node.command(&self.binary)?;
+        command
+            .args(line.iter().skip(1))
+            .current_dir(self.directory);
+        if line.get(1) != Some(&"validate") {
+            command.args(["--config", "./egress.toml"]);
+        }
+        run(&mut command).with_context(|| line.join(" "))
+    }
+
+    /// `egress run`, until it says that all is in force.
+    fn daemon(&self) -> Result<Child> {
+        let log = self.directory.join("log");
+        let child = self
+            .node
+            .command(&self.binary)?
+            .args(["run", "--config", "./egress.toml"])
+            .current_dir(self.directory)
+            .stdin(Stdio::null())
+            .stderr(File::create(&log)?)
+            .spawn()?;
+        wait::until_true("`ready`", LIMIT, || {
+            Ok(fs::read_to_string(&log)?
+                .lines()
+                .any(|line| line == "ready"))
+        })?;
+        Ok(child)
+    }
+}
+
+#[test]
+fn the_configuration_and_the_commands_work_as_printed() -> Result<()> {
+    const TEST: &str = "the_configuration_and_the_commands_work_as_printed";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let topology = Topology::new()
+        .node("gateway")
+        .node("net")
+        .node("inside")
+        .link(
+            End::new("gateway", "eth0").address("203.0.113.2/24"),
+            End::new("net", "eth0").address("203.0.113.5/24"),
+        )
+        .link(
+            End::new("gateway", "br0").address("10.1.0.1/16"),
+            End::new("inside", "eth0").address("10.1.0.2/16"),
+        )
+        .forwarding("gateway");
+    let lab = Lab::up(&topology)?;
+    let node = lab.node("gateway");
+    let directory = lab.directory();
+    let place = Place {
+        node: &node,
+        binary: gateway::binary()?,
+        directory: &directory,
+    };
+
+    // As printed, but for the places of what this test must not share with the machine it runs on.
+    let pin = format!("/sys/fs/bpf/egress_readme_{}", std::process::id());
+    let own = format!("[dataplane]\npin = \"{pin}\"");
+    let elsewhere = "\n[store]\nsqlite = \"./egress.db\"\n[control]\nsocket = \"./egress.sock\"\n";
+    let server = block(&readme, "[server]")?.join("\n");
+    let resources = block(&readme, "[[account]]")?.join("\n");
+    let (resources, commands) = resources
+        .split_once("\negress ")
+        .map_or((resources.as_str(), None), |(file, rest)| {
+            (file, Some(format!("egress {rest}")))
+        });
+    let commands = match commands {
+        Some(commands) => commands,
+        None => block(&readme, "egress validate")?.join("\n"),
+    };
+    fs::write(
+        directory.join("egress.toml"),
+        server.replace("[dataplane]", &own) + elsewhere,
+    )?;
+    fs::write(directory.join("resources.toml"), resources)?;
+
+    let mut daemon = None;
+    let mut tried = 0;
+    for line in commands.lines().filter(|line| line.starts_with("egress ")) {
+        let words = words(line);
+        tried += 1;
+        match words[..] {
+            ["egress", "run"] => daemon = Some(place.daemon()?),
+            ["egress", "status", ref others @ ..] => {
+                for noun in ["status"].iter().chain(others).filter(|word| **word != "|") {
+                    place.egress(&["egress", noun])?;
+                    // One document, or one a line.
+                    let json = place.egress(&["egress", noun, "--json"])?;
+                    for value in serde_json::Deserializer::from_str(&json).into_iter() {
+                        let _: serde_json::Value =
+                            value.with_context(|| format!("egress {noun} --json"))?;
+                    }
+                }
+            }
+            ["egress", "why", ..] => {
+                let said = place.egress(&words)?;
+                ensure!(
+                    said.contains("shop.example") && said.contains("partners"),
+                    "{said}"
+                );
+            }
+            ["egress", "zone", ..] => {
+                // For zones without [zone.aegis] in the file, it says.
+                let file = directory.join("resources.toml");
+                let whole = fs::read_to_string(&file)?;
+                let (without, _) = whole.split_once("[zone.aegis]").context("no zone.aegis")?;
+                fs::write(&file, without)?;
+                place.egress(&["egress", "apply", "-f", "./resources.toml"])?;
+                place.egress(&words)?;
+                let zones = place.egress(&["egress", "zones"])?;
+                ensure!(zones.contains("partners"), "{zones}");
+            }
+            _ => drop(place.egress(&words)?),
+        }
+    }
+    ensure!(tried >= 7, "only {tried} commands in\n{commands}");
+    let mut daemon = daemon.context("the README does not say how to run the daemon")?;
+    wait::until_true("the daemon's end after detach", LIMIT, || {
+        Ok(daemon.try_wait()?.is_some())
+    })?;
+    ensure!(!Path::new(&pin).exists(), "{pin} is left");
+    Ok(())
+}
