@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::standard::{INSIDE_BOUND, INSIDE_UNBOUND, POOL, UPLINK, ZONE_PREFIX};
+use crate::standard::{
+    INSIDE_BOUND, INSIDE_UNBOUND, POOL, RANGE, UPLINK, ZONE_PREFIX, ZONE_PREFIX_V6,
+};
 
 /// The pool's name.
 pub const POOL_NAME: &str = "partners";
@@ -101,6 +103,17 @@ impl Server {
 }
 
 impl Resources {
+    /// A pool of IPv4 addresses and an IPv6 range, and a zone of both families.
+    #[must_use]
+    pub fn both_families() -> Self {
+        let ipv4 = POOL.iter().map(ToString::to_string);
+        Self {
+            addresses: ipv4.chain([RANGE.to_string()]).collect(),
+            selectors: format!("sources = [\"{ZONE_PREFIX}\", \"{ZONE_PREFIX_V6}\"]"),
+            ..Self::default()
+        }
+    }
+
     /// The file's text.
     #[must_use]
     pub fn text(&self) -> String {

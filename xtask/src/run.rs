@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use egress_tests::{
+    config::Resources,
     interrupt,
     site::{Plan, Site},
     standard::{Kind, Masquerade, Options},
@@ -76,6 +77,7 @@ fn in_a_lab(workspace: &Workspace, args: &Args) -> Result<()> {
             masquerade: Masquerade::Unbound,
             ..Options::default()
         },
+        resources: Resources::both_families(),
         binary: Some(daemon(workspace)?),
         ..Plan::default()
     };

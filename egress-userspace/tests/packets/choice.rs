@@ -4,9 +4,9 @@ use egress_common::key::TCP;
 use egress_common::reason::Reason;
 use egress_common::settings::candidate_flag;
 
-use crate::harness::DataPlane;
-use crate::packet::{Packet, SYN};
-use crate::world::{EGRESS, EGRESS_2, INSIDE, ORIGIN, World, candidate};
+use super::{DataPlane, INSIDE, ORIGIN, Packet, at};
+use crate::packet::SYN;
+use crate::world::{EGRESS, EGRESS_2, World, candidate};
 
 const BOTH: [[u8; 4]; 2] = [EGRESS, EGRESS_2];
 
@@ -18,13 +18,13 @@ fn pool_9_a_draining_address_takes_no_new_flow_and_keeps_its_old_ones() {
     let old = plane.establish(INSIDE, ORIGIN, (1, 1));
     plane.change(|world| {
         for candidate in &mut world.pools[0].1 {
-            if candidate.address == old.0 {
+            if at(candidate.address) == old.0 {
                 candidate.flags = candidate_flag::DRAINING;
             }
         }
     });
     for host in 0..100 {
-        let new = plane.leaves(&Packet::tcp(([10, 1, 2, host], 5_000), ORIGIN, SYN));
+        let new = plane.leaves(&Packet::tcp((at([10, 1, 2, host]), 5_000), ORIGIN, SYN));
         assert_ne!(new.0, old.0);
     }
     assert_eq!(
@@ -43,13 +43,13 @@ fn cap_4_when_one_address_is_full_the_next_is_used_and_then_the_connection_is_re
         plane.leaves(&Packet::tcp((INSIDE.0, 3_000 + port), ORIGIN, SYN));
     }
     assert_eq!(
-        BOTH.map(|egress| plane.active(egress, ORIGIN, TCP)),
+        BOTH.map(|egress| plane.active(at(egress), ORIGIN, TCP)),
         [10, 10]
     );
     plane.answered(&Packet::tcp((INSIDE.0, 4_000), ORIGIN, SYN));
     assert_eq!(plane.reason(Reason::CapReached), 1);
     let refused: u64 = BOTH
-        .map(|egress| plane.count(egress, ORIGIN, TCP).unwrap().refused)
+        .map(|egress| plane.count(at(egress), ORIGIN, TCP).unwrap().refused)
         .iter()
         .sum();
     assert_eq!(refused, 1, "a refusal is counted once");
@@ -69,8 +69,8 @@ fn cap_9_one_inside_address_prefers_one_egress_ip() {
     for host in 0..64 {
         let mut of_host = std::collections::HashSet::new();
         for port in 0..4 {
-            let inside = ([10, 1, 3, host], 6_000 + port);
-            let origin = ([192, 0, 2, host], 443 + port);
+            let inside = (at([10, 1, 3, host]), 6_000 + port);
+            let origin = (at([192, 0, 2, host]), 443 + port);
             of_host.insert(plane.leaves(&Packet::udp(inside, origin, b"")).0);
         }
         assert_eq!(of_host.len(), 1, "host {host}");

@@ -4,9 +4,8 @@ use egress_common::key::TCP;
 use egress_common::slot::{Slot, State};
 use egress_common::tcp::{Direction, Way};
 
-use crate::harness::DataPlane;
-use crate::packet::{ACK, Endpoint, FIN, PSH, Packet, RST, SYN};
-use crate::world::{EGRESS, INSIDE, ORIGIN};
+use super::{Address, DataPlane, EGRESS, Endpoint, INSIDE, ORIGIN, Packet};
+use crate::packet::{ACK, FIN, PSH, RST, SYN};
 
 /// Initial sequence numbers of both sides, in every quarter of the number space.
 const NUMBERS: [(u32, u32); 5] = [
@@ -63,7 +62,7 @@ impl<'a> Connection<'a> {
 
     /// Nothing that came since was believed.
     #[track_caller]
-    fn unchanged(&self, before: &Slot<[u8; 4]>) {
+    fn unchanged(&self, before: &Slot<Address>) {
         let slot = self.plane.slot(INSIDE, ORIGIN, TCP).unwrap();
         assert_eq!((slot.out, slot.back), (before.out, before.back));
         assert_eq!(slot.last_seen, before.last_seen);

@@ -7,11 +7,12 @@ use egress_common::key::{FlowKey, ReverseKey, TCP, UDP};
 use egress_common::reason::Reason;
 use egress_common::slot::State;
 
-use crate::harness::{DataPlane, Hook};
+use super::{DataPlane, EGRESS, Endpoint, INSIDE, ORIGIN, Packet, at};
+use crate::harness::Hook;
 use crate::index::{HASH_KEY, collision};
-use crate::packet::{ACK, Endpoint, FIN, Packet, RST, SYN};
+use crate::packet::{ACK, FIN, RST, SYN};
 use crate::run::{Meta, Verdict};
-use crate::world::{EGRESS, INSIDE, ORIGIN, World};
+use crate::world::World;
 
 /// Threads meet here and leave together, within nanoseconds.
 #[derive(Default)]
@@ -74,7 +75,7 @@ fn at_once(work: impl Fn(usize) + Sync) {
 /// A host of its own for each flow: the port is asked for by nobody else.
 fn client(thread: usize, number: u32) -> Endpoint {
     (
-        [10, 1, (number >> 14) as u8, thread as u8],
+        at([10, 1, (number >> 14) as u8, thread as u8]),
         2_048 + (number & 0x3fff) as u16,
     )
 }
@@ -245,12 +246,16 @@ fn safe_1_no_packet_with_another_flows_address_while_elements_are_recycled() {
     // Two flows whose entries cannot be told apart, in one index and in the other one.
     let origins = |one: u32| {
         (
-            [198, 51, 100, (one >> 12) as u8],
+            at([198, 51, 100, (one >> 12) as u8]),
             2_048 + (one & 0xfff) as u16,
         )
     };
-    let hosts =
-        (0..1 << 20_u32).map(|one| ([10, 1, (one >> 14) as u8, 1], (one & 0x3fff) as u16 + 2_048));
+    let hosts = (0..1 << 20_u32).map(|one| {
+        (
+            at([10, 1, (one >> 14) as u8, 1]),
+            (one & 0x3fff) as u16 + 2_048,
+        )
+    });
     let of_host = |host: &Endpoint| FlowKey {
         inside: host.0,
         origin: ORIGIN.0,

@@ -818,7 +818,7 @@ fn nat_6_random_datagrams_arrive_whole_or_not_at_all() {
             // Not a fragment: every copy leaves.
             assert!(
                 left.iter()
-                    .all(|frame| Packet::read(frame).source == EGRESS)
+                    .all(|frame| <Packet>::read(frame).source == EGRESS)
             );
             continue;
         }

@@ -3,9 +3,9 @@
 use egress_common::key::UDP;
 use egress_common::reason::Reason;
 
-use crate::harness::DataPlane;
-use crate::packet::{Packet, SYN};
-use crate::world::{EGRESS, INSIDE, ORIGIN, World};
+use super::{DataPlane, EGRESS, INSIDE, ORIGIN, Packet, at};
+use crate::packet::SYN;
+use crate::world::World;
 
 #[test]
 fn cap_6_a_full_flow_table_refuses_and_evicts_nobody() {
@@ -41,7 +41,7 @@ fn cap_6_a_full_table_of_origins_refuses_new_origins_only() {
     }) else {
         return;
     };
-    let origin = |last: u8| ([192, 0, 2, last], 443);
+    let origin = |last: u8| (at([192, 0, 2, last]), 443);
     for last in 0..16 {
         plane.leaves(&Packet::udp(INSIDE, origin(last), b""));
     }

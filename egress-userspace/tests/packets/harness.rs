@@ -12,7 +12,7 @@ use egress_common::clock::Moment;
 use egress_common::count::Count;
 use egress_common::ended::{self, Ended};
 use egress_common::expiry::Progress;
-use egress_common::family::V4;
+use egress_common::family::{V4, V6};
 use egress_common::fragment::{Datagram, FRAME, FRAMES};
 use egress_common::free::{self, FreeList};
 use egress_common::index::buckets;
@@ -27,8 +27,9 @@ use egress_common::siphash::Secret;
 use egress_common::slot::{Slot, State, flag};
 use egress_common::tag::{Tag, TagField};
 
+use crate::family::{Family, TWIN_BITS, twin};
 use crate::index::{HASH_KEY, Index};
-use crate::packet::{ACK, Endpoint, Packet, SYN};
+use crate::packet::{ACK, Endpoint, Net, Packet, SYN};
 use crate::run::{Meta, Outcome, Verdict, run};
 use crate::world::{INSIDE_INTERFACE, UPLINK, UPLINK_MAC, World};
 
@@ -83,21 +84,28 @@ struct Buffer([u64; 3 + FRAME / 8]);
 // SAFETY: whole words.
 unsafe impl Pod for Buffer {}
 
-/// Programs and maps.
-pub(crate) struct DataPlane {
+/// Programs, and maps of one family; those of the other are there too.
+pub(crate) struct Plane<A>
+where
+    Slot<A>: Pod,
+    Count<A>: Pod,
+{
     ebpf: Ebpf,
     programs: Vec<(Hook, ProgramFd)>,
     pub(crate) world: World,
     pub(crate) flows: Index,
     pub(crate) reverse: Index,
-    pub(crate) slots: Array<MapData, Slot<V4>>,
+    pub(crate) slots: Array<MapData, Slot<A>>,
     pub(crate) free_slots: Array<MapData, FreeList>,
-    pub(crate) origins: HashMap<MapData, OriginKey<V4>, Reference>,
-    pub(crate) counts: Array<MapData, Count<V4>>,
+    pub(crate) origins: HashMap<MapData, OriginKey<A>, Reference>,
+    pub(crate) counts: Array<MapData, Count<A>>,
     pub(crate) free_counts: Array<MapData, FreeList>,
     reasons: PerCpuArray<MapData, Counter>,
     sweeper: Array<MapData, Sweeper>,
 }
+
+/// What tests of IPv4 look at.
+pub(crate) type DataPlane = Plane<V4>;
 
 /// Whether this process may load programs; says `SKIPPED` if not.
 pub(crate) fn permitted() -> bool {
@@ -128,7 +136,65 @@ pub(crate) fn tagged(mask: u32, zone: u32) -> u32 {
         .write(0, Tag::Zone(zone as u16))
 }
 
-impl DataPlane {
+/// All records of a family on their free lists, as the daemon puts them when it makes the maps.
+fn fill<A: Family>(ebpf: &mut Ebpf, world: &World)
+where
+    Slot<A>: Pod,
+    Count<A>: Pod,
+{
+    let own = |name: &str| format!("{name}{}", A::SUFFIX);
+    let slot = |next| Slot::<A> {
+        last_seen: Moment(next),
+        ..Slot::default()
+    };
+    let slots = members(world.max_flows, world.lists);
+    list(ebpf, &own("SLOTS"), &slots, slot);
+    heads(ebpf, &own("FREE_SLOTS"), &slots, world.lists);
+    let count = |next| Count::<A> {
+        next,
+        ..Count::default()
+    };
+    let counts = members(world.max_origins, world.lists);
+    list(ebpf, &own("COUNTS"), &counts, count);
+    heads(ebpf, &own("FREE_COUNTS"), &counts, world.counter_lists());
+}
+
+/// Which records are on which list.
+fn members(total: u32, lists: u32) -> Vec<Vec<u32>> {
+    let of = |list| (0..total).filter(move |index| free::home(*index, lists) == list);
+    (0..lists).map(|list| of(list).collect()).collect()
+}
+
+/// Links the records of each list.
+fn list<T: Pod>(ebpf: &mut Ebpf, name: &str, lists: &[Vec<u32>], linked: impl Fn(u32) -> T) {
+    let mut records: Array<_, T> = ebpf.map_mut(name).expect(name).try_into().unwrap();
+    for list in lists {
+        for (nth, index) in list.iter().enumerate() {
+            let next = *list.get(nth + 1).unwrap_or(&free::NONE);
+            records.set(*index, linked(next), 0).unwrap();
+        }
+    }
+}
+
+/// The lists' beginnings, as many as there are.
+fn heads(ebpf: &mut Ebpf, name: &str, lists: &[Vec<u32>], there: u32) {
+    let mut heads: Array<_, FreeList> = ebpf.map_mut(name).expect(name).try_into().unwrap();
+    for (nth, list) in (0..there).zip(lists) {
+        let head = FreeList {
+            first: *list.first().unwrap_or(&free::NONE),
+            tag: 0,
+            available: list.len() as u64,
+        };
+        heads.set(nth, head, 0).unwrap();
+    }
+}
+
+impl<A: Family> Plane<A>
+where
+    Slot<A>: Pod,
+    Count<A>: Pod,
+    OriginKey<A>: Pod,
+{
     /// The default world's data plane; `None` where it may not be loaded.
     pub(crate) fn new() -> Option<Self> {
         Self::of(World::default())
@@ -158,8 +224,8 @@ impl DataPlane {
             .map_max_entries("ORIGINS4", world.max_origins)
             .map_max_entries("COUNTS4", world.max_origins)
             .map_max_entries("FREE_COUNTS4", world.counter_lists())
-            .map_max_entries("FLOWS6", world.max_flows)
-            .map_max_entries("REVERSE6", world.max_flows)
+            .map_max_entries("FLOWS6", buckets(world.max_flows))
+            .map_max_entries("REVERSE6", buckets(world.max_flows))
             .map_max_entries("SLOTS6", world.max_flows)
             .map_max_entries("FREE_SLOTS6", world.lists)
             .map_max_entries("ORIGINS6", world.max_origins)
@@ -179,80 +245,29 @@ impl DataPlane {
             }
             programs.push((hook, program.fd().unwrap().try_clone().unwrap()));
         }
+        fill::<V4>(&mut ebpf, &world);
+        fill::<V6>(&mut ebpf, &world);
+        let own = |name: &str| format!("{name}{}", A::SUFFIX);
         let mut plane = Self {
             programs,
-            flows: map(&mut ebpf, "FLOWS4", Array::try_from).into(),
-            reverse: map(&mut ebpf, "REVERSE4", Array::try_from).into(),
-            slots: map(&mut ebpf, "SLOTS4", Array::try_from),
-            free_slots: map(&mut ebpf, "FREE_SLOTS4", Array::try_from),
-            origins: map(&mut ebpf, "ORIGINS4", HashMap::try_from),
-            counts: map(&mut ebpf, "COUNTS4", Array::try_from),
-            free_counts: map(&mut ebpf, "FREE_COUNTS4", Array::try_from),
+            flows: map(&mut ebpf, &own("FLOWS"), Array::try_from).into(),
+            reverse: map(&mut ebpf, &own("REVERSE"), Array::try_from).into(),
+            slots: map(&mut ebpf, &own("SLOTS"), Array::try_from),
+            free_slots: map(&mut ebpf, &own("FREE_SLOTS"), Array::try_from),
+            origins: map(&mut ebpf, &own("ORIGINS"), HashMap::try_from),
+            counts: map(&mut ebpf, &own("COUNTS"), Array::try_from),
+            free_counts: map(&mut ebpf, &own("FREE_COUNTS"), Array::try_from),
             reasons: map(&mut ebpf, "REASONS", PerCpuArray::try_from),
             sweeper: map(&mut ebpf, "SWEEPER", Array::try_from),
             ebpf,
             world,
         };
-        plane.fill();
+        plane.configure();
         Some(plane)
     }
 
-    /// What the daemon does when it makes the maps.
-    fn fill(&mut self) {
-        let World {
-            max_flows,
-            max_origins,
-            lists,
-            ..
-        } = self.world;
-        for list in 0..lists {
-            let of = |total: u32| {
-                let members: Vec<u32> = (0..total)
-                    .filter(|index| free::home(*index, lists) == list)
-                    .collect();
-                let head = FreeList {
-                    first: *members.first().unwrap_or(&free::NONE),
-                    tag: 0,
-                    available: members.len() as u64,
-                };
-                let links: Vec<(u32, u32)> = members
-                    .iter()
-                    .enumerate()
-                    .map(|(nth, index)| (*index, *members.get(nth + 1).unwrap_or(&free::NONE)))
-                    .collect();
-                (head, links)
-            };
-            let (head, links) = of(max_flows);
-            for (index, next) in links {
-                self.slots
-                    .set(
-                        index,
-                        Slot {
-                            last_seen: Moment(next),
-                            ..Slot::default()
-                        },
-                        0,
-                    )
-                    .unwrap();
-            }
-            self.free_slots.set(list, head, 0).unwrap();
-            let (head, links) = of(max_origins);
-            for (index, next) in links {
-                self.counts
-                    .set(
-                        index,
-                        Count {
-                            next,
-                            ..Count::default()
-                        },
-                        0,
-                    )
-                    .unwrap();
-            }
-            if list < self.world.counter_lists() {
-                self.free_counts.set(list, head, 0).unwrap();
-            }
-        }
+    /// What the daemon writes into the maps.
+    fn configure(&mut self) {
         self.array(
             "SECRET",
             0,
@@ -303,10 +318,10 @@ impl DataPlane {
             self.array("ZONES", version * MAX_ZONES + number, zone);
         }
         for (address, length, zone) in &world.sources {
-            self.trie("SOURCES4", version, *address, *length, *zone);
+            self.selects("SOURCES", version, (*address, *length), *zone);
         }
         for (address, length) in &world.exempt {
-            self.trie("EXEMPT4", version, *address, *length, 0);
+            self.selects("EXEMPT", version, (*address, *length), 0);
         }
         for (nth, selector) in world.marks.iter().enumerate() {
             self.array::<MarkSelector>("MARKS", version * MAX_MARKS + nth as u32, *selector);
@@ -318,34 +333,60 @@ impl DataPlane {
             };
             self.hash("INTERFACES", key, Selected { zone: *zone });
         }
+        for (address, length, zone) in &world.sources6 {
+            let key = Key::new(VERSION_BITS + length, V6::data(version, *address));
+            self.prefix("SOURCES6", &key, Selected { zone: *zone });
+        }
+        for (nth, range) in world.ranges.iter().flatten().enumerate() {
+            self.range(version, nth as u32, range);
+        }
         let mut first = 0;
         for (number, candidates) in &world.pools {
             let count = candidates.len() as u32;
-            self.array(
-                "POOLS",
-                version * MAX_POOLS + number,
-                Pool {
-                    first,
-                    count,
-                    ..Pool::default()
-                },
-            );
+            // Ranges, where there are any, are the one pool's that such tests use.
+            let (first6, count6) = match &world.ranges {
+                Some(ranges) => (0, ranges.len() as u32),
+                None => (first, count),
+            };
+            let pool = Pool {
+                first,
+                count,
+                first6,
+                count6,
+            };
+            self.array("POOLS", version * MAX_POOLS + number, pool);
             for candidate in candidates {
                 self.array::<Candidate<V4>>(
                     "CANDIDATES4",
                     version * MAX_CANDIDATES + first,
                     *candidate,
                 );
-                self.hash(
-                    "EGRESS4",
-                    candidate.address,
-                    EgressAddress {
-                        flags: egress_flag::ANSWER,
-                    },
-                );
+                let flags = egress_flag::ANSWER;
+                self.hash("EGRESS4", candidate.address, EgressAddress { flags });
+                if world.ranges.is_none() {
+                    self.range(version, first, &twin(candidate));
+                }
                 first += 1;
             }
         }
+    }
+
+    /// A prefix in both families' tries of this name.
+    fn selects(&mut self, name: &str, version: u32, prefix: (V4, u32), zone: u32) {
+        let (address, length) = prefix;
+        let key = Key::new(VERSION_BITS + length, V4::data(version, address));
+        self.prefix(&format!("{name}4"), &key, Selected { zone });
+        let data = V6::data(version, V6::at(address));
+        let key = Key::new(VERSION_BITS + TWIN_BITS + length, data);
+        self.prefix(&format!("{name}6"), &key, Selected { zone });
+    }
+
+    /// A range, or an address, of IPv6.
+    fn range(&mut self, version: u32, nth: u32, range: &Candidate<V6>) {
+        self.array::<Candidate<V6>>("CANDIDATES6", version * MAX_CANDIDATES + nth, *range);
+        let key = Key::new(VERSION_BITS + range.length, V6::data(0, range.address));
+        let flags = egress_flag::ANSWER;
+        self.prefix("EGRESS6", &key, EgressAddress { flags });
     }
 
     /// Makes a version of the configuration the one that counts.
@@ -371,21 +412,16 @@ impl DataPlane {
         hash.insert(key, value, 0).unwrap();
     }
 
-    fn trie(&mut self, name: &str, version: u32, address: V4, length: u32, zone: u32) {
-        let key = Key::new(VERSION_BITS + length, V4::data(version, address));
-        self.prefix(name, &key, Selected { zone });
+    /// All elements of an array.
+    pub(crate) fn elements<T: Pod>(&self, name: &str) -> Vec<T> {
+        let array: Array<_, T> = self.ebpf.map(name).expect(name).try_into().unwrap();
+        array.iter().map(|element| element.unwrap()).collect()
     }
 
     /// Puts a prefix into a trie.
     pub(crate) fn prefix<K: Pod, T: Pod>(&mut self, name: &str, key: &Key<K>, value: T) {
         let mut trie: LpmTrie<_, K, T> = self.ebpf.map_mut(name).expect(name).try_into().unwrap();
         trie.insert(key, value, 0).unwrap();
-    }
-
-    /// All elements of an array.
-    pub(crate) fn elements<T: Pod>(&self, name: &str) -> Vec<T> {
-        let array: Array<_, T> = self.ebpf.map(name).expect(name).try_into().unwrap();
-        array.iter().map(|element| element.unwrap()).collect()
     }
 
     /// Instructions the verifier looked at.
@@ -419,20 +455,20 @@ impl DataPlane {
 
     /// Runs a program.
     #[track_caller]
-    pub(crate) fn run(&self, hook: Hook, packet: &Packet, meta: Meta) -> Outcome {
+    pub(crate) fn run<B: Net>(&self, hook: Hook, packet: &Packet<B>, meta: Meta) -> Outcome {
         self.try_bytes(hook, &packet.bytes(), meta)
             .expect("a packet the kernel takes")
     }
 
     /// A packet of the host's own, or one whose zone its source tells, leaves by the uplink.
     #[track_caller]
-    pub(crate) fn out(&self, packet: &Packet) -> Outcome {
+    pub(crate) fn out<B: Net>(&self, packet: &Packet<B>) -> Outcome {
         self.run(Hook::UplinkEgress, packet, Meta::default())
     }
 
     /// A packet arrives on the uplink; a device has summed it.
     #[track_caller]
-    pub(crate) fn back(&self, packet: &Packet) -> Outcome {
+    pub(crate) fn back<B: Net>(&self, packet: &Packet<B>) -> Outcome {
         self.run(
             Hook::UplinkIngress,
             packet,
@@ -445,11 +481,11 @@ impl DataPlane {
 
     /// A packet leaves; it must be translated, and only that: returns what it leaves with.
     #[track_caller]
-    pub(crate) fn leaves(&self, packet: &Packet) -> Endpoint {
+    pub(crate) fn leaves<B: Net>(&self, packet: &Packet<B>) -> Endpoint<B> {
         let outcome = self.out(packet);
         assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
         assert_eq!(outcome.mark, done(self.world.mark_mask), "{packet:?}");
-        let sender = Packet::read(&outcome.bytes).sender();
+        let sender = Packet::<B>::read(&outcome.bytes).sender();
         assert_ne!(sender.0, packet.source, "{packet:?}");
         assert_eq!(outcome.bytes, packet.clone().sent_from(sender).bytes());
         sender
@@ -457,7 +493,7 @@ impl DataPlane {
 
     /// A packet arrives; it must be translated back to `inside`, and only that.
     #[track_caller]
-    pub(crate) fn arrives(&self, packet: &Packet, inside: Endpoint) {
+    pub(crate) fn arrives<B: Net>(&self, packet: &Packet<B>, inside: Endpoint<B>) {
         let outcome = self.back(packet);
         assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
         assert_eq!(outcome.mark, 0);
@@ -466,7 +502,7 @@ impl DataPlane {
 
     /// A packet leaves just as it is, marked as dealt with.
     #[track_caller]
-    pub(crate) fn passes(&self, packet: &Packet) {
+    pub(crate) fn passes<B: Net>(&self, packet: &Packet<B>) {
         let outcome = self.out(packet);
         assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
         assert_eq!(outcome.mark, done(self.world.mark_mask), "{packet:?}");
@@ -475,11 +511,11 @@ impl DataPlane {
 
     /// A packet is answered: it comes back to where it came from as another one.
     #[track_caller]
-    pub(crate) fn answered(&self, packet: &Packet) -> Packet {
+    pub(crate) fn answered<B: Net>(&self, packet: &Packet<B>) -> Packet<B> {
         let outcome = self.out(packet);
         assert_eq!(outcome.verdict, Verdict::Redirect, "{packet:?}");
         assert_eq!(outcome.mark, 0);
-        let answer = Packet::read(&outcome.bytes);
+        let answer = Packet::<B>::read(&outcome.bytes);
         assert_eq!((answer.to, answer.from), (packet.from, packet.to));
         assert_eq!(answer.source, packet.destination);
         assert_eq!(answer.destination, packet.source);
@@ -488,13 +524,19 @@ impl DataPlane {
 
     /// A packet is dropped for this reason, and for no other.
     #[track_caller]
-    pub(crate) fn dropped(&self, hook: Hook, packet: &Packet, reason: Reason) {
+    pub(crate) fn dropped<B: Net>(&self, hook: Hook, packet: &Packet<B>, reason: Reason) {
         self.dropped_with(hook, packet, Meta::default(), reason);
     }
 
     /// A packet is dropped for this reason, and for no other.
     #[track_caller]
-    pub(crate) fn dropped_with(&self, hook: Hook, packet: &Packet, meta: Meta, reason: Reason) {
+    pub(crate) fn dropped_with<B: Net>(
+        &self,
+        hook: Hook,
+        packet: &Packet<B>,
+        meta: Meta,
+        reason: Reason,
+    ) {
         let before = self.reason(reason);
         let outcome = self.run(hook, packet, meta);
         assert_eq!(outcome.verdict, Verdict::Drop, "{packet:?}");
@@ -503,12 +545,12 @@ impl DataPlane {
 
     /// An inside host opens a connection and the origin accepts: what it leaves with.
     #[track_caller]
-    pub(crate) fn establish(
+    pub(crate) fn establish<B: Net>(
         &self,
-        inside: Endpoint,
-        origin: Endpoint,
+        inside: Endpoint<B>,
+        origin: Endpoint<B>,
         numbers: (u32, u32),
-    ) -> Endpoint {
+    ) -> Endpoint<B> {
         let (ours, theirs) = numbers;
         let egress = self.leaves(&Packet::tcp(inside, origin, SYN).numbers(ours, 0));
         let ours = ours.wrapping_add(1);
@@ -535,7 +577,7 @@ impl DataPlane {
     }
 
     /// The counter of an egress IP, an origin and a protocol.
-    pub(crate) fn count(&self, egress: V4, origin: Endpoint, protocol: u8) -> Option<Count<V4>> {
+    pub(crate) fn count(&self, egress: A, origin: Endpoint<A>, protocol: u8) -> Option<Count<A>> {
         let key = OriginKey {
             egress,
             origin: origin.0,
@@ -550,7 +592,7 @@ impl DataPlane {
     }
 
     /// Connections of an egress IP to an origin.
-    pub(crate) fn active(&self, egress: V4, origin: Endpoint, protocol: u8) -> u32 {
+    pub(crate) fn active(&self, egress: A, origin: Endpoint<A>, protocol: u8) -> u32 {
         self.count(egress, origin, protocol)
             .map_or(0, |count| count.active)
     }
@@ -561,7 +603,12 @@ impl DataPlane {
     }
 
     /// The slot number of a flow.
-    pub(crate) fn index(&self, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<u32> {
+    pub(crate) fn index(
+        &self,
+        inside: Endpoint<A>,
+        origin: Endpoint<A>,
+        protocol: u8,
+    ) -> Option<u32> {
         self.index_in(0, inside, origin, protocol)
     }
 
@@ -569,8 +616,8 @@ impl DataPlane {
     pub(crate) fn index_in(
         &self,
         realm: u16,
-        inside: Endpoint,
-        origin: Endpoint,
+        inside: Endpoint<A>,
+        origin: Endpoint<A>,
         protocol: u8,
     ) -> Option<u32> {
         let key = FlowKey {
@@ -586,14 +633,14 @@ impl DataPlane {
     }
 
     /// The slot number of a flow.
-    pub(crate) fn flow(&self, key: &FlowKey<V4>) -> Option<u32> {
+    pub(crate) fn flow(&self, key: &FlowKey<A>) -> Option<u32> {
         self.flows.find(key.hash(&HASH_KEY), |slot| {
             self.slots.get(&slot, 0).unwrap().flow == *key
         })
     }
 
     /// The slot number of a flow, as its origin names it.
-    pub(crate) fn holder(&self, key: &ReverseKey<V4>) -> Option<u32> {
+    pub(crate) fn holder(&self, key: &ReverseKey<A>) -> Option<u32> {
         self.reverse.find(key.hash(&HASH_KEY), |slot| {
             self.slots.get(&slot, 0).unwrap().reverse() == *key
         })
@@ -602,16 +649,21 @@ impl DataPlane {
     /// The record of a flow.
     pub(crate) fn slot(
         &self,
-        inside: Endpoint,
-        origin: Endpoint,
+        inside: Endpoint<A>,
+        origin: Endpoint<A>,
         protocol: u8,
-    ) -> Option<Slot<V4>> {
+    ) -> Option<Slot<A>> {
         let index = self.index(inside, origin, protocol)?;
         Some(self.slots.get(&index, 0).unwrap())
     }
 
     /// The state of a flow.
-    pub(crate) fn state(&self, inside: Endpoint, origin: Endpoint, protocol: u8) -> Option<State> {
+    pub(crate) fn state(
+        &self,
+        inside: Endpoint<A>,
+        origin: Endpoint<A>,
+        protocol: u8,
+    ) -> Option<State> {
         self.slot(inside, origin, protocol)
             .map(|slot| slot.word().state)
     }
@@ -656,7 +708,7 @@ impl DataPlane {
         self.reverse.at_rest();
         self.flows.at_rest();
         assert_eq!(free, self.free(), "free slots");
-        let known: std::collections::HashMap<OriginKey<V4>, u32> = self
+        let known: std::collections::HashMap<OriginKey<A>, u32> = self
             .origins
             .iter()
             .map(|entry| {
@@ -669,7 +721,7 @@ impl DataPlane {
     }
 
     /// Replaces a slot's record.
-    pub(crate) fn overwrite(&mut self, index: u32, slot: Slot<V4>) {
+    pub(crate) fn overwrite(&mut self, index: u32, slot: Slot<A>) {
         self.slots.set(index, slot, 0).unwrap();
     }
 
@@ -708,7 +760,7 @@ impl DataPlane {
 
     /// Makes one port of an address exempt, as a resolver is.
     pub(crate) fn exempt_port(&mut self, of: Endpoint) {
-        self.trie("EXEMPT4", 0, of.0, 32, u32::from(of.1));
+        self.selects("EXEMPT", 0, (of.0, 32), u32::from(of.1));
         let mut settings = self.world.settings;
         settings.enabled = 1;
         settings.exempt = 1;
@@ -726,7 +778,7 @@ impl DataPlane {
     /// Ends a slot's flow as the daemon does; whether it was alive.
     pub(crate) fn end(&self, slot: Reference) -> bool {
         let mut packet = vec![0; ended::OFFSET as usize];
-        packet.extend(Ended::new::<V4>(slot).bytes());
+        packet.extend(Ended::new::<A>(slot).bytes());
         let outcome = self.try_bytes(Hook::EndFlow, &packet, Meta::default());
         outcome.unwrap().verdict == Verdict::Other(1)
     }
@@ -734,7 +786,7 @@ impl DataPlane {
     /// A packet of an origin is answered: it goes back to where it came from as another one, marked as dealt
     /// with.
     #[track_caller]
-    pub(crate) fn turned_round(&self, packet: &Packet) -> Packet {
+    pub(crate) fn turned_round<B: Net>(&self, packet: &Packet<B>) -> Packet<B> {
         // Whose sum a device has made is not compared: it is dropped when the packet is made longer.
         let outcome = self.run(Hook::UplinkIngress, packet, Meta::default());
         assert_eq!(
@@ -768,7 +820,7 @@ impl DataPlane {
         let mut found = Vec::new();
         while let Some(item) = ring.next() {
             let word = |at: usize| u32::from_ne_bytes(item[at..at + 4].try_into().unwrap());
-            assert_eq!((item.len(), word(8)), (16, 4));
+            assert_eq!((item.len(), word(8)), (16, A::VERSION));
             found.push(Reference {
                 index: word(0),
                 generation: word(4),

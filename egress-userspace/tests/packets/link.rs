@@ -2,9 +2,9 @@
 
 use egress_common::reason::Reason;
 
-use crate::harness::{DataPlane, Hook};
-use crate::packet::{ACK, PSH, Packet};
-use crate::world::{INSIDE, ORIGIN, STRANGER};
+use super::{DataPlane, INSIDE, ORIGIN, Packet, STRANGER};
+use crate::harness::Hook;
+use crate::packet::{ACK, PSH};
 
 /// Whatever the first byte of the addresses is, an Ethernet frame is one, on an interface that is known to be
 /// Ethernet: 0x45 and 0x60 begin IP packets as well.

@@ -8,12 +8,19 @@
 //! |---|---|
 //! | [`harness`] | a data plane in a box: programs, maps, configuration |
 //! | [`world`] | what it is configured with |
+//! | [`family`] | what differs between IPv4 and IPv6; [`v4`] and [`v6`] hold the tests that both must pass |
 //! | [`packet`] | packets with correct checksums, any field overridable, and the way back from bytes |
 //! | [`pieces`] | packets cut into fragments, and put together again |
 //! | [`run`] | the system call |
 //! | [`loopback`] | what programs send by themselves |
 //! | the rest | one step of the data plane each |
 
+#![allow(
+    clippy::duplicate_mod,
+    reason = "the tests that both families must pass are compiled once for each"
+)]
+
+mod family;
 mod harness;
 mod loopback;
 mod packet;
@@ -21,32 +28,23 @@ mod pieces;
 mod run;
 mod world;
 
-mod admission;
 mod arp;
 mod budget;
-mod choice;
-mod closing;
-mod concurrency;
 mod fragments;
-mod full;
 mod fuzz;
 mod guard;
 mod icmp;
 mod index;
 mod inside;
-mod link;
+mod ipv6;
 mod malformed;
 mod model;
-mod over;
 mod passing;
-mod quarantine;
 mod random;
-mod realm;
 mod refusal;
-mod rfc;
 mod seed;
-mod sweep;
-mod translation;
+mod slices;
 mod unanswered;
-mod versions;
+mod v4;
+mod v6;
 mod wire;

@@ -5,11 +5,12 @@ use egress_common::key::{Reference, TCP, UDP};
 use egress_common::reason::Reason;
 use egress_common::slot::State;
 
-use crate::harness::{DataPlane, Hook, eventually};
-use crate::packet::{ACK, Endpoint, FIN, Packet, RST, SYN};
-use crate::world::{EGRESS, INSIDE, ORIGIN, SECOND, World};
+use super::{DataPlane, EGRESS, Endpoint, INSIDE, ORIGIN, Packet, at};
+use crate::harness::{Hook, eventually};
+use crate::packet::{ACK, FIN, RST, SYN};
+use crate::world::{SECOND, World};
 
-const NEIGHBOUR: Endpoint = ([10, 1, 0, 3], INSIDE.1);
+const NEIGHBOUR: Endpoint = (at([10, 1, 0, 3]), INSIDE.1);
 
 /// A data plane in which established connections are soon idle.
 fn impatient(told: u32) -> Option<DataPlane> {
@@ -199,7 +200,7 @@ fn cap_7_after_its_rest_anybody_may_have_a_port_and_until_then_late_packets_pass
     assert_eq!(plane.leaves(&fin), egress);
     plane.arrives(&Packet::tcp(ORIGIN, egress, ACK).numbers(2, 10_002), INSIDE);
     // Somebody else who asks for it gets it, whatever numbers it begins with.
-    let third = ([10, 1, 0, 4], INSIDE.1);
+    let third = (at([10, 1, 0, 4]), INSIDE.1);
     assert_eq!(
         plane.leaves(&Packet::tcp(third, ORIGIN, SYN).numbers(1, 0)),
         egress

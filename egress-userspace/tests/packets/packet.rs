@@ -3,8 +3,28 @@
 //! An expected packet is a struct like the packet that was sent; that its bytes equal what came out
 //! says that every field and every checksum is right.
 
+use egress_common::family::{Address, V4, V6};
+
 /// An address and a port.
-pub(crate) type Endpoint = ([u8; 4], u16);
+pub(crate) type Endpoint<A = V4> = (A, u16);
+
+/// How packets of a family look.
+pub(crate) trait Net: Address + std::fmt::Debug + std::hash::Hash {
+    /// Protocol number of its ICMP.
+    const ICMP: u8;
+
+    /// The network header in front of `length` bytes of `protocol`.
+    fn header(packet: &Packet<Self>, length: usize) -> Vec<u8>;
+
+    /// Reads a network header into the packet: how long it is, and how long the whole is.
+    fn read(packet: &mut Packet<Self>, ip: &[u8]) -> (usize, usize);
+
+    /// What a transport checksum covers besides the packet.
+    fn pseudo_header(packet: &Packet<Self>, length: usize) -> Vec<u8>;
+
+    /// Whether the packet has no transport header of its own.
+    fn is_fragment(packet: &Packet<Self>) -> bool;
+}
 
 /// TCP control bits.
 pub(crate) const FIN: u8 = 1;
@@ -19,10 +39,11 @@ pub(crate) const TO: [u8; 6] = [2, 0, 0, 0, 0, 0xbb];
 
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
+const IPV6: usize = 40;
 
-/// An IPv4 packet in an Ethernet frame.
+/// An IP packet in an Ethernet frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Packet {
+pub(crate) struct Packet<A = V4> {
     pub(crate) to: [u8; 6],
     pub(crate) from: [u8; 6],
     /// VLAN ids, outermost first.
@@ -33,22 +54,22 @@ pub(crate) struct Packet {
     pub(crate) fragment: u16,
     pub(crate) ttl: u8,
     pub(crate) protocol: u8,
-    pub(crate) source: [u8; 4],
-    pub(crate) destination: [u8; 4],
-    /// IPv4 options, a multiple of four bytes.
+    pub(crate) source: A,
+    pub(crate) destination: A,
+    /// IPv4 options, a multiple of four bytes; IPv6 extension headers, which begin with their own number.
     pub(crate) options: Vec<u8>,
     pub(crate) body: Body,
-    /// Bytes behind the IPv4 packet.
+    /// Bytes behind the IP packet.
     pub(crate) padding: usize,
     /// Version and header length, overridden.
     pub(crate) first: Option<u8>,
-    /// Total length, overridden.
+    /// Total length, or payload length, overridden.
     pub(crate) length: Option<u16>,
     /// Transport checksum, overridden.
     pub(crate) checksum: Option<u16>,
 }
 
-/// What an IPv4 packet carries.
+/// What a packet carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     Tcp(Tcp),
@@ -96,8 +117,8 @@ pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     total as u16
 }
 
-impl Packet {
-    fn ip(source: [u8; 4], destination: [u8; 4], protocol: u8, body: Body) -> Self {
+impl<A: Net> Packet<A> {
+    fn ip(source: A, destination: A, protocol: u8, body: Body) -> Self {
         Self {
             to: TO,
             from: FROM,
@@ -118,7 +139,7 @@ impl Packet {
         }
     }
 
-    pub(crate) fn tcp(from: Endpoint, to: Endpoint, control: u8) -> Self {
+    pub(crate) fn tcp(from: Endpoint<A>, to: Endpoint<A>, control: u8) -> Self {
         let body = Body::Tcp(Tcp {
             source: from.1,
             destination: to.1,
@@ -129,7 +150,7 @@ impl Packet {
         Self::ip(from.0, to.0, 6, body)
     }
 
-    pub(crate) fn udp(from: Endpoint, to: Endpoint, payload: &[u8]) -> Self {
+    pub(crate) fn udp(from: Endpoint<A>, to: Endpoint<A>, payload: &[u8]) -> Self {
         let body = Body::Udp(Udp {
             source: from.1,
             destination: to.1,
@@ -139,16 +160,16 @@ impl Packet {
         Self::ip(from.0, to.0, 17, body)
     }
 
-    pub(crate) fn icmp(from: [u8; 4], to: [u8; 4], kind: u8, code: u8, payload: &[u8]) -> Self {
+    pub(crate) fn icmp(from: A, to: A, kind: u8, code: u8, payload: &[u8]) -> Self {
         Self::ip(
             from,
             to,
-            1,
+            A::ICMP,
             Body::Icmp(kind, code, [0; 4], payload.to_vec()),
         )
     }
 
-    pub(crate) fn other(from: [u8; 4], to: [u8; 4], protocol: u8, payload: &[u8]) -> Self {
+    pub(crate) fn other(from: A, to: A, protocol: u8, payload: &[u8]) -> Self {
         Self::ip(from, to, protocol, Body::Other(payload.to_vec()))
     }
 
@@ -195,7 +216,7 @@ impl Packet {
     }
 
     /// The same packet from another source.
-    pub(crate) fn sent_from(mut self, from: Endpoint) -> Self {
+    pub(crate) fn sent_from(mut self, from: Endpoint<A>) -> Self {
         self.source = from.0;
         match &mut self.body {
             Body::Tcp(tcp) => tcp.source = from.1,
@@ -206,7 +227,7 @@ impl Packet {
     }
 
     /// The same packet to another destination.
-    pub(crate) fn sent_to(mut self, to: Endpoint) -> Self {
+    pub(crate) fn sent_to(mut self, to: Endpoint<A>) -> Self {
         self.destination = to.0;
         match &mut self.body {
             Body::Tcp(tcp) => tcp.destination = to.1,
@@ -217,7 +238,7 @@ impl Packet {
     }
 
     /// Source address and port; port 0 where there is none.
-    pub(crate) fn sender(&self) -> Endpoint {
+    pub(crate) fn sender(&self) -> Endpoint<A> {
         let port = match &self.body {
             Body::Tcp(tcp) => tcp.source,
             Body::Udp(udp) => udp.source,
@@ -227,7 +248,7 @@ impl Packet {
     }
 
     /// Destination address and port; port 0 where there is none.
-    pub(crate) fn receiver(&self) -> Endpoint {
+    pub(crate) fn receiver(&self) -> Endpoint<A> {
         let port = match &self.body {
             Body::Tcp(tcp) => tcp.destination,
             Body::Udp(udp) => udp.destination,
@@ -277,8 +298,8 @@ impl Packet {
         };
         if let Some(at) = at {
             let right = match &self.body {
-                Body::Icmp(..) => !sum(&[&bytes]),
-                _ => !sum(&[&self.pseudo_header(bytes.len()), &bytes]),
+                Body::Icmp(..) if A::LEN == 4 => !sum(&[&bytes]),
+                _ => !sum(&[&A::pseudo_header(self, bytes.len()), &bytes]),
             };
             let right = match (&self.body, right) {
                 (Body::Udp(_), 0) => 0xffff,
@@ -289,29 +310,10 @@ impl Packet {
         bytes
     }
 
-    fn pseudo_header(&self, length: usize) -> [u8; 12] {
-        let [a, b, c, d] = self.source;
-        let [e, f, g, h] = self.destination;
-        let [l0, l1] = (length as u16).to_be_bytes();
-        [a, b, c, d, e, f, g, h, 0, self.protocol, l0, l1]
-    }
-
-    /// The IPv4 packet.
+    /// The IP packet.
     pub(crate) fn ip_bytes(&self) -> Vec<u8> {
-        assert_eq!(self.options.len() % 4, 0, "options come in whole words");
-        let header = IPV4 + self.options.len();
         let transport = self.transport();
-        let length = self.length.unwrap_or((header + transport.len()) as u16);
-        let mut bytes = vec![self.first.unwrap_or(0x40 | (header / 4) as u8), self.tos];
-        bytes.extend(length.to_be_bytes());
-        bytes.extend(self.id.to_be_bytes());
-        bytes.extend(self.fragment.to_be_bytes());
-        bytes.extend([self.ttl, self.protocol, 0, 0]);
-        bytes.extend(self.source);
-        bytes.extend(self.destination);
-        bytes.extend(&self.options);
-        let check = !sum(&[&bytes]);
-        bytes[10..12].copy_from_slice(&check.to_be_bytes());
+        let mut bytes = A::header(self, transport.len());
         bytes.extend(transport);
         bytes
     }
@@ -326,7 +328,7 @@ impl Packet {
             bytes.extend(if outer { [0x88, 0xa8] } else { [0x81, 0] });
             bytes.extend(vlan.to_be_bytes());
         }
-        bytes.extend([0x08, 0x00]);
+        bytes.extend(A::ETHERTYPE.to_be_bytes());
         bytes.extend(self.ip_bytes());
         bytes.extend(vec![0; self.padding]);
         bytes
@@ -338,7 +340,7 @@ impl Packet {
     /// When one is not.
     #[track_caller]
     pub(crate) fn read(frame: &[u8]) -> Self {
-        let mut packet = Self::ip([0; 4], [0; 4], 0, Body::Other(Vec::new()));
+        let mut packet = Self::ip(A::default(), A::default(), 0, Body::Other(Vec::new()));
         packet.to.copy_from_slice(&frame[..6]);
         packet.from.copy_from_slice(&frame[6..12]);
         let mut at = 12;
@@ -346,35 +348,21 @@ impl Packet {
             packet.vlans.push(u16_at(frame, at + 2));
             at += 4;
         }
-        assert_eq!(u16_at(frame, at), 0x0800, "not IPv4: {frame:02x?}");
-        let ip = &frame[ETHERNET - 12 + at..];
-        assert_eq!(ip[0] >> 4, 4, "not version 4: {frame:02x?}");
-        let header = usize::from(ip[0] & 15) * 4;
-        let length = usize::from(u16_at(ip, 2));
-        assert!(
-            header >= IPV4 && header <= length && length <= ip.len(),
-            "{frame:02x?}"
-        );
         assert_eq!(
-            sum(&[&ip[..header]]),
-            0xffff,
-            "IPv4 checksum of {frame:02x?}"
+            u16_at(frame, at),
+            A::ETHERTYPE,
+            "another family: {frame:02x?}"
         );
+        let ip = &frame[ETHERNET - 12 + at..];
+        let (header, length) = A::read(&mut packet, ip);
+        assert!(header <= length && length <= ip.len(), "{frame:02x?}");
         packet.padding = ip.len() - length;
         let body = &ip[header..length];
-        packet.tos = ip[1];
-        packet.id = u16_at(ip, 4);
-        packet.fragment = u16_at(ip, 6);
-        packet.ttl = ip[8];
-        packet.protocol = ip[9];
-        packet.source.copy_from_slice(&ip[12..16]);
-        packet.destination.copy_from_slice(&ip[16..20]);
-        packet.options = ip[IPV4..header].to_vec();
-        if packet.fragment & 0x3fff != 0 {
+        if A::is_fragment(&packet) {
             packet.body = Body::Other(body.to_vec());
             return packet;
         }
-        let pseudo = packet.pseudo_header(body.len());
+        let pseudo = A::pseudo_header(&packet, body.len());
         match packet.protocol {
             6 => {
                 let words = body[12] >> 4;
@@ -416,8 +404,13 @@ impl Packet {
                     length: None,
                 });
             }
-            1 => {
-                assert_eq!(sum(&[body]), 0xffff, "ICMP checksum of {frame:02x?}");
+            protocol if protocol == A::ICMP => {
+                let covered: &[u8] = if A::LEN == 4 { &[] } else { &pseudo };
+                assert_eq!(
+                    sum(&[covered, body]),
+                    0xffff,
+                    "ICMP checksum of {frame:02x?}"
+                );
                 packet.body = Body::Icmp(
                     body[0],
                     body[1],
@@ -431,6 +424,106 @@ impl Packet {
     }
 }
 
+impl Net for V4 {
+    const ICMP: u8 = 1;
+
+    fn header(packet: &Packet<Self>, length: usize) -> Vec<u8> {
+        assert_eq!(packet.options.len() % 4, 0, "options come in whole words");
+        let header = IPV4 + packet.options.len();
+        let length = packet.length.unwrap_or((header + length) as u16);
+        let mut bytes = vec![
+            packet.first.unwrap_or(0x40 | (header / 4) as u8),
+            packet.tos,
+        ];
+        bytes.extend(length.to_be_bytes());
+        bytes.extend(packet.id.to_be_bytes());
+        bytes.extend(packet.fragment.to_be_bytes());
+        bytes.extend([packet.ttl, packet.protocol, 0, 0]);
+        bytes.extend(packet.source);
+        bytes.extend(packet.destination);
+        bytes.extend(&packet.options);
+        let check = !sum(&[&bytes]);
+        bytes[10..12].copy_from_slice(&check.to_be_bytes());
+        bytes
+    }
+
+    fn read(packet: &mut Packet<Self>, ip: &[u8]) -> (usize, usize) {
+        assert_eq!(ip[0] >> 4, 4, "not version 4: {ip:02x?}");
+        let header = usize::from(ip[0] & 15) * 4;
+        assert!(header >= IPV4, "{ip:02x?}");
+        assert_eq!(sum(&[&ip[..header]]), 0xffff, "IPv4 checksum of {ip:02x?}");
+        packet.tos = ip[1];
+        packet.id = u16_at(ip, 4);
+        packet.fragment = u16_at(ip, 6);
+        packet.ttl = ip[8];
+        packet.protocol = ip[9];
+        packet.source.copy_from_slice(&ip[12..16]);
+        packet.destination.copy_from_slice(&ip[16..20]);
+        packet.options = ip[IPV4..header].to_vec();
+        (header, usize::from(u16_at(ip, 2)))
+    }
+
+    fn pseudo_header(packet: &Packet<Self>, length: usize) -> Vec<u8> {
+        let [l0, l1] = (length as u16).to_be_bytes();
+        let rest = [0, packet.protocol, l0, l1];
+        [&packet.source[..], &packet.destination, &rest].concat()
+    }
+
+    fn is_fragment(packet: &Packet<Self>) -> bool {
+        packet.fragment & 0x3fff != 0
+    }
+}
+
+/// `tos`, `id` and `fragment` have no place here: they stay as [`Packet::ip`] makes them.
+impl Net for V6 {
+    const ICMP: u8 = 58;
+
+    fn header(packet: &Packet<Self>, length: usize) -> Vec<u8> {
+        // Extension headers begin with their own number, and that of what follows is filled in.
+        let (first, extensions) = match packet.options.split_first() {
+            Some((first, rest)) => (*first, rest),
+            None => (packet.protocol, &[][..]),
+        };
+        let length = packet.length.unwrap_or((extensions.len() + length) as u16);
+        let mut bytes = vec![packet.first.unwrap_or(0x60), 0, 0, 0];
+        bytes.extend(length.to_be_bytes());
+        bytes.extend([first, packet.ttl]);
+        bytes.extend(packet.source);
+        bytes.extend(packet.destination);
+        bytes.extend(extensions);
+        bytes
+    }
+
+    /// Passes hop-by-hop and destination options and routing headers.
+    fn read(packet: &mut Packet<Self>, ip: &[u8]) -> (usize, usize) {
+        assert_eq!(ip[0] >> 4, 6, "not version 6: {ip:02x?}");
+        packet.ttl = ip[7];
+        packet.source.copy_from_slice(&ip[8..24]);
+        packet.destination.copy_from_slice(&ip[24..40]);
+        let mut protocol = ip[6];
+        let mut header = IPV6;
+        while [0, 43, 60].contains(&protocol) {
+            protocol = ip[header];
+            header += (usize::from(ip[header + 1]) + 1) * 8;
+        }
+        if header != IPV6 {
+            packet.options = [&ip[6..7], &ip[IPV6..header]].concat();
+        }
+        packet.protocol = protocol;
+        (header, IPV6 + usize::from(u16_at(ip, 4)))
+    }
+
+    fn pseudo_header(packet: &Packet<Self>, length: usize) -> Vec<u8> {
+        let length = (length as u32).to_be_bytes();
+        let rest = [0, 0, 0, packet.protocol];
+        [&packet.source[..], &packet.destination, &length, &rest].concat()
+    }
+
+    fn is_fragment(_: &Packet<Self>) -> bool {
+        false
+    }
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
@@ -441,8 +534,8 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 #[test]
 fn what_is_written_is_read_back() {
-    let a = ([10, 1, 0, 2], 40_000);
-    let b = ([192, 0, 2, 7], 443);
+    let a: Endpoint = ([10, 1, 0, 2], 40_000);
+    let b: Endpoint = ([192, 0, 2, 7], 443);
     let mut packets = vec![
         Packet::tcp(a, b, SYN | PSH)
             .with_options(&[2, 4, 5, 180])

@@ -168,7 +168,7 @@ fn zone_2_a_mark_selects_before_everything_else() {
         ..Meta::default()
     };
     let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
-    assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
+    assert_eq!(<Packet>::read(&outcome.bytes).source, EGRESS);
     assert_eq!(outcome.mark, 0xffff_0142);
 }
 
@@ -196,7 +196,7 @@ fn zone_4_the_zone_is_decided_where_a_packet_entered() {
         ..meta
     };
     let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
-    assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
+    assert_eq!(<Packet>::read(&outcome.bytes).source, EGRESS);
     assert_eq!(outcome.mark, done(0xffff_0000));
 }
 
@@ -218,5 +218,5 @@ fn safe_1_a_tag_that_somebody_erased_is_not_no_zone() {
     // Where the source still tells, it does.
     let packet = Packet::tcp(INSIDE, ORIGIN, SYN);
     let outcome = plane.run(Hook::UplinkEgress, &packet, erased);
-    assert_eq!(Packet::read(&outcome.bytes).source, EGRESS);
+    assert_eq!(<Packet>::read(&outcome.bytes).source, EGRESS);
 }

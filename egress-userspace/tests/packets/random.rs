@@ -173,7 +173,7 @@ fn the_programs_do_what_the_model_says() {
                 }
                 Fate::Admitted => {
                     assert_eq!(outcome.verdict, Verdict::Next, "{context}");
-                    let egress = Packet::read(&outcome.bytes).sender();
+                    let egress = <Packet>::read(&outcome.bytes).sender();
                     assert_eq!(
                         outcome.bytes,
                         packet.clone().sent_from(egress).bytes(),
@@ -184,7 +184,7 @@ fn the_programs_do_what_the_model_says() {
                 }
                 Fate::Refused => {
                     assert_eq!(outcome.verdict, Verdict::Redirect, "{context}");
-                    assert_eq!(Packet::read(&outcome.bytes).destination, packet.source);
+                    assert_eq!(<Packet>::read(&outcome.bytes).destination, packet.source);
                     tally[2] += 1;
                 }
                 Fate::Dropped => {

@@ -3,10 +3,11 @@
 use egress_common::key::{TCP, realm};
 use egress_common::settings::zone_flag;
 
-use crate::harness::{DataPlane, Hook, tagged};
-use crate::packet::{ACK, Packet, SYN};
+use super::{DataPlane, INSIDE, ORIGIN, Packet};
+use crate::harness::{Hook, tagged};
+use crate::packet::{ACK, SYN};
 use crate::run::{Meta, Verdict};
-use crate::world::{ENABLED, INSIDE, ORIGIN, POOL, World};
+use crate::world::{ENABLED, POOL, World};
 
 #[test]
 fn zone_2_two_realms_with_the_same_addresses_do_not_mix() {

@@ -4,9 +4,10 @@
 use egress_common::key::{OriginKey, TCP, UDP};
 use egress_common::slot::State;
 
-use crate::harness::{DataPlane, LOAD_ID, eventually};
-use crate::packet::{ACK, Packet, RST, SYN};
-use crate::world::{EGRESS, INSIDE, ORIGIN, SECOND, World};
+use super::{DataPlane, EGRESS, INSIDE, ORIGIN, Packet, at};
+use crate::harness::{LOAD_ID, eventually};
+use crate::packet::{ACK, RST, SYN};
+use crate::world::{SECOND, World};
 
 #[test]
 fn nat_7_idle_flows_expire_and_their_slots_return() {
@@ -93,7 +94,7 @@ fn cap_6_counters_nobody_needs_make_room() {
         return;
     };
     for last in 0..8 {
-        let origin = ([192, 0, 2, last], 443);
+        let origin = (at([192, 0, 2, last]), 443);
         let egress = plane.leaves(&Packet::tcp(INSIDE, origin, SYN));
         if last != 0 {
             plane.arrives(
@@ -114,7 +115,7 @@ fn cap_6_counters_nobody_needs_make_room() {
         plane.origins.keys().count() == 1
     });
     for last in 8..15 {
-        plane.leaves(&Packet::udp(INSIDE, ([192, 0, 2, last], 443), b""));
+        plane.leaves(&Packet::udp(INSIDE, (at([192, 0, 2, last]), 443), b""));
     }
     plane.consistent();
 }

@@ -57,6 +57,10 @@ pub(crate) struct World {
     pub(crate) interfaces: Vec<(u32, u32)>,
     /// Number and candidates.
     pub(crate) pools: Vec<(u32, Vec<Candidate<[u8; 4]>>)>,
+    /// More sources of IPv6.
+    pub(crate) sources6: Vec<([u8; 16], u32, u32)>,
+    /// Ranges of every pool, instead of its addresses' twins.
+    pub(crate) ranges: Option<Vec<Candidate<[u8; 16]>>>,
 }
 
 pub(crate) fn candidate(address: [u8; 4]) -> Candidate<[u8; 4]> {
@@ -66,6 +70,35 @@ pub(crate) fn candidate(address: [u8; 4]) -> Candidate<[u8; 4]> {
         capacity: CONNECTIONS_PER_ORIGIN,
         flags: 0,
         length: 32,
+    }
+}
+
+/// An address below 2001:db8::/32, by its third and its last group.
+pub(crate) const fn v6(subnet: u16, host: u16) -> [u8; 16] {
+    let [s0, s1] = subnet.to_be_bytes();
+    let [h0, h1] = host.to_be_bytes();
+    [0x20, 1, 0xd, 0xb8, s0, s1, 0, 0, 0, 0, 0, 0, 0, 0, h0, h1]
+}
+
+/// An inside host of [`ZONE`], an origin, and where the first leaves from.
+pub(crate) const INSIDE6: Endpoint<[u8; 16]> = (v6(1, 2), 40_000);
+pub(crate) const ORIGIN6: Endpoint<[u8; 16]> = (v6(0xff, 7), 443);
+pub(crate) const RANGE: [u8; 16] = v6(0xe, 0);
+
+/// The first 48 bits.
+fn prefix6(address: [u8; 16]) -> [u8; 16] {
+    let mut prefix = [0; 16];
+    prefix[..6].copy_from_slice(&address[..6]);
+    prefix
+}
+
+fn range(address: [u8; 16], length: u32) -> Candidate<[u8; 16]> {
+    Candidate {
+        address,
+        slices: u32::MAX,
+        capacity: CONNECTIONS_PER_ORIGIN,
+        flags: 0,
+        length,
     }
 }
 
@@ -105,11 +138,23 @@ impl Default for World {
             marks: Vec::new(),
             interfaces: Vec::new(),
             pools: vec![(POOL, vec![candidate(EGRESS)])],
+            sources6: Vec::new(),
+            ranges: None,
         }
     }
 }
 
 impl World {
+    /// A world of IPv6 with these ranges.
+    pub(crate) fn with_ranges(mut self, ranges: &[([u8; 16], u32)]) -> Self {
+        self.sources6 = vec![(prefix6(INSIDE6.0), 48, ZONE)];
+        let ranges = ranges
+            .iter()
+            .map(|(address, length)| range(*address, *length));
+        self.ranges = Some(ranges.collect());
+        self
+    }
+
     /// The counters' free lists that are there.
     pub(crate) fn counter_lists(&self) -> u32 {
         self.lists - self.missing_lists

@@ -17,6 +17,8 @@ use crate::{config::Resources, netns, wait};
 
 /// The connection counts, one for each (egress IP, origin, protocol).
 pub const COUNTS: &str = "COUNTS4";
+/// The same of IPv6.
+pub const COUNTS_V6: &str = "COUNTS6";
 /// The sweep's timer and how far it got.
 const SWEEPER: &str = "SWEEPER";
 /// How long new resources may take.

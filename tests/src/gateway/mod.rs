@@ -2,7 +2,7 @@
 
 mod ask;
 
-pub use self::ask::{COUNTS, Sweep};
+pub use self::ask::{COUNTS, COUNTS_V6, Sweep};
 
 use std::{
     env,

@@ -5,10 +5,13 @@ use std::{fmt::Write as _, time::Duration};
 use anyhow::Result;
 use egress_tests::{
     config::{POOL_NAME, ZONE_NAME},
-    gateway::COUNTS,
+    gateway::{COUNTS, COUNTS_V6},
     needs,
     site::Site,
-    standard::{A, B, BOUND_ADDRESS, DEFAULT_EGRESS, POOL, UNBOUND_ADDRESS, ZONE_PREFIX},
+    standard::{
+        A, B, BOUND_ADDRESS, BOUND_ADDRESS_V6, DEFAULT_EGRESS, DEFAULT_EGRESS_V6, POOL, RANGE,
+        UNBOUND_ADDRESS, UNBOUND_ADDRESS_V6, ZONE_PREFIX, ZONE_PREFIX_V6,
+    },
 };
 use serde_json::Value;
 
@@ -23,23 +26,35 @@ pub(crate) fn intro(site: &Site, took: Duration) {
         "The lab is up and the daemon ready, after {:.1} s:\n",
         took.as_secs_f32()
     );
-    let [bound, unbound] = [BOUND_ADDRESS, UNBOUND_ADDRESS].map(|address| address.to_string());
-    let [a, b] = [A, B].map(|node| site.kind.origin(node));
-    println!("  bound    {bound:<12}┐             ┌ origin A  {a}");
-    println!("  {:<21}├── gateway ──┤", "");
-    println!("  unbound  {unbound:<12}┘             └ origin B  {b}\n");
+    let both = |node: &str| {
+        let [ipv4, ipv6] = site.kind.addresses(node);
+        format!("{ipv4}, {ipv6}")
+    };
+    let bound = format!("{BOUND_ADDRESS}, {BOUND_ADDRESS_V6}");
+    let unbound = format!("{UNBOUND_ADDRESS}, {UNBOUND_ADDRESS_V6}");
     println!(
-        "  zone {ZONE_NAME} ({ZONE_PREFIX}) leaves from pool {POOL_NAME}: {}, {}",
+        "  bound    {bound:<21} ┐             ┌ origin A  {}",
+        both(A)
+    );
+    println!("  {:<31}├── gateway ──┤", "");
+    println!(
+        "  unbound  {unbound:<21} ┘             └ origin B  {}\n",
+        both(B)
+    );
+    println!(
+        "  zone {ZONE_NAME} ({ZONE_PREFIX}, {ZONE_PREFIX_V6}) leaves from pool {POOL_NAME}: {}, {}, {RANGE}",
         POOL[0], POOL[1]
     );
-    println!("  everything else leaves from the gateway's own address, {DEFAULT_EGRESS}\n");
+    println!(
+        "  everything else leaves from the gateway's own addresses, {DEFAULT_EGRESS} and {DEFAULT_EGRESS_V6}\n"
+    );
 }
 
 /// What the origins saw, as a table.
 pub(crate) fn sights(sights: &[Sight]) {
     println!("== What the origins saw");
     println!(
-        "{:<9}{:<9}{:<24}{:<18}it should be",
+        "{:<9}{:<9}{:<22}{:<38}it should be",
         "client", "protocol", "origin", "seen"
     );
     for sight in sights {
@@ -49,7 +64,7 @@ pub(crate) fn sights(sights: &[Sight]) {
         };
         let mark = if sight.is_right() { "ok" } else { "WRONG" };
         println!(
-            "{:<9}{:<9}{:<24}{seen:<18}{}: {mark}",
+            "{:<9}{:<9}{:<22}{seen:<38}{}: {mark}",
             sight.client,
             sight.protocol,
             sight.origin.to_string(),
@@ -63,7 +78,9 @@ pub(crate) fn sights(sights: &[Sight]) {
 
 /// What the data plane counts: the map itself, and what the commands make of it.
 pub(crate) fn state(site: &Site) -> Result<()> {
-    print!("{}", counts_map(site)?);
+    for map in [COUNTS, COUNTS_V6] {
+        print!("{}", counts_map(site, map)?);
+    }
     for command in [&["origins"][..], &["flows"]] {
         println!("\n== egress {}", command.join(" "));
         print!("{}", cut(&site.gateway.text(command)?));
@@ -86,16 +103,16 @@ pub(crate) fn live(site: &Site) -> Result<String> {
 }
 
 /// The entries of the connection counts in use, as bpftool names their fields.
-fn counts_map(site: &Site) -> Result<String> {
+fn counts_map(site: &Site, map: &str) -> Result<String> {
     let mut text = format!(
-        "\n== bpftool map dump pinned {}/maps/{COUNTS}\n",
+        "\n== bpftool map dump pinned {}/maps/{map}\n",
         site.gateway.pin().display()
     );
     if !needs::has_bpftool() {
         text.push_str("(bpftool is not installed)\n");
         return Ok(text);
     }
-    let dump = site.gateway.map_dump(COUNTS)?;
+    let dump = site.gateway.map_dump(map)?;
     let used: Vec<_> = dump
         .as_array()
         .into_iter()

@@ -10,11 +10,11 @@ use egress_tests::{
     client::Clients,
     origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
     site::{CONNECT_LIMIT, Site},
-    standard::{A, B, BOUND, DEFAULT_EGRESS, POOL, UNBOUND},
+    standard::{A, B, BOUND, DEFAULT_EGRESS, DEFAULT_EGRESS_V6, POOL, RANGE, UNBOUND},
 };
 
-/// TCP connections held to origin A and to origin B while the state is shown.
-const HELD: [usize; 2] = [30, 20];
+/// TCP connections held to origin A, to origin B, and to each by IPv6, while the state is shown.
+const HELD: [usize; 4] = [30, 20, 10, 5];
 /// UDP flows held to origin A.
 const HELD_DATAGRAMS: usize = 5;
 
@@ -29,10 +29,13 @@ pub(crate) struct Sight {
 impl Sight {
     /// Whether the address is one that the client's traffic should have.
     pub(crate) fn is_right(&self) -> bool {
-        match &self.seen {
-            Ok(IpAddr::V4(seen)) if self.client == BOUND => POOL.contains(seen),
-            Ok(seen) => *seen == DEFAULT_EGRESS,
-            Err(_) => false,
+        let bound = self.client == BOUND;
+        match (&self.seen, self.origin) {
+            (Ok(IpAddr::V4(seen)), SocketAddr::V4(_)) if bound => POOL.contains(seen),
+            (Ok(IpAddr::V6(seen)), SocketAddr::V6(_)) if bound => RANGE.contains(seen),
+            (Ok(seen), SocketAddr::V4(_)) => *seen == DEFAULT_EGRESS,
+            (Ok(seen), SocketAddr::V6(_)) => *seen == DEFAULT_EGRESS_V6,
+            (Err(_), _) => false,
         }
     }
 
@@ -51,8 +54,10 @@ pub(crate) fn send(site: &Site) -> Result<Vec<Sight>> {
     let mut sights = Vec::new();
     for client in [BOUND, UNBOUND] {
         let mut datagrams = site.clients(client, 1)?;
-        for node in [A, B] {
-            let address = IpAddr::V4(site.kind.origin(node));
+        for address in [A, B]
+            .into_iter()
+            .flat_map(|node| site.kind.addresses(node))
+        {
             let origin = SocketAddr::new(address, HTTP_PORT);
             let seen = site.curl(client, origin).and_then(|seen| parse(&seen));
             sights.push(Sight {
@@ -76,9 +81,11 @@ pub(crate) fn send(site: &Site) -> Result<Vec<Sight>> {
 
 /// A few more requests, so that a live view lives.
 pub(crate) fn again(site: &Site) -> Result<()> {
-    for node in [A, B] {
-        let origin = SocketAddr::new(site.kind.origin(node).into(), HTTP_PORT);
-        site.curl(BOUND, origin)?;
+    for address in [A, B]
+        .into_iter()
+        .flat_map(|node| site.kind.addresses(node))
+    {
+        site.curl(BOUND, SocketAddr::new(address, HTTP_PORT))?;
     }
     Ok(())
 }
@@ -105,10 +112,13 @@ impl Held {
     /// Opens them.
     pub(crate) fn open(site: &mut Site) -> Result<Self> {
         let mut clients = site.clients(BOUND, 1)?;
-        for (origin, count) in [site.at_a(ECHO_PORT), site.at_b(ECHO_PORT)]
-            .into_iter()
-            .zip(HELD)
-        {
+        let origins = [
+            site.at_a(ECHO_PORT),
+            site.at_b(ECHO_PORT),
+            site.at_a_v6(ECHO_PORT),
+            site.at_b_v6(ECHO_PORT),
+        ];
+        for (origin, count) in origins.into_iter().zip(HELD) {
             clients.open(origin, count, CONNECT_LIMIT)?;
         }
         clients.udp(

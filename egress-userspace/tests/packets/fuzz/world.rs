@@ -50,6 +50,8 @@ pub(crate) fn world(realm: u32) -> World {
     world.sources.push(([10, 4, 0, 0], 16, TCP_ONLY));
     world.interfaces.push((realm, REALM));
     world.exempt = vec![(EXEMPT, 32)];
+    // Those of IPv6 are `six`'s.
+    world.ranges = Some(Vec::new());
     debug_assert_eq!(world.zones[0].0, ZONE);
     world
 }

@@ -44,7 +44,7 @@ fn rfc_5508_req_3_what_is_not_as_it_was_summed_is_dropped() {
         assert_eq!(outcome.verdict, Verdict::Next);
         let mut right = plane.run(hook, &error, Meta::default()).bytes;
         right[quote + 20 + 30] ^= 1;
-        Packet::read(&outcome.bytes);
+        <Packet>::read(&outcome.bytes);
         assert_eq!(outcome.bytes[quote..], right[quote..]);
     }
 }
