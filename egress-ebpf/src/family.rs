@@ -74,7 +74,7 @@ pub trait Family: Selectable + Quote + Header + Range {
     /// Hops the packet at `network` may still take.
     fn hops(frame: &Frame, network: usize) -> Option<u8>;
     /// Takes one of them.
-    fn take_hop(frame: &Frame, network: usize) -> Option<()>;
+    fn take_hop(ctx: &TcContext, network: usize) -> Option<()>;
     /// Asks for the route from one address to another.
     fn ask_route(query: &mut bpf_fib_lookup, from: Self, to: Self);
 
@@ -191,7 +191,8 @@ impl Family for V4 {
         frame.u8(network + 8)
     }
     #[inline(always)]
-    fn take_hop(frame: &Frame, network: usize) -> Option<()> {
+    fn take_hop(ctx: &TcContext, network: usize) -> Option<()> {
+        let frame = Frame::now(ctx);
         let hops = frame.at::<1>(network + 8)?;
         let sum = frame.at::<2>(network + 10)?;
         // SAFETY: checked to lie within the packet. The hops are the high byte of their word, so the

@@ -123,13 +123,15 @@ impl Family for V6 {
     fn hops(frame: &Frame, network: usize) -> Option<u8> {
         frame.u8(network + HOPS)
     }
+    /// Where a device has summed the packet, its sum falls as well: no header checksum makes up for it.
     #[inline(always)]
-    fn take_hop(frame: &Frame, network: usize) -> Option<()> {
-        let hops = frame.at::<1>(network + HOPS)?;
-        // SAFETY: checked to lie within the packet.
+    fn take_hop(ctx: &TcContext, network: usize) -> Option<()> {
+        let hops = Frame::now(ctx).at::<1>(network + HOPS)?;
+        // SAFETY: checked to lie within the packet; the helper takes a sum over words as they stand in memory.
         unsafe {
             let [left] = *hops;
             *hops = [left.wrapping_sub(1)];
+            bpf_csum_update(ctx.skb.skb, !u16::from_ne_bytes([0, 1]) as u32);
         }
         Some(())
     }

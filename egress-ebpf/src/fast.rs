@@ -156,8 +156,7 @@ fn fits<A: Family>(ctx: &TcContext, ip: &Ip<A>, segment: &Segment, hop: &Hop) ->
 /// Hands a translated packet to where it goes, one hop further on.
 #[inline(always)]
 pub fn send<A: Family>(ctx: &TcContext, hop: &Hop) -> i32 {
-    if address(&Frame::now(ctx), hop).is_none() || A::take_hop(&Frame::now(ctx), ETHERNET).is_none()
-    {
+    if address(&Frame::now(ctx), hop).is_none() || A::take_hop(ctx, ETHERNET).is_none() {
         return report::drop(ctx, Reason::Malformed);
     }
     // SAFETY: the helper takes an interface and no flags: its way out.

@@ -248,7 +248,7 @@ pub fn last_hop<A: Family>(frame: &Frame, network: usize) -> bool {
 /// Hands a packet to the realm it belongs to, by its interface (ZONE-2).
 #[inline(always)]
 pub fn deliver<A: Family>(ctx: &TcContext, network: usize, interface: u32) -> Result<i32, Reason> {
-    A::take_hop(&Frame::now(ctx), network).ok_or(Reason::Malformed)?;
+    A::take_hop(ctx, network).ok_or(Reason::Malformed)?;
     // SAFETY: the helper takes no parameters besides the interface.
     Ok(unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) } as i32)
 }
