@@ -1,37 +1,29 @@
 //! NAT-4: ICMP errors about flows, both ways. What is expected is the same error made once more, about the
 //! same packet as the other side knows it: every field and every checksum is right, or the bytes differ.
 
+#[path = "icmp/doubt.rs"]
 mod doubt;
 
 use egress_common::key::{TCP, UDP, realm};
 use egress_common::reason::Reason;
 use egress_common::settings::zone_flag;
 
-use crate::harness::{DataPlane, Hook, done, tagged, unbound};
-use crate::packet::{ACK, Body, Endpoint, Packet, RST, SYN};
+use super::errors::{self, EXTENDED, KINDS, Kind, NO_PORT, TOO_BIG, TOO_LATE};
+use super::{Address, DataPlane, Endpoint, HEADER, INSIDE, ORIGIN, Packet, STRANGER, at};
+use crate::harness::{Hook, done, tagged, unbound};
+use crate::packet::{ACK, Body, Net as _, RST, SYN};
 use crate::run::{Meta, Verdict};
-use crate::world::{EGRESS, ENABLED, INSIDE, INSIDE_INTERFACE, ORIGIN, POOL, STRANGER, World};
+use crate::world::{ENABLED, INSIDE_INTERFACE, POOL, World};
 
 /// A router on the way to the origin.
-const ROUTER: [u8; 4] = [203, 0, 113, 1];
-/// Type, code, and the four bytes behind the checksum.
-type Kind = (u8, u8, [u8; 4]);
-const TOO_BIG: Kind = (3, 4, [0, 0, 5, 0]);
-const KINDS: [Kind; 8] = [
-    TOO_BIG,
-    (3, 0, [0; 4]),
-    (3, 1, [0; 4]),
-    (3, 3, [0; 4]),
-    (3, 13, [0; 4]),
-    (11, 0, [0; 4]),
-    (11, 1, [0; 4]),
-    (12, 0, [20, 0, 0, 0]),
-];
+const ROUTER: Address = at([203, 0, 113, 1]);
+/// A router of the zone, one of no zone, this host.
+const NEARER: [Address; 3] = [at([10, 1, 0, 1]), at([10, 200, 0, 1]), at([198, 18, 0, 1])];
 
 /// An error to the sender of `packet`, which quotes `kept` bytes behind its network header.
-fn about(from: [u8; 4], packet: &Packet, kind: Kind, kept: usize) -> Packet {
+fn about(from: Address, packet: &Packet, kind: Kind, kept: usize) -> Packet {
     let mut quote = packet.ip_bytes();
-    quote.truncate(20 + packet.options.len() + kept);
+    quote.truncate(Address::header(packet, 0).len() + kept);
     let mut error = Packet::icmp(from, packet.source, kind.0, kind.1, &quote);
     if let Body::Icmp(_, _, rest, _) = &mut error.body {
         *rest = kind.2;
@@ -72,9 +64,9 @@ fn arrives(plane: &DataPlane, packet: &Packet, egress: Endpoint, kind: Kind, kep
 
 /// What leaves is the error about the packet as the origin has sent it, from where it was sent to.
 #[track_caller]
-fn leaves(plane: &DataPlane, from: [u8; 4], packet: &Packet, inside: Endpoint, meta: Meta) {
+fn leaves(plane: &DataPlane, from: Address, packet: &Packet, inside: Endpoint, meta: Meta) {
     let egress = packet.receiver().0;
-    for (kind, kept) in [(TOO_BIG, 8), ((3, 3, [0; 4]), 548), ((11, 0, [0; 4]), 20)] {
+    for (kind, kept) in [(TOO_BIG, 8), (NO_PORT, 548), (TOO_LATE, 20)] {
         let error = about(from, &packet.clone().sent_to(inside), kind, kept);
         let outcome = plane.run(Hook::UplinkEgress, &error, meta);
         assert_eq!(outcome.verdict, Verdict::Next, "{from:?} {kind:?} {kept}");
@@ -92,14 +84,14 @@ fn nat_4_an_error_about_what_a_flow_has_sent_reaches_its_inside() {
         };
         let packet = sent();
         assert_eq!(plane.leaves(&packet), egress);
-        for kind in KINDS {
+        for kind in KINDS.iter().copied() {
             for kept in [8, 9, 16, 18, 19, 20, 40, 548, 1_321] {
                 arrives(&plane, &packet, egress, kind, kept);
             }
         }
         let datagram = Packet::udp(INSIDE, ORIGIN, &[3; 901]);
         let egress = plane.leaves(&datagram);
-        for kind in KINDS {
+        for kind in KINDS.iter().copied() {
             for kept in [8, 9, 20, 548] {
                 arrives(&plane, &datagram, egress, kind, kept);
             }
@@ -119,63 +111,29 @@ fn nat_4_whatever_either_packet_looks_like() {
     let Some((plane, egress)) = connected(1 << 9) else {
         return;
     };
-    let quoted: [fn(Packet) -> Packet; 5] = [
-        |packet| packet,
-        |packet| Packet {
-            options: vec![1; 40],
-            ttl: 1,
-            tos: 0xb8,
-            ..packet
-        },
-        |packet| Packet {
-            options: vec![0x94, 4, 0, 0],
-            id: 0,
-            fragment: 0,
-            ..packet
-        },
-        // The first fragment of a packet, and a packet longer than any on the wire (GRO).
-        |packet| Packet {
-            fragment: 0x2000,
-            ..packet
-        },
-        |packet| Packet {
-            length: Some(65_535),
-            ..packet
-        },
-    ];
-    let outer: [fn(Packet) -> Packet; 4] = [
-        |packet| packet,
-        |packet| Packet {
-            vlans: vec![7, 100],
-            ..packet
-        },
-        |packet| Packet {
-            options: vec![1; 40],
-            padding: 6,
-            ..packet
-        },
-        |packet| Packet {
-            vlans: vec![3],
-            ttl: 1,
-            tos: 0xc0,
-            fragment: 0,
-            ..packet
-        },
-    ];
-    for quoted in quoted {
-        for outer in outer {
-            let packet = quoted(sent());
-            for kept in [8, 20, 200] {
-                let error = about(ROUTER, &packet.clone().sent_from(egress), TOO_BIG, kept);
-                let outcome = plane.back(&outer(error));
-                let right = outer(about(ROUTER, &packet, TOO_BIG, kept));
-                assert_eq!(outcome.bytes, right.bytes());
-                let packet = quoted(received(egress));
-                let error = about(STRANGER, &packet.clone().sent_to(INSIDE), TOO_BIG, kept);
-                let outcome = plane.out(&outer(error));
-                let right = outer(about(EGRESS, &packet, TOO_BIG, kept));
-                assert_eq!(outcome.bytes, right.bytes());
-            }
+    // An error as it comes, and as it must go on.
+    let compare = |error: Packet, right: Packet, hook| {
+        for (error, right) in errors::outer(error).into_iter().zip(errors::outer(right)) {
+            let outcome = plane.run(hook, &error, Meta::default());
+            assert_eq!(outcome.verdict, Verdict::Next, "{error:?}");
+            assert_eq!(outcome.bytes, right.bytes(), "{error:?}");
+        }
+    };
+    let quoted = |packet: &Packet, from: Address, kept| -> Vec<_> {
+        errors::quoted(packet.clone())
+            .iter()
+            .map(|packet| about(from, packet, TOO_BIG, kept))
+            .collect()
+    };
+    for kept in [8, 20, 200] {
+        let there = quoted(&sent().sent_from(egress), ROUTER, kept);
+        for (error, right) in there.into_iter().zip(quoted(&sent(), ROUTER, kept)) {
+            compare(error, right, Hook::UplinkIngress);
+        }
+        let packet = received(egress);
+        let here = quoted(&packet.clone().sent_to(INSIDE), STRANGER, kept);
+        for (error, right) in here.into_iter().zip(quoted(&packet, egress.0, kept)) {
+            compare(error, right, Hook::UplinkEgress);
         }
     }
 }
@@ -200,10 +158,10 @@ fn nat_4_an_error_from_inside_leaves_from_the_flows_egress_ip() {
             // The inside itself; a router of its zone; one of no zone; this host, with an address of its own.
             leaves(&plane, INSIDE.0, &packet, INSIDE, Meta::default());
             let zone = entered(tagged(0xffff_0000, crate::world::ZONE));
-            leaves(&plane, [10, 1, 0, 1], &packet, INSIDE, zone);
+            leaves(&plane, NEARER[0], &packet, INSIDE, zone);
             let none = entered(unbound(0xffff_0000));
-            leaves(&plane, [10, 200, 0, 1], &packet, INSIDE, none);
-            leaves(&plane, [198, 18, 0, 1], &packet, INSIDE, Meta::default());
+            leaves(&plane, NEARER[1], &packet, INSIDE, none);
+            leaves(&plane, NEARER[2], &packet, INSIDE, Meta::default());
         }
         plane.consistent();
     }
@@ -223,7 +181,7 @@ fn rfc_5508_req_6_an_error_neither_ends_nor_refreshes_a_flow() {
     // Time passes, so that a refreshed flow would say so.
     let now = DataPlane::now();
     crate::harness::eventually("the clock goes on", || DataPlane::now() != now);
-    for kind in KINDS {
+    for kind in KINDS.iter().copied() {
         arrives(&plane, &sent(), egress, kind, 64);
         arrives(&plane, &datagram, from, kind, 8);
     }
@@ -231,7 +189,7 @@ fn rfc_5508_req_6_an_error_neither_ends_nor_refreshes_a_flow() {
     let answer = Packet::udp(ORIGIN, from, b"answer");
     leaves(&plane, INSIDE.0, &answer, INSIDE, Meta::default());
     assert_eq!([record(TCP), record(UDP)], before);
-    assert_eq!(plane.active(EGRESS, ORIGIN, TCP), 1);
+    assert_eq!(plane.active(egress.0, ORIGIN, TCP), 1);
     plane.consistent();
 }
 
@@ -248,7 +206,7 @@ fn rfc_4884_extensions_stay_as_they_are() {
     let short = Packet::tcp(INSIDE, ORIGIN, ACK).numbers(1_001, 9_001);
     for packet in [sent(), short] {
         let error = |packet: &Packet| {
-            let error = about(ROUTER, packet, (11, 0, [0, 32, 0, 0]), 108);
+            let error = about(ROUTER, packet, EXTENDED, 128 - HEADER);
             let Body::Icmp(_, _, _, mut payload) = error.body.clone() else {
                 panic!("an ICMP message");
             };
@@ -315,8 +273,8 @@ fn an_error_about_a_closed_flow_arrives_while_its_port_rests() {
     plane.leaves(&sent());
     let reset = Packet::tcp(INSIDE, ORIGIN, RST).numbers(2_302, 0);
     plane.leaves(&reset);
-    assert_eq!(plane.active(EGRESS, ORIGIN, TCP), 0);
+    assert_eq!(plane.active(egress.0, ORIGIN, TCP), 0);
     arrives(&plane, &sent(), egress, TOO_BIG, 20);
-    assert_eq!(plane.active(EGRESS, ORIGIN, TCP), 0);
+    assert_eq!(plane.active(egress.0, ORIGIN, TCP), 0);
     plane.consistent();
 }

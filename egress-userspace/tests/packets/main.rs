@@ -33,7 +33,6 @@ mod budget;
 mod fragments;
 mod fuzz;
 mod guard;
-mod icmp;
 mod index;
 mod inside;
 mod ipv6;

@@ -35,8 +35,12 @@ mod choice;
 mod closing;
 #[path = "concurrency.rs"]
 mod concurrency;
+#[path = "icmp/four.rs"]
+mod errors;
 #[path = "full.rs"]
 mod full;
+#[path = "icmp.rs"]
+mod icmp;
 #[path = "link.rs"]
 mod link;
 #[path = "over.rs"]
