@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
-    capture::Capture,
+    capture::{Capture, Frame},
     client::Fetch,
     config::Resources,
     needs,
@@ -125,6 +125,45 @@ fn nat_5_packets_that_may_be_fragmented_need_no_discovery() -> Result<()> {
         echo(&site.node(BOUND), origin, 8 << 20, || Ok(()))?;
         ensure!(!learned(&site.node(BOUND), origin.ip(), BEHIND)?);
         ensure!(Family::V4.complaints(&capture.finish()?)? == 0);
+        check.finish()?;
+    }
+    Ok(())
+}
+
+/// The gateway's own uplink takes less than its inside: its kernel tells the client, or fragments what may be
+/// fragmented, before anything is translated (RFC 4787 REQ-13).
+#[test]
+fn nat_5_an_uplink_may_take_less_than_the_inside() -> Result<()> {
+    const TEST: &str = "nat_5_an_uplink_may_take_less_than_the_inside";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    for masquerade in [Masquerade::Nobody, Masquerade::Everybody] {
+        let site = start(masquerade)?;
+        for node in [GATEWAY, NET] {
+            let narrow = format!("link set {UPLINK} mtu {BEHIND}");
+            site.node(node).ip(&narrow)?;
+        }
+        let node = site.node(BOUND);
+        for family in Family::ALL {
+            let check = site.watch_for(family.rules())?;
+            let origin = family.at(&site, A, ECHO_PORT);
+            let case = format!("{family:?}, masquerade {masquerade:?}");
+            echo(&node, origin, 8 << 20, || Ok(())).context(case.clone())?;
+            ensure!(learned(&node, origin.ip(), BEHIND)?, "{case}: not told");
+            check.finish()?;
+        }
+        node.sysctl("net.ipv4.ip_no_pmtu_disc", "1")?;
+        let check = site.watch_for(Family::V4.rules())?;
+        let capture = Capture::start(&site.node(NET), UPLINK)?;
+        let origin = site.at_b(ECHO_PORT);
+        echo(&node, origin, 1 << 20, || Ok(()))?;
+        ensure!(!learned(&node, origin.ip(), BEHIND)?);
+        let frames = capture.finish()?;
+        let later = |frame: &&Frame| frame.packet().is_some_and(|packet| packet.later_fragment);
+        let fragments = frames.iter().filter(|frame| frame.received).filter(later);
+        ensure!(fragments.count() > 500, "nothing was fragmented");
         check.finish()?;
     }
     Ok(())
