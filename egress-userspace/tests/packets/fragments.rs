@@ -1,5 +1,7 @@
 //! NAT-6: fragments leave and arrive in any order, and nothing of a zone leaves that is not translated.
 
+mod six;
+
 use egress_common::fragment::{DATAGRAMS, Datagram, FRAME, LIFETIME, WINDOW};
 use egress_common::key::{TCP, UDP};
 use egress_common::reason::Reason;
@@ -525,6 +527,23 @@ fn nat_6_fragments_of_a_refused_or_unknown_datagram_never_leave() {
     held(&plane, Hook::UplinkIngress, &frames[1]);
     refused(&plane, Hook::UplinkIngress, &frames[0], Reason::Unsolicited);
     held(&plane, Hook::UplinkIngress, &frames[2]);
+    plane.consistent();
+}
+
+#[test]
+fn nat_6_a_first_fragment_that_is_dropped_opens_no_flow() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    let free = plane.free();
+    let frames = cut_for_ethernet(&datagram(INSIDE, 1, 4_000));
+    held(&plane, Hook::UplinkEgress, &frames[1]);
+    let overlapping = cut(&datagram(INSIDE, 1, 4_000), &[1_488])[0].clone();
+    let hook = Hook::UplinkEgress;
+    refused(&plane, hook, &overlapping, Reason::FragmentOverlap);
+    refused(&plane, hook, &frames[0], Reason::FragmentRefused);
+    assert_eq!(plane.free(), free);
+    assert_eq!(plane.active(EGRESS, ORIGIN, UDP), 0);
     plane.consistent();
 }
 

@@ -28,7 +28,7 @@ mod programs;
 mod read;
 mod rewrite;
 mod rig;
-mod six;
+pub(crate) mod six;
 mod warning;
 mod world;
 
