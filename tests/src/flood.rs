@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 
 use crate::{
     netns::Namespace,
-    odd::{self, Path, checksum, checksum_transport, ip},
+    odd::{self, Path, Sender, checksum, checksum_transport, ip},
 };
 
 /// Frames sent at a stretch.
@@ -109,22 +109,19 @@ pub fn during<T>(
     mut next: impl FnMut() -> Vec<u8> + Send,
     work: impl FnOnce(&AtomicU64) -> Result<T>,
 ) -> Result<(T, u64)> {
+    let sender = Sender::open(node, interface)?;
     let over = AtomicBool::new(false);
     let sent = AtomicU64::new(0);
     thread::scope(|scope| {
-        let flooding = scope.spawn(|| -> Result<()> {
+        let flooding = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 let frames: Vec<_> = (0..BATCH).map(|_| next()).collect();
-                let taken = odd::send(node, interface, &frames)?;
-                sent.fetch_add(taken as u64, Ordering::Relaxed);
+                sent.fetch_add(sender.send(&frames) as u64, Ordering::Relaxed);
             }
-            Ok(())
         });
         let said = work(&sent);
         over.store(true, Ordering::Relaxed);
-        flooding
-            .join()
-            .map_err(|_| anyhow!("the flood panicked"))??;
+        flooding.join().map_err(|_| anyhow!("the flood panicked"))?;
         Ok((said?, sent.load(Ordering::Relaxed)))
     })
 }

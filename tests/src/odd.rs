@@ -193,30 +193,45 @@ pub(crate) fn checksum(bytes: &[u8], start: u16) -> u16 {
     !(sum as u16)
 }
 
-/// Puts frames on the wire of an interface; returns how many the kernel took.
-///
-/// # Errors
-/// When the interface does not exist.
-pub fn send(namespace: &Namespace, interface: &str, frames: &[Vec<u8>]) -> Result<usize> {
-    namespace.run(|| {
-        let index = nix::net::if_::if_nametoindex(interface)?;
-        // SAFETY: a plain system call.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error()).context("opening a packet socket");
-        }
-        // SAFETY: the descriptor is new and nobody else's.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+/// Puts frames on the wire of an interface.
+#[derive(Debug)]
+pub struct Sender {
+    socket: OwnedFd,
+    interface: u32,
+}
+
+impl Sender {
+    /// For an interface of a node.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
+        namespace.run(|| {
+            let interface = nix::net::if_::if_nametoindex(interface)?;
+            // SAFETY: a plain system call.
+            let fd =
+                unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+            if fd < 0 {
+                return Err(io::Error::last_os_error()).context("opening a packet socket");
+            }
+            // SAFETY: the descriptor is new and nobody else's.
+            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+            Ok(Self { socket, interface })
+        })?
+    }
+
+    /// Sends frames; returns how many the kernel took.
+    #[must_use]
+    pub fn send(&self, frames: &[Vec<u8>]) -> usize {
         // SAFETY: all zeroes is a valid address.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
-        address.sll_ifindex = index.cast_signed();
-        let mut taken = 0;
-        for frame in frames {
+        address.sll_ifindex = self.interface.cast_signed();
+        let sent = |frame: &&Vec<u8>| {
             // SAFETY: frame and address are as long as said.
             let sent = unsafe {
                 libc::sendto(
-                    socket.as_raw_fd(),
+                    self.socket.as_raw_fd(),
                     frame.as_ptr().cast(),
                     frame.len(),
                     0,
@@ -224,10 +239,18 @@ pub fn send(namespace: &Namespace, interface: &str, frames: &[Vec<u8>]) -> Resul
                     size_of_val(&address) as u32,
                 )
             };
-            taken += usize::from(sent >= 0);
-        }
-        Ok(taken)
-    })?
+            sent >= 0
+        };
+        frames.iter().filter(sent).count()
+    }
+}
+
+/// Puts frames on the wire of an interface; returns how many the kernel took.
+///
+/// # Errors
+/// When the interface does not exist.
+pub fn send(namespace: &Namespace, interface: &str, frames: &[Vec<u8>]) -> Result<usize> {
+    Ok(Sender::open(namespace, interface)?.send(frames))
 }
 
 /// The link-layer address of an interface.

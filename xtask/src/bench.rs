@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::{run, setup};
 
 mod bpf;
+mod flood;
 mod generator;
 mod instruction;
 mod latency;
@@ -51,7 +52,7 @@ const MANY_FLOWS: u32 = 1_048_576;
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which: established, many-flows, new-flow, connections, round-trip, memory, memory-ipv6; all if none is named
+    /// Which: established, many-flows, new-flow, connections, round-trip, flood, memory, memory-ipv6; all if none is named
     names: Vec<String>,
     /// Samples of each variant
     #[arg(long, default_value_t = 7)]
@@ -74,12 +75,13 @@ struct Setting {
 type Benchmark = fn(&Setting) -> Result<Table>;
 
 /// All benchmarks by name.
-const BENCHMARKS: [(&str, Benchmark); 7] = [
+const BENCHMARKS: [(&str, Benchmark); 8] = [
     ("established", established),
     ("many-flows", many_flows),
     ("new-flow", new_flow),
     ("connections", connections),
     ("round-trip", round_trip),
+    ("flood", flood),
     ("memory", |setting| memory(setting, Family::V4)),
     ("memory-ipv6", |setting| memory(setting, Family::V6)),
 ];
@@ -260,6 +262,33 @@ fn connections(setting: &Setting) -> Result<Table> {
                 *variant,
                 outcome.succeeded as f64 / (outcome.elapsed_us as f64 / 1e6),
             );
+        }
+    }
+    Ok(table)
+}
+
+/// The speed of an established transfer under a flood of SYNs from inside.
+fn flood(setting: &Setting) -> Result<Table> {
+    let mut table = Table::new(
+        "flood",
+        format!(
+            "one transfer while {} SYNs/s from inside go unanswered, {} x {:?}",
+            flood::RATE,
+            setting.rounds,
+            flood::TIME
+        ),
+        "MB/s",
+        "Build 8: >= 0.90 x routing",
+    );
+    let rigs: Vec<_> = setting
+        .variants
+        .iter()
+        .map(|variant| Ok((*variant, rig(setting, *variant)?)))
+        .collect::<Result<_>>()?;
+    for _ in 0..setting.rounds {
+        for (variant, rig) in &rigs {
+            let speed = flood::speed(rig).with_context(|| variant.to_string())?;
+            table.add(*variant, speed);
         }
     }
     Ok(table)

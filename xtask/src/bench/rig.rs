@@ -177,6 +177,11 @@ impl Rig {
         self.lab.node(ORIGIN)
     }
 
+    /// Any node's namespace.
+    pub(crate) fn node(&self, name: &str) -> Namespace {
+        self.lab.node(name)
+    }
+
     /// A port of the origin.
     pub(crate) fn at(port: u16) -> SocketAddr {
         SocketAddr::new(ORIGIN_ADDRESS.into(), port)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::read::{Address, Ip, Part, v4};
-use super::six;
+use super::{rewrite, six};
 use crate::world::{EGRESS, EGRESS_2, ENABLED, POOL, SECOND, World, ZONE};
 use egress_common::settings::zone_flag;
 
@@ -85,7 +85,9 @@ pub(crate) fn exempt(zone: Zone, ip: &Ip, bytes: &[u8]) -> bool {
     if ip.destination == v4(EXEMPT) {
         return true;
     }
-    if zone == Zone::BoundTcp && ip.protocol == 17 {
+    // An error goes where what it is about went.
+    let about = rewrite::quoted(bytes, ip).map_or(ip.protocol, |inner| inner.protocol);
+    if zone == Zone::BoundTcp && about == 17 {
         return true;
     }
     let multicast = matches!(ip.destination[12], 224..240) || ip.destination == v4([255; 4]);
