@@ -18,14 +18,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    build,
-    kernels::{self, Suite, Wanted},
-    programs,
+    build, programs,
     report::{Report, Tally},
     setup,
     toolchain::Toolchain,
     workspace::Workspace,
 };
+
+mod elsewhere;
 
 /// A test binary that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -39,25 +39,11 @@ const GLANCE: Duration = Duration::from_millis(50);
 /// The package whose tests have the machine's network namespaces to themselves, one after the other.
 const LAB_PACKAGE: &str = "egress-tests";
 
-/// What runs on other kernels, package and name: the programs themselves, how they are attached, and real traffic
-/// through the daemon.
-const KERNEL_SUITES: [(&str, &str); 4] = [
-    ("egress-userspace", "tests/packets.rs"),
-    ("egress-userspace", "tests/plane.rs"),
-    (LAB_PACKAGE, "tests/lab.rs"),
-    (LAB_PACKAGE, "tests/identity.rs"),
-];
-
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Also run what depends on the kernel on other kernels, in virtual machines: all that are supported, or
-    /// those named, such as `6.1` or `newest`
-    #[arg(long, num_args = 0.., value_delimiter = ',', value_name = "KERNEL")]
-    kernels: Option<Vec<Wanted>>,
-    /// Leave out everything but the other kernels
-    #[arg(long, requires = "kernels")]
-    only: bool,
+    #[command(flatten)]
+    kernels: elsewhere::Options,
 }
 
 /// Checks and tests everything, and prints the report; its closing line is the last that is printed.
@@ -68,11 +54,10 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let toolchain = report.step("compiler for the kernel programs", || {
         Toolchain::ensure(&workspace)
     });
-    if args.only {
+    if args.kernels.only {
         let current = report.step("release binary", || build::release(&workspace));
         let binaries = report.step("test binaries", || test_binaries(&workspace));
-        on_kernels(
-            args,
+        args.kernels.run(
             &mut report,
             &workspace,
             binaries.as_deref(),
@@ -109,8 +94,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         cargo.args(["--quiet", "--no-fail-fast"]);
         report.tests("tests in the documentation", || watch(cargo));
     }
-    on_kernels(
-        args,
+    args.kernels.run(
         &mut report,
         &workspace,
         binaries.as_deref(),
@@ -127,45 +111,6 @@ fn end(report: &Report) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
-}
-
-/// Runs what depends on the kernel on those kernels that were asked for.
-fn on_kernels(
-    args: &Args,
-    report: &mut Report,
-    workspace: &Workspace,
-    binaries: Option<&[TestBinary]>,
-    current: Option<&Path>,
-) {
-    let Some(wanted) = &args.kernels else { return };
-    let (Some(binaries), Some(current)) = (binaries, current) else {
-        report.skip("other kernels", "the binaries do not build");
-        return;
-    };
-    let suites = KERNEL_SUITES.map(|(package, name)| {
-        let mut found = binaries.iter();
-        let test = found.find(|test| test.package == package && test.name == name)?;
-        Some(Suite {
-            name: name.to_owned(),
-            executable: test.executable.clone(),
-            arguments: test.arguments(),
-        })
-    });
-    let suites: Vec<Suite> = suites.into_iter().flatten().collect();
-    if suites.len() < KERNEL_SUITES.len() {
-        report.skip(
-            "some suites on other kernels",
-            "there is no such test binary",
-        );
-    }
-    let helpers = workspace.target.join("debug");
-    let [client, origin] = ["lab-client", "lab-origin"].map(|name| helpers.join(name));
-    let programs = [
-        ("egress", current),
-        ("lab-client", &client),
-        ("lab-origin", &origin),
-    ];
-    kernels::run(report, workspace, wanted, &suites, &programs);
 }
 
 /// Formatting, and lints with warnings as errors, for the host's crates and for the kernel's.

@@ -27,6 +27,13 @@ pub(super) const XZ: Tool = Tool {
     purpose: "modules of other kernels",
 };
 
+/// Leaves debugging information behind: it is most of a test binary.
+pub(super) const STRIP: Tool = Tool {
+    command: "strip",
+    package: "binutils",
+    purpose: "small images for other kernels",
+};
+
 /// Folders with what networking may need, below `kernel`.
 const MODULES: [&str; 4] = ["net", "lib", "crypto", "arch"];
 /// The same, without what is in folders below them: the drivers of devices there are not.
@@ -65,6 +72,19 @@ impl Image {
         let content = Content::File(path.to_path_buf());
         self.files.insert(name.into(), (EXECUTABLE, content));
         Ok(())
+    }
+
+    /// The same without debugging information. What is left of the program is written to `folder`.
+    pub(super) fn stripped(&mut self, name: &str, path: &Path, folder: &Path) -> Result<()> {
+        let file = path.file_name().context("a program without a name")?;
+        let stripped = folder.join(file).with_added_extension("stripped");
+        let status = Command::new(STRIP.command)
+            .arg("-o")
+            .args([&stripped, path])
+            .status()
+            .context("cannot run strip")?;
+        ensure!(status.success(), "strip {}: {status}", path.display());
+        self.program(name, &stripped)
     }
 
     /// Adds a file.

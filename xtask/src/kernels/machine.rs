@@ -25,7 +25,7 @@ const MEMORY: &str = "3G";
 /// Several, because tests race on several.
 const PROCESSORS: &str = "2";
 /// A kernel that takes longer to boot hangs.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// Lines of the console that are shown when a machine fails.
 const CONSOLE_LINES: usize = 40;
 
