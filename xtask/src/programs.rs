@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the tests call besides what labs need (`packages.rs`).
-const PROGRAMS: [Tool; 13] = [
+const PROGRAMS: [Tool; 14] = [
     Tool {
         command: "stun",
         package: "stun-client",
@@ -83,6 +83,11 @@ const PROGRAMS: [Tool; 13] = [
         command: "ethtool",
         package: "ethtool",
         purpose: "switching VLAN offload",
+    },
+    Tool {
+        command: "promtool",
+        package: "prometheus",
+        purpose: "checking metrics and alert rules",
     },
 ];
 
