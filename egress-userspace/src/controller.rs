@@ -7,6 +7,7 @@
 mod draining;
 mod requests;
 mod setting;
+mod take_over;
 
 use std::path::{Path, PathBuf};
 
@@ -250,6 +251,9 @@ pub fn plan_file(
         report.error(&span, conflict.reason, conflict.remedy);
     }
     check(plan.after(), &places, Some(config), &report);
+    if !report.has_errors() {
+        take_over::warn(&stored.resources(), &plan, &places, config, &report);
+    }
     let valid = !report.has_errors();
     let found = report.finish();
     if valid {

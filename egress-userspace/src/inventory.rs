@@ -5,6 +5,7 @@ mod scope;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use egress_common::placement;
 use serde::{Deserialize, Serialize};
 
 pub use scope::{find_pool, find_zone, flow_filter, origin_filter};
@@ -12,7 +13,8 @@ pub use scope::{find_pool, find_zone, flow_filter, origin_filter};
 use scope::Scope;
 
 use crate::control::protocol::{Failure, Filter};
-use crate::dataplane::api::{DataPlaneStatus, Names, PoolLive};
+use crate::dataplane::api::{DataPlaneStatus, Names, PoolAddressLive, PoolLive};
+use crate::placed::{self, Standing};
 use crate::resource::{Address, Kind, Owner, Pool, PoolKind, PoolUse, Resources, Zone};
 use crate::store::Stored;
 
@@ -100,6 +102,26 @@ pub struct PoolAddress {
     pub active: Option<u64>,
     /// Whether it takes no new flows.
     pub draining: bool,
+    /// The slices of it, 1 to 31, from which this server gives out ports; absent for IPv6 and for what is not in
+    /// force.
+    pub slices: Option<Vec<u32>>,
+    /// Who owns what of it; empty where no locations are told.
+    pub owners: Vec<PoolOwner>,
+}
+
+/// What one server owns of an address or range.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolOwner {
+    /// The server.
+    pub server: String,
+    /// Its data center.
+    pub data_center: String,
+    /// The location of that.
+    pub location: String,
+    /// Its slices of an IPv4 address.
+    pub slices: Vec<u32>,
+    /// Its part of an IPv6 range.
+    pub range: Option<String>,
 }
 
 /// One zone: an element of `egress zones --json`.
@@ -216,12 +238,21 @@ fn pool_record(resources: &Resources, pool: &Pool, live: Option<&PoolLive>) -> P
         .map(|address| (address.egress_ip, address))
         .collect();
     let addresses = pool.addresses.iter().map(|address| {
-        let live = in_force.get(address);
+        let live = match address {
+            Address::V4(_) => in_force.get(address),
+            // What is in force is this server's part.
+            Address::V6(_) => in_force.values().find(|live| {
+                let (range, part) = (address.net(), live.egress_ip.net());
+                range.contains(&part)
+            }),
+        };
         PoolAddress {
             address: address.to_string(),
             capacity: live.map(|live| live.cap),
             active: live.map(|live| live.active),
             draining: resources.drains(pool, address),
+            slices: live.and_then(|live| slices(live)),
+            owners: owners(resources, *address),
         }
     });
     let uses = |zone: &&Zone| {
@@ -249,6 +280,32 @@ fn pool_record(resources: &Resources, pool: &Pool, live: Option<&PoolLive>) -> P
     }
 }
 
+fn slices(live: &PoolAddressLive) -> Option<Vec<u32>> {
+    matches!(live.egress_ip, Address::V4(_)).then(|| placement::slices(live.slices).collect())
+}
+
+fn owners(resources: &Resources, address: Address) -> Vec<PoolOwner> {
+    let owner = |one: Standing<'_>, slices, range| PoolOwner {
+        server: one.server.name.clone(),
+        data_center: one.data_center.name.clone(),
+        location: one.location.name.clone(),
+        slices,
+        range,
+    };
+    match address {
+        Address::V4(address) => placed::owners(resources, address)
+            .into_iter()
+            .map(|(one, bitmap)| owner(one, placement::slices(bitmap).collect(), None))
+            .collect(),
+        Address::V6(range) => placed::servers(resources)
+            .filter_map(|one| {
+                let part = placed::part_of(resources, &one.server.name, range)?;
+                Some(owner(one, Vec::new(), Some(part.to_string())))
+            })
+            .collect(),
+    }
+}
+
 /// A pool of the maps that no store knows.
 fn unknown(names: &Names, live: &PoolLive) -> PoolRecord {
     let addresses = live.addresses.iter().map(|address| PoolAddress {
@@ -256,6 +313,8 @@ fn unknown(names: &Names, live: &PoolLive) -> PoolRecord {
         capacity: Some(address.cap),
         active: Some(address.active),
         draining: address.draining,
+        slices: slices(address),
+        owners: Vec::new(),
     });
     PoolRecord {
         id: names.pool(live.number),

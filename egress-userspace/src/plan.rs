@@ -217,7 +217,7 @@ fn keeps_setting(file: &Resources, stored: &Stored, zone: &str) -> bool {
 
 fn conflicts(stored: &Stored, file: &Resources) -> Vec<Conflict> {
     let mut found = Vec::new();
-    let lists: [(Kind, Vec<Object>); 4] = [
+    let lists: [(Kind, Vec<Object>); 6] = [
         (
             Kind::Account,
             file.accounts.iter().cloned().map(Object::Account).collect(),
@@ -227,8 +227,24 @@ fn conflicts(stored: &Stored, file: &Resources) -> Vec<Conflict> {
             file.prefixes.iter().cloned().map(Object::Prefix).collect(),
         ),
         (
+            Kind::Location,
+            file.locations
+                .iter()
+                .cloned()
+                .map(Object::Location)
+                .collect(),
+        ),
+        (
             Kind::Pool,
             file.pools.iter().cloned().map(Object::Pool).collect(),
+        ),
+        (
+            Kind::Placement,
+            file.placements
+                .iter()
+                .cloned()
+                .map(Object::Placement)
+                .collect(),
         ),
         (
             Kind::Zone,

@@ -8,6 +8,7 @@ use egress_common::port;
 use egress_common::settings::MAX_POOLS;
 
 use crate::config::Config;
+use crate::placed;
 use crate::resource::{Address, Pool, Resources, Zone};
 use crate::store::{Limits, Numbers};
 
@@ -36,6 +37,12 @@ pub enum ResolveError {
         /// The last that fits.
         last: u16,
     },
+    /// The resources tell of several servers, and this is none of them.
+    #[error("this server, {name}, is in no location")]
+    NoServer {
+        /// Its name.
+        name: String,
+    },
     /// A setting refers to a pool that does not exist.
     #[error("zone {zone} is enabled on pool {pool}, which does not exist")]
     NoPool {
@@ -53,6 +60,9 @@ impl ResolveError {
             Self::Unnumbered { .. } => "apply the resources again: `egress apply -f FILE`".into(),
             Self::NumberTooHigh { .. } => {
                 "reserve as many bits as before under [dataplane] mark_mask".into()
+            }
+            Self::NoServer { .. } => {
+                "give it its name under [server] again, or add it to a [[location]]".into()
             }
             Self::NoPool { zone, .. } => {
                 format!("`egress zone disable {zone}`, or add the pool again")
@@ -77,6 +87,11 @@ pub fn resolve(
     numbers: &Numbers,
 ) -> Result<Desired, ResolveError> {
     let limits = limits(config);
+    let name = &config.server.name;
+    let known = || placed::servers(resources).any(|one| one.server.name == *name);
+    if !resources.locations.is_empty() && !known() {
+        return Err(ResolveError::NoServer { name: name.clone() });
+    }
     let mut zones = Vec::with_capacity(resources.zones.len());
     for zone in &resources.zones {
         zones.push(resolve_zone(resources, zone, config, numbers, limits)?);
@@ -87,6 +102,7 @@ pub fn resolve(
             resources,
             pool,
             pool_number(numbers, &pool.id, limits)?,
+            &config.server.name,
         ));
     }
     zones.sort_by_key(|zone| zone.number);
@@ -154,10 +170,8 @@ fn resolve_zone(
     })
 }
 
-fn resolve_pool(resources: &Resources, pool: &Pool, number: u16) -> DesiredPool {
-    // Without locations or placements this server owns every slice of every address.
-    let slices = port::ALL_SLICES;
-    let cap = pool.connections_per_origin.min(port::capacity(slices));
+/// The pool as this server may use it: what others own alone is not in it (POOL-5, POOL-6).
+fn resolve_pool(resources: &Resources, pool: &Pool, number: u16, server: &str) -> DesiredPool {
     let mut resolved = DesiredPool {
         number,
         id: pool.id.clone(),
@@ -167,17 +181,26 @@ fn resolve_pool(resources: &Resources, pool: &Pool, number: u16) -> DesiredPool 
     for address in &pool.addresses {
         let draining = resources.drains(pool, address);
         match *address {
-            Address::V4(address) => resolved.candidates.push(Candidate {
-                address,
-                slices,
-                cap,
-                draining,
-            }),
-            Address::V6(prefix) => resolved.prefixes.push(DesiredPrefix {
-                prefix,
-                cap: pool.connections_per_origin,
-                draining,
-            }),
+            Address::V4(address) => {
+                let slices = placed::slices_of(resources, server, address);
+                if slices != 0 {
+                    resolved.candidates.push(Candidate {
+                        address,
+                        slices,
+                        cap: port::capacity_of(pool.connections_per_origin, slices),
+                        draining,
+                    });
+                }
+            }
+            Address::V6(range) => {
+                if let Some(prefix) = placed::part_of(resources, server, range) {
+                    resolved.prefixes.push(DesiredPrefix {
+                        prefix,
+                        cap: pool.connections_per_origin,
+                        draining,
+                    });
+                }
+            }
         }
     }
     resolved

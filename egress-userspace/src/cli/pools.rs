@@ -3,7 +3,7 @@
 use super::context::{self, Context};
 use super::{CliError, Exit, table};
 use crate::control::{Failure, Filter, Request};
-use crate::inventory::{PoolRecord, pools};
+use crate::inventory::{PoolAddress, PoolRecord, pools};
 
 pub(super) fn run(context: &mut Context<'_>, filter: &Filter) -> Result<Exit, CliError> {
     let (config, _) = context.config()?;
@@ -34,13 +34,14 @@ fn text(records: &[PoolRecord]) -> String {
             pool.zones.join(", ")
         };
         let figure = |figure: Option<String>| figure.unwrap_or_else(|| "-".to_owned());
-        let mut row = |address: String, active, capacity, draining: &str| {
+        let mut row = |address: String, active, capacity, part: String, draining: &str| {
             rows.push(vec![
                 pool.id.clone(),
                 pool.account.clone().unwrap_or_else(|| "-".to_owned()),
                 address,
                 active,
                 capacity,
+                part,
                 draining.to_owned(),
                 zones.clone(),
             ]);
@@ -50,11 +51,12 @@ fn text(records: &[PoolRecord]) -> String {
                 address.address.clone(),
                 figure(address.active.map(|active| active.to_string())),
                 figure(address.capacity.map(|capacity| capacity.to_string())),
+                parts(address),
                 if address.draining { "draining" } else { "" },
             );
         }
         if pool.addresses.is_empty() {
-            row("(empty)".into(), "-".into(), "-".into(), "");
+            row("(empty)".into(), "-".into(), "-".into(), "-".into(), "");
         }
     }
     table::render(
@@ -64,10 +66,37 @@ fn text(records: &[PoolRecord]) -> String {
             "ADDRESS",
             "ACTIVE",
             "PER ORIGIN",
+            "SLICES",
             "",
             "ZONES",
         ],
         &[3, 4],
         &rows,
     )
+}
+
+/// How many slices this server gives out ports of, and what each server owns where there are several.
+fn parts(address: &PoolAddress) -> String {
+    let here = address
+        .slices
+        .as_ref()
+        .map(|slices| slices.len().to_string());
+    let owners: Vec<String> = address
+        .owners
+        .iter()
+        .map(|owner| {
+            let part = owner.range.clone();
+            format!(
+                "{} {}",
+                owner.server,
+                part.unwrap_or_else(|| owner.slices.len().to_string())
+            )
+        })
+        .collect();
+    match (here, owners.is_empty()) {
+        (None, true) => "-".to_owned(),
+        (Some(here), true) => here,
+        (None, false) => owners.join(", "),
+        (Some(here), false) => format!("{here} ({})", owners.join(", ")),
+    }
 }

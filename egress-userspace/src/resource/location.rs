@@ -1,45 +1,108 @@
-//! Locations, data centers and servers: read and checked, but refused by this version.
+//! A location: data centers of one city, and the servers in them.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use serde::{Deserialize, Serialize};
 
+use super::name;
+use super::place::ObjectPlaces;
 use crate::document::Table;
 
-/// Checks the fields of every location and refuses each by name. Returns data center to location, for the
-/// checks on placements.
-pub(super) fn refuse_all(tables: Vec<Table<'_, '_>>) -> BTreeMap<String, String> {
-    let mut locations = BTreeMap::new();
-    for mut table in tables {
-        let name = table
-            .require("name", "name = \"frankfurt\"")
-            .and_then(|value| value.name())
-            .unwrap_or_default();
-        for mut data_center in table.sections("data_center") {
-            if let Some(found) = data_center
-                .require("name", "name = \"fra01\"")
-                .and_then(|value| value.name())
-            {
-                locations.insert(found, name.clone());
+/// Stands in for a number that was refused.
+pub(super) const REFUSED: u16 = 0;
+
+/// A city with data centers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Location {
+    /// Unique name.
+    pub name: String,
+    /// Its data centers, in the order of the file.
+    pub data_centers: Vec<DataCenter>,
+}
+
+/// A data center.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataCenter {
+    /// Unique name, also among other locations.
+    pub name: String,
+    /// Its servers, in the order of the file.
+    pub servers: Vec<Server>,
+}
+
+/// A server that runs egress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Unique name: the one its own configuration says.
+    pub name: String,
+    /// What tells its part of every IPv6 range (POOL-6); unique, from 1.
+    pub number: Option<u16>,
+}
+
+impl Location {
+    /// Notes data centers and servers under "data_center", "server" and "number", counted through the location.
+    pub(super) fn read(mut table: Table<'_, '_>, places: &mut ObjectPlaces<'_>) -> Self {
+        places.whole(table.span());
+        let name = required(&mut table, "name = \"frankfurt\"", "name", 0, places);
+        let mut data_centers = Vec::new();
+        let mut count = 0;
+        for mut table in table.sections("data_center") {
+            let at = data_centers.len();
+            let name = required(&mut table, "name = \"fra01\"", "data_center", at, places);
+            let mut servers = Vec::new();
+            for table in table.sections("server") {
+                servers.push(Server::read(table, count, places));
+                count += 1;
             }
-            for mut server in data_center.sections("server") {
-                server
-                    .require("name", "name = \"fra01-s1\"")
-                    .and_then(|value| value.name());
-                if let Some(value) = server.require("tunnel", "tunnel = \"10.9.0.1\"") {
-                    value.parsed::<IpAddr>("an IP address");
-                }
-                server.finish();
-            }
-            data_center.finish();
+            table.finish();
+            data_centers.push(DataCenter { name, servers });
         }
-        table.report().error(
-            table.span(),
-            format!(
-                "location {name} cannot be used: several servers are not available in this version"
-            ),
-            "remove the [[location]]; this server owns every address of every pool",
-        );
         table.finish();
+        Self { name, data_centers }
     }
-    locations
+
+    /// Data centers and servers, each with the number under which its place is noted.
+    pub fn servers(&self) -> impl Iterator<Item = (usize, &DataCenter, &Server)> {
+        self.data_centers
+            .iter()
+            .flat_map(|one| one.servers.iter().map(move |server| (one, server)))
+            .enumerate()
+            .map(|(at, (data_center, server))| (at, data_center, server))
+    }
+}
+
+impl Server {
+    fn read(mut table: Table<'_, '_>, at: usize, places: &mut ObjectPlaces<'_>) -> Self {
+        let name = required(&mut table, "name = \"fra01-s1\"", "server", at, places);
+        let number = table.get("number", "number = 1").map(|value| {
+            places.item("number", at, value.span());
+            let number = value.integer(1..=u16::MAX.into(), "");
+            number
+                .and_then(|number| u16::try_from(number).ok())
+                .unwrap_or(REFUSED)
+        });
+        if let Some(tunnel) = table.get("tunnel", "") {
+            tunnel.refuse(
+                format!(
+                    "`tunnel` of server {name} cannot be used: connections are not forwarded between servers in \
+                     this version"
+                ),
+                "remove it",
+            );
+        }
+        table.finish();
+        Self { name, number }
+    }
+}
+
+/// Reads the name of a location, data center or server; empty when it was refused.
+fn required(
+    table: &mut Table<'_, '_>,
+    example: &'static str,
+    field: &'static str,
+    at: usize,
+    places: &mut ObjectPlaces<'_>,
+) -> String {
+    let Some(value) = table.require("name", example) else {
+        return String::new();
+    };
+    places.item(field, at, value.span());
+    name::checked(value, example).unwrap_or_default()
 }

@@ -25,9 +25,11 @@ use serde::{Deserialize, Serialize};
 
 pub use account::Account;
 pub use address::Address;
+pub use location::{DataCenter, Location, Server};
 pub use mark::Mark;
 pub use object::{Drain, Object, Owner, Setting};
 pub use place::{Kind, Place, Places};
+pub use placement::{Placement, Share};
 pub use pool::{Pool, PoolKind, PoolUse};
 pub use prefix::{Prefix, Service};
 pub use zone::{Aegis, Zone};
@@ -54,8 +56,12 @@ pub struct Resources {
     pub accounts: Vec<Account>,
     /// BYOIP prefixes.
     pub prefixes: Vec<Prefix>,
+    /// Where servers stand; without any this one is the only one.
+    pub locations: Vec<Location>,
     /// Named sets of egress IPs.
     pub pools: Vec<Pool>,
+    /// How egress IPs are split over data centers.
+    pub placements: Vec<Placement>,
     /// Tenants' traffic.
     pub zones: Vec<Zone>,
     /// Settings made through API and command line, by zone id; for zones whose file has no `[zone.aegis]`.
@@ -159,8 +165,17 @@ pub fn read(report: &Report<'_>) -> (Resources, Places) {
             .push(Zone::read(table, &mut places.of(Kind::Zone, index)));
     }
     policy::refuse_all(root.sections("policy"));
-    let locations = location::refuse_all(root.sections("location"));
-    placement::refuse_all(root.sections("placement"), &locations);
+    for (index, table) in root.sections("location").into_iter().enumerate() {
+        resources
+            .locations
+            .push(Location::read(table, &mut places.of(Kind::Location, index)));
+    }
+    for (index, table) in root.sections("placement").into_iter().enumerate() {
+        resources.placements.push(Placement::read(
+            table,
+            &mut places.of(Kind::Placement, index),
+        ));
+    }
     root.finish();
     (resources, places)
 }

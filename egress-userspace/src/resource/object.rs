@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, Aegis, Kind, Pool, Prefix, Resources, Zone};
+use super::{Account, Aegis, Kind, Location, Placement, Pool, Prefix, Resources, Zone};
 
 /// Who may change an object; either side refuses to change the other's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,8 +32,12 @@ pub enum Object {
     Account(Account),
     /// A BYOIP prefix.
     Prefix(Prefix),
+    /// A location.
+    Location(Location),
     /// A pool.
     Pool(Pool),
+    /// A placement.
+    Placement(Placement),
     /// A zone.
     Zone(Zone),
     /// A zone's setting that is an object of its own.
@@ -64,7 +68,9 @@ impl Object {
         match self {
             Self::Account(_) => Kind::Account,
             Self::Prefix(_) => Kind::Prefix,
+            Self::Location(_) => Kind::Location,
             Self::Pool(_) => Kind::Pool,
+            Self::Placement(_) => Kind::Placement,
             Self::Zone(_) => Kind::Zone,
             Self::Setting(_) => Kind::Setting,
             Self::Drain(_) => Kind::Drain,
@@ -76,7 +82,9 @@ impl Object {
         match self {
             Self::Account(account) => account.id.clone(),
             Self::Prefix(prefix) => prefix.cidr.to_string(),
+            Self::Location(location) => location.name.clone(),
             Self::Pool(pool) => pool.id.clone(),
+            Self::Placement(placement) => placement.address.to_string(),
             Self::Zone(zone) => zone.id.clone(),
             Self::Setting(setting) => setting.zone.clone(),
             Self::Drain(drain) => drain.subject.clone(),
@@ -89,7 +97,11 @@ impl Object {
             Self::Account(account) => account.name.clone(),
             Self::Pool(pool) => pool.name.clone().unwrap_or_else(|| pool.id.clone()),
             Self::Zone(zone) => zone.name.clone(),
-            Self::Prefix(_) | Self::Setting(_) | Self::Drain(_) => self.id(),
+            Self::Prefix(_)
+            | Self::Location(_)
+            | Self::Placement(_)
+            | Self::Setting(_)
+            | Self::Drain(_) => self.id(),
         }
     }
 }
@@ -113,7 +125,9 @@ impl Resources {
             .cloned()
             .map(Object::Account)
             .chain(self.prefixes.iter().cloned().map(Object::Prefix))
+            .chain(self.locations.iter().cloned().map(Object::Location))
             .chain(self.pools.iter().cloned().map(Object::Pool))
+            .chain(self.placements.iter().cloned().map(Object::Placement))
             .chain(self.zones.iter().cloned().map(Object::Zone))
             .chain(settings)
             .chain(drains)
@@ -125,7 +139,9 @@ impl Resources {
         match object {
             Object::Account(account) => self.accounts.push(account),
             Object::Prefix(prefix) => self.prefixes.push(prefix),
+            Object::Location(location) => self.locations.push(location),
             Object::Pool(pool) => self.pools.push(pool),
+            Object::Placement(placement) => self.placements.push(placement),
             Object::Zone(zone) => self.zones.push(zone),
             Object::Setting(setting) => {
                 self.settings.insert(setting.zone, setting.aegis);

@@ -14,8 +14,12 @@ pub enum Kind {
     Account,
     /// A BYOIP prefix.
     Prefix,
+    /// A location.
+    Location,
     /// A pool.
     Pool,
+    /// A placement.
+    Placement,
     /// A zone.
     Zone,
     /// A zone's setting, where it is an object of its own (made through API or command line).
@@ -26,10 +30,12 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which objects refer to earlier ones.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Account,
         Self::Prefix,
+        Self::Location,
         Self::Pool,
+        Self::Placement,
         Self::Zone,
         Self::Setting,
         Self::Drain,
@@ -40,7 +46,9 @@ impl Kind {
         match self {
             Self::Account => "account",
             Self::Prefix => "prefix",
+            Self::Location => "location",
             Self::Pool => "pool",
+            Self::Placement => "placement",
             Self::Zone => "zone",
             Self::Setting => "setting",
             Self::Drain => "drain",

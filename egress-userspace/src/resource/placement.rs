@@ -1,70 +1,70 @@
-//! Placements (POOL-5): read and checked, but refused by this version.
+//! A placement: over which data centers an IPv4 egress IP is split (POOL-5).
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use crate::document::{Table, nearest};
+use egress_common::placement::MAX_SHARE;
+use serde::{Deserialize, Serialize};
 
-/// An IPv4 egress IP is split over at most this many locations (POOL-5).
-const MAX_LOCATIONS: usize = 4;
-/// Shares are weights; this is plenty to express any split of 31 slices.
-const MAX_SHARE: u32 = 1000;
+use super::place::ObjectPlaces;
+use crate::document::Table;
 
-/// Checks the fields of every placement and refuses each by name.
-pub(super) fn refuse_all(tables: Vec<Table<'_, '_>>, locations: &BTreeMap<String, String>) {
-    for mut table in tables {
-        let address = table
-            .require("address", "address = \"192.0.2.10\"")
-            .and_then(|value| value.parsed::<Ipv4Addr>("an IPv4 address"))
-            .map_or_else(String::new, |address| address.to_string());
-        check_shares(&mut table, &address, locations);
-        table.report().error(
-            table.span(),
-            format!("the placement of {address} cannot be used: several servers are not available in this version"),
-            "remove the [[placement]]; this server owns every address of every pool",
-        );
-        table.finish();
-    }
+/// How an egress IP is split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The egress IP; unspecified when it was refused.
+    pub address: Ipv4Addr,
+    /// The parts, in the order of the file.
+    pub shares: Vec<Share>,
 }
 
-fn check_shares(table: &mut Table<'_, '_>, address: &str, locations: &BTreeMap<String, String>) {
-    let Some(shares) = table.require(
-        "shares",
-        "shares = [ { data_center = \"fra01\", share = 3 } ]",
-    ) else {
-        return;
-    };
-    let mut used = BTreeSet::new();
-    for value in shares.array().unwrap_or_default() {
-        let Some(mut share) = value.table("a share") else {
-            continue;
-        };
-        if let Some(value) = share.require("data_center", "data_center = \"fra01\"")
-            && let Some(name) = value.name()
-        {
-            if let Some(location) = locations.get(&name) {
-                used.insert(location.clone());
-            } else {
-                let remedy = nearest(&name, locations.keys().map(String::as_str)).map_or_else(
-                    || "declare it with [[location.data_center]]".to_owned(),
-                    |like| format!("did you mean \"{like}\"?"),
-                );
-                value.refuse(format!("data center {name} is in no location"), remedy);
-            }
-        }
-        if let Some(value) = share.require("share", "share = 3") {
-            value.integer(0..=MAX_SHARE, "");
-        }
-        share.finish();
-    }
-    if used.len() > MAX_LOCATIONS {
-        shares.refuse(
-            format!(
-                "{address} is placed in {} locations: {}",
-                used.len(),
-                used.into_iter().collect::<Vec<_>>().join(", ")
-            ),
-            format!("an egress IP is split over at most {MAX_LOCATIONS} locations (POOL-5)"),
+/// A data center's part of the capacity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The data center, by name; empty when it was refused.
+    pub data_center: String,
+    /// Its weight among all shares; 0 for none.
+    pub share: u32,
+}
+
+impl Placement {
+    pub(super) fn read(mut table: Table<'_, '_>, places: &mut ObjectPlaces<'_>) -> Self {
+        places.whole(table.span());
+        let address = table
+            .require("address", "address = \"192.0.2.10\"")
+            .and_then(|value| {
+                places.field("address", value.span());
+                value.parsed("an IPv4 address")
+            });
+        let written = table.require(
+            "shares",
+            "shares = [ { data_center = \"fra01\", share = 3 } ]",
         );
+        if let Some(value) = &written {
+            places.field("shares", value.span());
+        }
+        let mut shares = Vec::new();
+        for value in written.and_then(|value| value.array()).unwrap_or_default() {
+            let Some(mut table) = value.table("a share") else {
+                continue;
+            };
+            // Counted from 1: what stands at 0 is the array.
+            let at = shares.len() + 1;
+            places.item("shares", at, value.span());
+            let data_center = table.require("data_center", "data_center = \"fra01\"");
+            let share = table.require("share", "share = 3");
+            let share = share.and_then(|value| value.integer(0..=MAX_SHARE, ""));
+            shares.push(Share {
+                data_center: data_center
+                    .and_then(|value| value.name())
+                    .unwrap_or_default(),
+                share: share.unwrap_or(1),
+            });
+            table.finish();
+        }
+        table.finish();
+        Self {
+            address: address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            shares,
+        }
     }
 }

@@ -1,4 +1,5 @@
 mod mutations;
+mod placements;
 mod sample;
 
 use std::path::Path;
@@ -59,32 +60,10 @@ fn the_sample_of_the_interface_is_valid() {
 }
 
 #[test]
-fn policies_locations_and_placements_are_refused_by_name() {
+fn policies_are_refused_by_name() {
     let found = errors(&format!("{SAMPLE}{REFUSED}"));
-    assert_eq!(found.len(), 3, "{found:?}");
+    assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("policy bank") && found[0].contains("not available in this version"));
-    assert!(found[1].contains("location frankfurt"));
-    assert!(found[2].contains("placement of 192.0.2.10"));
-}
-
-#[test]
-fn pool_5_a_fifth_location_is_refused() {
-    let mut text = String::new();
-    let mut shares = Vec::new();
-    for n in 1..=5 {
-        text +=
-            &format!("[[location]]\nname = \"l{n}\"\n[[location.data_center]]\nname = \"d{n}\"\n");
-        shares.push(format!("{{ data_center = \"d{n}\", share = 1 }}"));
-    }
-    text += &format!(
-        "[[placement]]\naddress = \"192.0.2.1\"\nshares = [{}]\n",
-        shares.join(", ")
-    );
-    assert!(
-        errors(&text)
-            .iter()
-            .any(|e| e.contains("placed in 5 locations"))
-    );
 }
 
 #[test]

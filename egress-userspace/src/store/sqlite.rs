@@ -17,7 +17,9 @@ use super::{Change, Limits, Numbers, StateStore, StoreError, Stored};
 use crate::resource::{Kind, Object, Owner};
 
 /// Version of the schema below, in `PRAGMA user_version`.
-const SCHEMA_VERSION: i64 = 2;
+///
+/// 3: locations and placements among the objects; the tables are those of 2.
+const SCHEMA_VERSION: i64 = 3;
 /// "EGRS", in `PRAGMA application_id`: tells our files from other applications'.
 const APPLICATION_ID: i64 = 0x4547_5253;
 /// How long a writer waits for another process.
@@ -160,7 +162,7 @@ impl SqliteStore {
         transaction.commit()
     }
 
-    /// From the first version to the second, wholly or not at all.
+    /// From an earlier version to this one, wholly or not at all.
     fn migrate(&mut self) -> rusqlite::Result<()> {
         let transaction = self
             .connection
@@ -171,7 +173,9 @@ impl SqliteStore {
         if version == 1 {
             transaction.execute_batch(SECOND)?;
             transaction.execute_batch(tokens::SCHEMA)?;
-            transaction.pragma_update(None, "user_version", 2)?;
+        }
+        if version < SCHEMA_VERSION {
+            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         }
         transaction.commit()
     }

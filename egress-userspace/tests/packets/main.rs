@@ -42,6 +42,7 @@ mod passing;
 mod random;
 mod refusal;
 mod seed;
+mod shares;
 mod slices;
 mod unanswered;
 mod v4;

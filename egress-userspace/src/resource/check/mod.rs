@@ -1,6 +1,7 @@
 //! What must hold for a whole set of resources, whichever file or API its members come from.
 
 mod eligible;
+mod placement;
 mod pool;
 mod server;
 mod zone;
@@ -34,6 +35,7 @@ pub fn check(resources: &Resources, places: &Places, config: Option<&Config>, re
         &checker,
         config.map_or(0, |config| config.dataplane.mark_mask),
     );
+    placement::check(&checker, config);
     if let Some(config) = config {
         server::check(&checker, config);
     }

@@ -1,6 +1,6 @@
 //! Pools and prefixes as a set: POOL-2, POOL-3, POOL-4, POOL-7, POOL-8.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use egress_common::settings::{MAX_CANDIDATES, MAX_POOLS, MAX_TRIED};
 use ipnet::IpNet;
@@ -9,6 +9,7 @@ use super::super::overlap::overlaps;
 use super::super::{Address, Kind, Place, Pool, PoolKind, PoolUse, Prefix, Service};
 use super::Checker;
 use super::eligible::may_use;
+use crate::placed;
 
 pub(super) fn check(checker: &Checker<'_, '_>) {
     sizes(checker);
@@ -270,33 +271,38 @@ fn bound_to_egress(checker: &Checker<'_, '_>, pool: &Pool, members: &[Member<'_>
 
 /// POOL-8: an account should hold two gateway addresses, in two cities.
 fn gateways(checker: &Checker<'_, '_>) {
-    let mut held: BTreeMap<&str, (Place, usize)> = BTreeMap::new();
+    let resources = checker.resources;
+    // Where there are no placements every address is in this server's city.
+    let mut held: BTreeMap<&str, (Place, usize, BTreeSet<&str>)> = BTreeMap::new();
     for (object, pool) in checker.resources.pools.iter().enumerate() {
         if pool.used_for == PoolUse::Gateway {
-            let v4 = pool
-                .addresses
-                .iter()
-                .filter(|address| matches!(address, Address::V4(_)))
-                .count();
-            let entry = held
-                .entry(pool.account.as_str())
-                .or_insert((Place::object(Kind::Pool, object).field("id"), 0));
-            entry.1 += v4;
+            let place = Place::object(Kind::Pool, object).field("id");
+            let (_, count, cities) =
+                held.entry(pool.account.as_str())
+                    .or_insert((place, 0, BTreeSet::new()));
+            for address in &pool.addresses {
+                if let Address::V4(address) = address {
+                    *count += 1;
+                    let owners = placed::owners(resources, *address);
+                    cities.extend(owners.iter().map(|(one, _)| one.location.name.as_str()));
+                }
+            }
         }
     }
-    for (account, (place, count)) in held {
+    for (account, (place, count, cities)) in held {
         if count < 2 {
             checker.warning(
                 place,
                 format!("account {account} holds {count} gateway addresses; two are the least for one to fail (POOL-8)"),
                 "add a second IPv4 address to its gateway pools",
             );
-        } else {
-            // Without placements every address is in this server's city.
+        } else if cities.len() < 2 {
             checker.warning(
                 place,
-                format!("all {count} gateway addresses of account {account} are in one city (POOL-8)"),
-                "place one of them in another city; that needs several servers, which this version does not have",
+                format!(
+                    "all {count} gateway addresses of account {account} are in one city (POOL-8)"
+                ),
+                "place one of them in another city, with [[location]] and [[placement]]",
             );
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::*;
-use super::sample::{REFUSED, SAMPLE};
+use super::sample::{PLACED, REFUSED, SAMPLE};
 
 /// Up to five mutations of the sample.
 fn mutated() -> impl Strategy<Value = String> {
@@ -35,6 +35,10 @@ fn mutated() -> impl Strategy<Value = String> {
         "addresses = []\n",
         "marks = [0]\n",
         "sources = [\"::/0\"]\n",
+        "[[location]]\n",
+        "[[placement]]\n",
+        "share = 0",
+        "fra01",
         "192.0.2.10",
         "/33",
         ",",
@@ -43,7 +47,7 @@ fn mutated() -> impl Strategy<Value = String> {
         "'''",
     ]);
     prop::collection::vec((cut, pieces, 0..3_u8), 1..6).prop_map(|changes| {
-        let mut text: Vec<char> = format!("{SAMPLE}{REFUSED}").chars().collect();
+        let mut text: Vec<char> = format!("{SAMPLE}{REFUSED}{PLACED}").chars().collect();
         for ((one, other), piece, what) in changes {
             let (a, b) = (one.index(text.len() + 1), other.index(text.len() + 1));
             let (a, b) = (a.min(b), a.max(b));

@@ -41,16 +41,29 @@ account = "acme"
 precedence = 1000
 traffic = "net.dst.ip in {203.0.113.0/24} and net.dst.port == 443"
 egress = { ipv4 = "192.0.2.10", ipv4_fallback = "0.0.0.0", ipv6 = "2001:db8:aa::/64" }
+"#;
 
+/// The sample's servers and placements; the second address is added, since with several servers each has to be placed.
+pub(super) const PLACED: &str = r#"
 [[location]]                 # placement, for several servers
 name = "frankfurt"
 [[location.data_center]]
 name = "fra01"
 [[location.data_center.server]]
 name = "fra01-s1"
-tunnel = "10.9.0.1"
+number = 1
+[[location]]
+name = "amsterdam"
+[[location.data_center]]
+name = "ams01"
+[[location.data_center.server]]
+name = "ams01-s1"
+number = 2
 
 [[placement]]                # POOL-5: at most four locations an IPv4
 address = "192.0.2.10"
-shares = [ { data_center = "fra01", share = 3 }, { data_center = "fra01", share = 1 } ]
+shares = [ { data_center = "fra01", share = 3 }, { data_center = "ams01", share = 1 } ]
+[[placement]]
+address = "192.0.2.11"
+shares = [ { data_center = "fra01", share = 1 } ]
 "#;

@@ -90,6 +90,18 @@ fn a_row_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_store_without_placements_is_taken_over() {
+    let (directory, store) = fresh();
+    store
+        .connection
+        .pragma_update(None, "user_version", 2)
+        .unwrap();
+    drop(store);
+    let store = SqliteStore::open(&directory.path().join("sub/egress.db")).unwrap();
+    assert_eq!(store.pragma("user_version").unwrap(), 3);
+}
+
+#[test]
 fn a_newer_version_is_refused_by_name() {
     let (directory, store) = fresh();
     store
@@ -103,7 +115,7 @@ fn a_newer_version_is_refused_by_name() {
             error,
             StoreError::Newer {
                 found: 9,
-                known: 2,
+                known: 3,
                 ..
             }
         ),

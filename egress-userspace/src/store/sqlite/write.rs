@@ -66,7 +66,12 @@ pub(super) fn write(
             match kind {
                 Kind::Zone => number(&transaction, "zone", &id, limits.last_zone)?,
                 Kind::Pool => number(&transaction, "pool", &id, limits.last_pool)?,
-                Kind::Account | Kind::Prefix | Kind::Setting | Kind::Drain => {}
+                Kind::Account
+                | Kind::Prefix
+                | Kind::Location
+                | Kind::Placement
+                | Kind::Setting
+                | Kind::Drain => {}
             }
         }
     }

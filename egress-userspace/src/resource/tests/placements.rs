@@ -1,0 +1,253 @@
+//! Locations and placements that are wrong, and what is said about each, with its place.
+
+use std::path::Path;
+
+use super::super::*;
+use super::sample::{PLACED, SAMPLE};
+use crate::diagnostic::Severity;
+
+/// `line:column: reason` of every error in the sample after one change, and whether the change was found in it.
+fn errors_with(from: &str, to: &str) -> Vec<String> {
+    let text = format!("{SAMPLE}{PLACED}");
+    assert!(text.contains(from), "{from} is not in the sample");
+    errors(&text.replacen(from, to, 1), None)
+}
+
+fn errors(text: &str, config: Option<&Config>) -> Vec<String> {
+    let found = parse(&Source::new("resources.toml", text), config).1;
+    let of = |d: &crate::diagnostic::Diagnostic| {
+        assert!(!d.remedy.is_empty());
+        format!("{}:{}: {}", d.line, d.column, d.reason)
+    };
+    let errors = found.0.iter().filter(|d| d.severity == Severity::Error);
+    errors.map(of).collect()
+}
+
+fn warnings(text: &str, config: Option<&Config>) -> Vec<String> {
+    let found = parse(&Source::new("resources.toml", text), config).1;
+    let warnings = found.0.iter().filter(|d| d.severity == Severity::Warning);
+    warnings.map(|d| d.reason.clone()).collect()
+}
+
+fn server(section: &str) -> Config {
+    let text = format!("[dataplane]\nuplink = [\"up0\"]\n[server]\n{section}\n");
+    let (config, found) = Config::parse(&Source::new("egress.toml", text), Path::new("/"));
+    config.unwrap_or_else(|| panic!("{found}"))
+}
+
+/// Line of the first line of the sample that begins with `text`, so that the tests survive another sample.
+fn line_of(text: &str, nth: usize) -> usize {
+    let all = format!("{SAMPLE}{PLACED}");
+    let found = all
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.starts_with(text))
+        .nth(nth);
+    found.unwrap_or_else(|| panic!("no line {text}")).0 + 1
+}
+
+#[test]
+fn the_sample_with_placements_is_valid() {
+    assert_eq!(errors(&format!("{SAMPLE}{PLACED}"), None), [""; 0]);
+}
+
+#[test]
+fn pool_5_a_fifth_location_is_refused() {
+    let mut text = SAMPLE.to_owned();
+    let mut shares = Vec::new();
+    for n in 1..=5 {
+        text += &format!(
+            "[[location]]\nname = \"l{n}\"\n[[location.data_center]]\nname = \"d{n}\"\n\
+             [[location.data_center.server]]\nname = \"s{n}\"\nnumber = {n}\n"
+        );
+        shares.push(format!("{{ data_center = \"d{n}\", share = 1 }}"));
+    }
+    let place = |address: &str, count: usize| {
+        let shares = shares[..count].join(", ");
+        format!("[[placement]]\naddress = \"{address}\"\nshares = [{shares}]\n")
+    };
+    let other = place("192.0.2.11", 1);
+    let four = format!("{text}{other}{}", place("192.0.2.10", 4));
+    assert_eq!(errors(&four, None), [""; 0]);
+    let five = format!("{text}{other}{}", place("192.0.2.10", 5));
+    let line = five.lines().count();
+    assert_eq!(
+        errors(&five, None),
+        [format!(
+            "{line}:10: 192.0.2.10 is placed in 5 locations: l1, l2, l3, l4, l5"
+        )]
+    );
+}
+
+#[test]
+fn pool_5_shares_that_sum_to_nothing_are_refused() {
+    let line = line_of("shares", 1);
+    let said = [format!(
+        "{line}:10: the shares of 192.0.2.11 sum to nothing: no server would own it"
+    )];
+    let share = "[ { data_center = \"fra01\", share = 1 } ]";
+    assert_eq!(
+        errors_with(share, "[ { data_center = \"fra01\", share = 0 } ]"),
+        said
+    );
+    assert_eq!(errors_with(share, "[]"), said);
+    let found = errors_with("share = 3", "share = -3");
+    assert!(
+        found[0].contains("`share` must be from 0 to 1000"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn names_and_numbers_are_unique() {
+    let again = |key: &str, nth| line_of(key, nth);
+    let first = line_of("name = \"fra01-s1\"", 0);
+    assert_eq!(
+        errors_with("\"ams01-s1\"", "\"fra01-s1\""),
+        [format!(
+            "{}:8: server fra01-s1 is there twice, first on line {first}",
+            again("name = \"ams01-s1\"", 0)
+        )]
+    );
+    let found = errors_with("name = \"amsterdam\"", "name = \"frankfurt\"");
+    assert!(
+        found[0].contains("location frankfurt is there twice"),
+        "{found:?}"
+    );
+    let found = errors_with("name = \"ams01\"", "name = \"fra01\"");
+    assert!(
+        found[0].contains("data center fra01 is there twice"),
+        "{found:?}"
+    );
+    let found = errors_with("number = 2", "number = 1");
+    assert!(
+        found[0].contains("server number 1 is there twice"),
+        "{found:?}"
+    );
+    let found = errors_with("number = 2", "");
+    assert!(
+        found[0].contains("server ams01-s1 has no number"),
+        "{found:?}"
+    );
+    let found = errors_with("number = 2", "number = 65536");
+    assert!(
+        found[0].contains("`number` must be from 1 to 65535"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn placements_name_what_exists_once() {
+    let found = errors_with("data_center = \"ams01\"", "data_center = \"ams1\"");
+    assert_eq!(
+        found,
+        [format!(
+            "{}:50: data center ams1 is in no location",
+            line_of("shares", 0)
+        )]
+    );
+    let found = errors_with("data_center = \"ams01\"", "data_center = \"fra01\"");
+    assert!(
+        found[0].contains("data center fra01 has two shares of 192.0.2.10"),
+        "{found:?}"
+    );
+    let found = errors_with("address = \"192.0.2.11\"", "address = \"192.0.2.10\"");
+    assert!(
+        found
+            .iter()
+            .any(|e| e.contains("192.0.2.10 is placed twice")),
+        "{found:?}"
+    );
+    assert!(
+        found
+            .iter()
+            .any(|e| e.contains("192.0.2.11 is placed nowhere")),
+        "{found:?}"
+    );
+    let found = errors_with("address = \"192.0.2.11\"", "address = \"192.0.2.12\"");
+    assert!(
+        found.iter().any(|e| e.contains("192.0.2.12 is in no pool")),
+        "{found:?}"
+    );
+    let no_server = "[[location.data_center.server]]\nname = \"ams01-s1\"\nnumber = 2\n";
+    let found = errors_with(no_server, "");
+    assert!(
+        found[0].contains("data center ams01 has a share of 192.0.2.10, but no server"),
+        "{found:?}"
+    );
+    let found = errors_with("2001:db8:aa::/64", "2001:db8:aa::/97");
+    assert!(found[0].contains("too small a range"), "{found:?}");
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_by_name() {
+    let found = errors_with("number = 1", "number = 1\ntunnel = \"10.9.0.1\"");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains("`tunnel` of server fra01-s1"),
+        "{found:?}"
+    );
+    let found = errors_with("number = 1", "number = 1\ntunel = \"10.9.0.1\"");
+    assert!(found[0].contains("unknown key `tunel`"), "{found:?}");
+    let text = format!("{SAMPLE}{PLACED}");
+    let found = warnings(&text, None);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains("192.0.2.10 is split over 2 servers"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn this_server_has_its_place() {
+    let text = format!("{SAMPLE}{PLACED}");
+    for fits in [
+        "name = \"fra01-s1\"",
+        "name = \"fra01-s1\"\ndata_center = \"fra01\"\nlocation = \"frankfurt\"",
+    ] {
+        assert_eq!(errors(&text, Some(&server(fits))), [""; 0]);
+    }
+    let found = errors(&text, Some(&server("name = \"fra01-s3\"")));
+    assert!(
+        found[0].contains("this server, fra01-s3, is in no location"),
+        "{found:?}"
+    );
+    let wrong = server("name = \"fra01-s1\"\ndata_center = \"ams01\"");
+    let found = errors(&text, Some(&wrong));
+    assert!(
+        found[0].contains("data center fra01 here, but its [server] says ams01"),
+        "{found:?}"
+    );
+    // The other server owns a part of the first address and of the range only.
+    let other = text.replace(", \"2001:db8:aa::/64\"", "").replace("address = \"192.0.2.10\"\nshares = [ { data_center = \"fra01\", share = 3 }, { data_center = \"ams01\", share = 1 } ]", "address = \"192.0.2.10\"\nshares = [ { data_center = \"fra01\", share = 3 } ]");
+    let found = warnings(&other, Some(&server("name = \"ams01-s1\"")));
+    assert!(
+        found
+            .iter()
+            .any(|w| w.contains("ams01-s1, owns nothing of pool partners")),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn pool_8_a_gateway_address_is_in_one_data_center_and_two_are_in_two_cities() {
+    let text = format!("{SAMPLE}{PLACED}").replace("use = \"cdn\"", "use = \"gateway\"");
+    let zone = text.find("[[zone]]").unwrap();
+    let rest = text.find("[[location]]").unwrap();
+    let text = format!("{}{}", &text[..zone], &text[rest..]);
+    let found = errors(&text, None);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains("is placed in several data centers (POOL-8)"),
+        "{found:?}"
+    );
+    let one = text.replace("{ data_center = \"fra01\", share = 3 }, ", "");
+    assert_eq!(errors(&one, None), [""; 0]);
+    assert!(!warnings(&one, None).iter().any(|w| w.contains("POOL-8")));
+    let city = one.replace("data_center = \"ams01\"", "data_center = \"fra01\"");
+    assert!(
+        warnings(&city, None)
+            .iter()
+            .any(|w| w.contains("in one city (POOL-8)"))
+    );
+}
