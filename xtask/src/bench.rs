@@ -280,9 +280,11 @@ fn flood(setting: &Setting) -> Result<Table> {
         "MB/s",
         "Build 8: >= 0.90 x routing",
     );
+    // With nftables snat two CPUs are too slow for this rate, so there is nothing to compare.
     let rigs: Vec<_> = setting
         .variants
         .iter()
+        .filter(|variant| **variant != Variant::Snat)
         .map(|variant| Ok((*variant, rig(setting, *variant)?)))
         .collect::<Result<_>>()?;
     for _ in 0..setting.rounds {
