@@ -113,14 +113,14 @@ fn nat_4_whatever_either_packet_looks_like() {
     };
     // An error as it comes, and as it must go on.
     let compare = |error: Packet, right: Packet, hook| {
-        for (error, right) in errors::outer(error).into_iter().zip(errors::outer(right)) {
+        for (error, right) in errors::outer(&error).into_iter().zip(errors::outer(&right)) {
             let outcome = plane.run(hook, &error, Meta::default());
             assert_eq!(outcome.verdict, Verdict::Next, "{error:?}");
             assert_eq!(outcome.bytes, right.bytes(), "{error:?}");
         }
     };
     let quoted = |packet: &Packet, from: Address, kept| -> Vec<_> {
-        errors::quoted(packet.clone())
+        errors::quoted(packet)
             .iter()
             .map(|packet| about(from, packet, TOO_BIG, kept))
             .collect()

@@ -26,7 +26,7 @@ pub(super) const OTHERS: &[u8] = &[4, 5, 6, 9, 10, 40, 99];
 pub(super) const EXTENDED: Kind = (11, 0, [0, 32, 0, 0]);
 
 /// Packets of all looks, as they are quoted.
-pub(super) fn quoted(packet: Packet) -> Vec<Packet> {
+pub(super) fn quoted(packet: &Packet) -> Vec<Packet> {
     let with = |change: fn(&mut Packet)| {
         let mut packet = packet.clone();
         change(&mut packet);
@@ -49,7 +49,7 @@ pub(super) fn quoted(packet: Packet) -> Vec<Packet> {
 }
 
 /// Errors of all looks.
-pub(super) fn outer(packet: Packet) -> Vec<Packet> {
+pub(super) fn outer(packet: &Packet) -> Vec<Packet> {
     let with = |change: fn(&mut Packet)| {
         let mut packet = packet.clone();
         change(&mut packet);

@@ -28,7 +28,7 @@ pub(super) const OTHERS: &[u8] = &[0, 5, 99, 100, 101, 127];
 pub(super) const EXTENDED: Kind = (3, 0, [16, 0, 0, 0]);
 
 /// Packets of all looks, as they are quoted.
-pub(super) fn quoted(packet: Packet) -> Vec<Packet> {
+pub(super) fn quoted(packet: &Packet) -> Vec<Packet> {
     let protocol = packet.protocol;
     let with = |change: &dyn Fn(&mut Packet)| {
         let mut packet = packet.clone();
@@ -49,7 +49,7 @@ pub(super) fn quoted(packet: Packet) -> Vec<Packet> {
 }
 
 /// Errors of all looks.
-pub(super) fn outer(packet: Packet) -> Vec<Packet> {
+pub(super) fn outer(packet: &Packet) -> Vec<Packet> {
     let with = |change: fn(&mut Packet)| {
         let mut packet = packet.clone();
         change(&mut packet);
