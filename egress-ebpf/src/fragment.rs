@@ -459,6 +459,10 @@ fn locked<A: Fragmented>(ctx: &TcContext, work: *mut Work<A>) -> i32 {
         if place == 0 {
             return answer::dropped(Reason::FragmentsFull);
         }
+        if (*work).survey.piece.end == 0 {
+            // Asked for by a packet whose datagram is known; it could never be put together.
+            return answer::dropped(Reason::FragmentMalformed);
+        }
         (*work).record = (*work).group * WAYS + (place - 1);
         let Some(datagram) = A::datagram((*work).record) else {
             return answer::dropped(Reason::Contended);

@@ -458,6 +458,32 @@ fn nat_6_fragments_that_no_datagram_has_are_dropped() {
     plane.consistent();
 }
 
+/// Also when they say that they belong to a datagram whose good fragments wait.
+#[test]
+fn nat_6_a_datagram_that_is_awaited_takes_no_malformed_fragment() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    let egress = plane.leaves(&Packet::udp(INSIDE, ORIGIN, b"query"));
+    for (hook, from, to) in [
+        (Hook::UplinkEgress, INSIDE, ORIGIN),
+        (Hook::UplinkIngress, ORIGIN, egress),
+    ] {
+        let raw = |fragment, payload: &[u8]| Packet {
+            fragment,
+            ..Packet::other(from.0, to.0, 17, payload)
+        };
+        held(&plane, hook, &raw(0x0010, b"the last").bytes());
+        for bad in [
+            raw(0x2011, b""),
+            raw(0x2010, b"seven b"),
+            raw(0x1ffd, &[0; 100]),
+        ] {
+            refused(&plane, hook, &bad.bytes(), Reason::FragmentMalformed);
+        }
+    }
+}
+
 #[test]
 fn fragments_of_nobody_and_of_other_protocols() {
     let mut world = World::default();

@@ -119,9 +119,10 @@ fn shares(checker: &Checker<'_, '_>, place: Place, placement: &Placement) {
                 format!("data center {name} has a share of {address}, but no server"),
                 "add a [[location.data_center.server]], or give it no share".into(),
             ),
-            Some((location, _)) => {
+            Some((location, _)) if share.share > 0 => {
                 used.insert(*location);
             }
+            Some(_) => {}
         }
     }
     let whole = place.field("shares");

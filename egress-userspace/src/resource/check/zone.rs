@@ -163,7 +163,7 @@ fn settings(checker: &Checker<'_, '_>) {
             if from_file {
                 let known = resources.pools.iter().map(|pool| pool.id.as_str());
                 checker.unknown(place.field("pool_id"), "pool", reference, known);
-            } else {
+            } else if setting.enabled {
                 checker.error(
                     place.field("name"),
                     format!(
