@@ -363,14 +363,10 @@ fn file<A: Fragmented>(ctx: &TcContext) -> i32 {
         return answer::dropped(Reason::Contended);
     };
     // SAFETY: this CPU's own record.
-    let (group, bad) = unsafe {
-        let bad = (*work).survey.piece.end == 0;
+    let group = unsafe {
         (*work).choice = Choice::new(slots::now(), (*work).ask < ask::FIRST);
-        (group_of::<A>(), bad && (*work).ask != ask::KNOWN)
+        group_of::<A>()
     };
-    if bad {
-        return answer::dropped(Reason::FragmentMalformed);
-    }
     let Some(lock) = A::lock(group) else {
         return answer::dropped(Reason::Contended);
     };
@@ -456,12 +452,11 @@ fn locked<A: Fragmented>(ctx: &TcContext, work: *mut Work<A>) -> i32 {
         } else {
             (*work).choice.place()
         };
+        if (*work).survey.piece.end == 0 {
+            return answer::dropped(Reason::FragmentMalformed);
+        }
         if place == 0 {
             return answer::dropped(Reason::FragmentsFull);
-        }
-        if (*work).survey.piece.end == 0 {
-            // Asked for by a packet whose datagram is known; it could never be put together.
-            return answer::dropped(Reason::FragmentMalformed);
         }
         (*work).record = (*work).group * WAYS + (place - 1);
         let Some(datagram) = A::datagram((*work).record) else {

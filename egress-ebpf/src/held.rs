@@ -23,7 +23,7 @@ use crate::fragment::{Fragmented, Work};
 use crate::frame::{Frame, opaque};
 use crate::maps::HELD;
 use crate::report;
-use crate::verdict::{self, DROP};
+use crate::verdict;
 use crate::word::MapWord;
 
 /// Word of a buffer that somebody fills or empties. Any greater one is the time it was filled.
@@ -216,7 +216,7 @@ impl<A: Fragmented> Release<A> {
                 0,
             );
         }
-        DROP
+        verdict::used_up()
     }
 }
 

@@ -343,6 +343,49 @@ fn fragments_in_any_order_arrive_whole_both_ways() -> Result<()> {
     Ok(())
 }
 
+/// The gateway's kernel cuts fragments that are too long for the uplink into smaller ones. That one of them waits
+/// must not cost the others.
+#[test]
+fn fragments_that_are_cut_again_arrive_in_any_order() -> Result<()> {
+    const TEST: &str = "fragments_that_are_cut_again_arrive_in_any_order";
+    /// What the uplink takes: less than what fragments on the inside's link are long.
+    const NARROW: u32 = 1_400;
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let mut random = Random::announced(TEST);
+    let site = Site::start(&plan(Kind::Routed, Masquerade::Nobody))?;
+    for node in [GATEWAY, NET] {
+        let narrow = format!("link set {UPLINK} mtu {NARROW}");
+        site.node(node).ip(&narrow)?;
+    }
+    let check = watch(&site)?;
+    let (client_mac, gateway_mac) = link(&site, BOUND, GATEWAY, INSIDE_BOUND)?;
+    let origin = site.at_a(PORT);
+    let server = Echo::start(&site, origin)?;
+    let inside = SocketAddr::new(BOUND_ADDRESS.into(), 40_404);
+    let client = socket(&site.node(BOUND), inside, None)?;
+    for (nth, length) in LENGTHS.into_iter().enumerate() {
+        let payload = payload(&mut random, length);
+        let datagram = Datagram {
+            from: client_mac,
+            to: gateway_mac,
+            source: inside,
+            destination: origin,
+            id: nth as u32 + 1,
+            payload: &payload,
+        };
+        let mut frames = datagram.fragments(ETHERNET_PIECE);
+        frames.reverse();
+        odd::send(&site.node(BOUND), "eth0", &frames)?;
+        answer(&client, origin, &payload).with_context(|| format!("{length} bytes"))?;
+    }
+    only_the_pool(&server.finish()?)?;
+    check.finish()?;
+    Ok(())
+}
+
 #[test]
 fn a_flood_of_fragments_of_one_host_does_not_stop_another() -> Result<()> {
     const TEST: &str = "a_flood_of_fragments_of_one_host_does_not_stop_another";

@@ -20,7 +20,7 @@ use crate::held::Release;
 use crate::outgoing::next;
 use crate::reply::{deliver, last_hop};
 use crate::report;
-use crate::verdict::{DROP, NEXT};
+use crate::verdict::{self, NEXT};
 
 /// A later fragment: translated, held or dropped.
 #[inline(never)]
@@ -33,7 +33,7 @@ fn translated<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> Result<i32, Reason>
     note(ctx, ip, realm::COMMON, Direction::Back).ok_or(Reason::Contended)?;
     let answer = super::later::<A>(ctx);
     if answer == answer::HELD {
-        return Ok(DROP);
+        return Ok(verdict::used_up());
     }
     if let Some(reason) = reason(answer) {
         return Err(reason);

@@ -13,7 +13,7 @@ use crate::frame::Frame;
 use crate::held::Release;
 use crate::outgoing::{Outgoing, next};
 use crate::report;
-use crate::verdict::{self, DROP, NEXT};
+use crate::verdict::{self, NEXT};
 
 /// A later fragment that may belong to a known datagram.
 #[inline(never)]
@@ -42,7 +42,7 @@ pub fn later<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
 #[inline(always)]
 fn later_one<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>, answer: i32) -> i32 {
     if answer == answer::HELD {
-        return DROP;
+        return verdict::used_up();
     }
     if let Some(reason) = reason(answer) {
         return report::drop(ctx, reason);

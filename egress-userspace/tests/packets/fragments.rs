@@ -80,7 +80,7 @@ fn refused(plane: &DataPlane, hook: Hook, frame: &[u8], reason: Reason) {
 fn held(plane: &DataPlane, hook: Hook, frame: &[u8]) {
     let before = plane.all_reasons();
     let outcome = plane.try_bytes(hook, frame, Meta::default()).unwrap();
-    assert_eq!(outcome.verdict, Verdict::Drop);
+    assert_eq!(outcome.verdict, Verdict::Redirect);
     assert_eq!(plane.all_reasons(), before);
 }
 
@@ -236,7 +236,7 @@ fn nat_6_fragments_leave_in_every_order() {
             left.push(passes(outcome));
         } else {
             // The first one and all that waited for it were sent as copies.
-            assert_eq!(outcome.verdict, Verdict::Drop, "{order:?}");
+            assert_eq!(outcome.verdict, Verdict::Redirect, "{order:?}");
             left.extend(wire.frames(Sent::Out, before + 1));
         }
         for nth in &order[before + 1..] {
@@ -278,7 +278,7 @@ fn nat_6_fragments_arrive_in_every_order() {
             // All of them arrive again as they were, the first one first.
             let hook = Hook::UplinkIngress;
             let outcome = plane.try_bytes(hook, &frames[0], Meta::default()).unwrap();
-            assert_eq!(outcome.verdict, Verdict::Drop, "{order:?}");
+            assert_eq!(outcome.verdict, Verdict::Redirect, "{order:?}");
             let again = wire.frames(Sent::In, before + 1);
             assert_eq!(again[0], frames[0]);
             for frame in &again {
@@ -310,7 +310,7 @@ fn nat_6_the_longest_datagram_leaves_backwards() {
     for frame in frames[1..].iter().rev() {
         held(&plane, Hook::UplinkEgress, frame);
     }
-    assert_eq!(out(&plane, &frames[0]).verdict, Verdict::Drop);
+    assert_eq!(out(&plane, &frames[0]).verdict, Verdict::Redirect);
     let left = reassemble(&wire.frames(Sent::Out, frames.len()), LINK);
     assert_eq!(
         left,
@@ -624,7 +624,7 @@ fn policy_7_fragments_to_a_resolver_follow_their_first() {
     };
     let frames = cut_for_ethernet(&to(RESOLVER.1, 1));
     held(&plane, Hook::UplinkEgress, &frames[1]);
-    assert_eq!(out(&plane, &frames[0]).verdict, Verdict::Drop);
+    assert_eq!(out(&plane, &frames[0]).verdict, Verdict::Redirect);
     let mut left = wire.frames(Sent::Out, 2);
     left.push(passes(out(&plane, &frames[2])));
     assert_eq!(reassemble(&left, LINK), to(RESOLVER.1, 1));
@@ -655,7 +655,7 @@ fn zone_2_fragments_of_a_marked_packet_keep_its_zone() {
     let frames = cut_for_ethernet(&packet);
     for frame in frames.iter().rev() {
         let outcome = plane.try_bytes(Hook::UplinkEgress, frame, meta).unwrap();
-        assert_eq!(outcome.verdict, Verdict::Drop);
+        assert_eq!(outcome.verdict, Verdict::Redirect);
     }
     let left = reassemble(&wire.frames(Sent::Out, 2), LINK);
     assert_eq!(left, with_id(&packet.sent_from((EGRESS, 40_000)), left.id));
@@ -730,7 +730,7 @@ fn nat_6_later_fragments_without_a_first_take_bounded_room_and_leave_others_thei
         }
         sent += 1;
         let frame = cut(&datagram(INSIDE, id, 16), &[8])[1].clone();
-        assert_eq!(out(&plane, &frame).verdict, Verdict::Drop);
+        assert_eq!(out(&plane, &frame).verdict, Verdict::Redirect);
     }
     let lost = plane.reason(Reason::FragmentsFull);
     assert!(sent > 4 * u64::from(WINDOW), "{sent} are no flood");
@@ -738,7 +738,7 @@ fn nat_6_later_fragments_without_a_first_take_bounded_room_and_leave_others_thei
     let mut kept = 0;
     for packet in &hosts {
         let outcome = out(&plane, &cut_for_ethernet(packet)[0]);
-        assert_eq!(outcome.verdict, Verdict::Drop);
+        assert_eq!(outcome.verdict, Verdict::Redirect);
         let sent = wire.rest().into_iter();
         let left: Vec<Vec<u8>> = sent
             .filter(|(sent, _)| *sent == Sent::Out)
@@ -818,7 +818,7 @@ fn nat_6_whoever_waits_in_vain_is_counted_and_makes_room() {
     });
     assert_eq!(plane.buffers(), vec![]);
     // The first one finds nobody.
-    assert_eq!(out(&plane, &frames[0]).verdict, Verdict::Drop);
+    assert_eq!(out(&plane, &frames[0]).verdict, Verdict::Redirect);
     let sent = wire.rest();
     assert_eq!(
         sent.iter().filter(|(sent, _)| *sent == Sent::Out).count(),
