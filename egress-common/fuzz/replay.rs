@@ -5,6 +5,17 @@ use std::path::{Path, PathBuf};
 
 mod properties;
 
+/// Tells which input a panic is about.
+struct Blame<'a>(&'a str);
+
+impl Drop for Blame<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("it was {}", self.0);
+        }
+    }
+}
+
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
 }
@@ -13,7 +24,7 @@ fn folder() -> PathBuf {
 fn the_corpus_keeps_its_properties() {
     let text = fs::read_to_string(folder().join("corpus.txt")).unwrap();
     for line in text.lines() {
-        println!("{line}");
+        let _blame = Blame(line);
         let (pairs, _) = line.as_bytes().as_chunks::<2>();
         let byte = |pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
         let input: Vec<u8> = pairs.iter().map(|pair| byte(pair)).collect();

@@ -25,6 +25,7 @@
 //! and tested on the host against slow, obvious models.
 #![cfg_attr(not(test), no_std)]
 
+pub mod armed;
 pub mod bytes;
 pub mod checksum;
 pub mod clock;

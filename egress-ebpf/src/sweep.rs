@@ -8,6 +8,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{
     bpf_loop, bpf_timer_cancel, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
 };
+use egress_common::armed;
 use egress_common::expiry::{self, Cursor, Pressure, Sweep};
 use egress_common::family::{V4, V6};
 use egress_common::settings::Timers;
@@ -41,6 +42,8 @@ const LISTED_AT_LEAST: u64 = 2_000_000_000;
 /// Free lists that are looked at to judge how full a table is.
 const SAMPLE: u32 = 64;
 const CLOCK_MONOTONIC: u64 = 1;
+/// `-ENOMEM`: the kernel may not wait for memory here, so it has none now and then.
+const NO_MEMORY: i64 = -12;
 
 /// What one tick needs between callbacks of `bpf_loop`; not pinned.
 #[repr(C)]
@@ -59,31 +62,34 @@ pub struct Scratch {
     pad: u32,
 }
 
-/// Arms the timer with this load's sweep.
+/// Arms the timer with this load's sweep: a code of [`armed`].
 #[inline(always)]
 pub fn arm() -> i32 {
     let Some(sweeper) = SWEEPER.get_ptr_mut(0) else {
-        return 1;
+        return armed::NO_SWEEPER;
     };
     // SAFETY: a map value that holds a timer, as the helpers require.
     unsafe {
         let timer = &raw mut (*sweeper).timer;
         // Already initialised by an earlier load: then only the callback changes.
-        bpf_timer_init(
+        let made = bpf_timer_init(
             timer,
             (&raw const SWEEPER).cast_mut().cast(),
             CLOCK_MONOTONIC,
         );
+        if made == NO_MEMORY {
+            return armed::NO_MEMORY;
+        }
         bpf_timer_cancel(timer);
         if bpf_timer_set_callback(timer, tick as *mut c_void) != 0 {
-            return 2;
+            return armed::NO_CALLBACK;
         }
         (*sweeper).progress.armed_by = globals::load_id();
         if bpf_timer_start(timer, TICK, 0) != 0 {
-            return 3;
+            return armed::NOT_STARTED;
         }
     }
-    0
+    armed::DONE
 }
 
 /// One tick.

@@ -17,6 +17,7 @@ mod report;
 mod run;
 mod setup;
 mod simulate;
+mod story;
 mod test;
 mod toolchain;
 mod workspace;

@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::Result;
 
+use crate::story::Stories;
+
 /// How a step ended.
 #[derive(Clone, Copy)]
 enum Outcome {
@@ -24,6 +26,8 @@ enum Outcome {
 pub(crate) struct Report {
     passed: usize,
     failures: Vec<String>,
+    /// What tests that failed had printed.
+    stories: Vec<String>,
     skips: Vec<String>,
     steps: Vec<(String, Duration, Outcome)>,
 }
@@ -60,6 +64,7 @@ impl Report {
         });
         let failures = self.failures.len();
         self.passed += tally.passed();
+        self.stories.extend_from_slice(tally.stories.told());
         self.failures.extend(
             tally
                 .failed_names()
@@ -96,6 +101,9 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for story in &self.stories {
+            writeln!(f, "== what failed\n{story}\n")?;
+        }
         writeln!(f, "== summary")?;
         for (name, time, outcome) in &self.steps {
             let outcome = match outcome {
@@ -137,6 +145,7 @@ pub(crate) struct Tally {
     names: Vec<String>,
     in_names: bool,
     skipped: BTreeMap<String, String>,
+    stories: Stories,
     /// Why the binary's own counts are not the whole story: it crashed, hung or did not start.
     pub(crate) broken: Option<String>,
 }
@@ -144,6 +153,7 @@ pub(crate) struct Tally {
 impl Tally {
     /// Takes in one line of output.
     pub(crate) fn line(&mut self, line: &str) {
+        self.stories.line(line);
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.ok += count(counts, " passed");
             self.failed += count(counts, " failed");

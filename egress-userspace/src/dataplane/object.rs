@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use aya::programs::{ProgramError, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::EbpfSectionKind;
+use egress_common::armed;
 use egress_common::ended::{self, Ended};
 use egress_common::expiry::Progress;
 use egress_common::index::buckets;
@@ -24,6 +27,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 
 /// Never attached: run once after each load, so that the sweep's timer calls this load's callback.
 const ARM: &str = "arm";
+/// How often it is tried again, and after what time, when the kernel has no memory for a timer.
+const ARM_ATTEMPTS: usize = 100;
+const ARM_PAUSE: Duration = Duration::from_millis(10);
 
 /// Never attached: run to end a flow on purpose.
 const END: &str = "end_flow";
@@ -269,20 +275,26 @@ impl Object {
     pub(super) fn arm(&mut self, maps: &Maps) -> Result<(), DataPlaneError> {
         const DOING: &str = "handing the sweep's timer to the programs of this binary";
         let load = self.load;
-        let result = self
-            .classifier(ARM)?
-            .test_run(TestRunOptions {
-                data_in: Some(&EMPTY_FRAME),
-                ..TestRunOptions::default()
-            })
-            .map_err(|error| DataPlaneError::failed(DOING, error))?;
+        let mut answer = self.run(ARM, &EMPTY_FRAME, 0)?;
+        for _ in 0..ARM_ATTEMPTS {
+            if answer != armed::NO_MEMORY as u32 {
+                break;
+            }
+            thread::sleep(ARM_PAUSE);
+            answer = self.run(ARM, &EMPTY_FRAME, 0)?;
+        }
+        if answer == armed::NO_MEMORY as u32 {
+            return Err(DataPlaneError::failed(
+                DOING,
+                "the kernel has no memory for a timer",
+            ));
+        }
         let armed_by = progress(maps)?.armed_by;
         if armed_by != load {
             return Err(DataPlaneError::failed(
                 DOING,
                 format!(
-                    "program `{ARM}` answered {} and the timer belongs to load {armed_by:#x}, not {load:#x}",
-                    result.return_value
+                    "program `{ARM}` answered {answer} and the timer belongs to load {armed_by:#x}, not {load:#x}"
                 ),
             ));
         }

@@ -8,6 +8,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod};
+use egress_common::armed;
 use egress_common::clock::Moment;
 use egress_common::count::Count;
 use egress_common::ended::{self, Ended};
@@ -767,12 +768,15 @@ where
         self.array("SETTINGS", 0, settings);
     }
 
-    /// Arms the sweep's timer.
+    /// Arms the sweep's timer; the kernel may have no memory for it at once.
     pub(crate) fn arm(&self) {
-        let outcome = self
-            .try_bytes(Hook::Arm, &[0; 14], Meta::default())
-            .unwrap();
-        assert_eq!(outcome.verdict, Verdict::Other(0));
+        eventually("memory for a timer", || {
+            let outcome = self.try_bytes(Hook::Arm, &[0; 14], Meta::default());
+            let answer = outcome.unwrap().verdict;
+            let again = answer == Verdict::Other(armed::NO_MEMORY);
+            assert!(again || answer == Verdict::Other(armed::DONE), "{answer:?}");
+            !again
+        });
     }
 
     /// Ends a slot's flow as the daemon does; whether it was alive.
