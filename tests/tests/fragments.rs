@@ -366,7 +366,9 @@ fn fragments_that_are_cut_again_arrive_in_any_order() -> Result<()> {
     let server = Echo::start(&site, origin)?;
     let inside = SocketAddr::new(BOUND_ADDRESS.into(), 40_404);
     let client = socket(&site.node(BOUND), inside, None)?;
-    for (nth, length) in LENGTHS.into_iter().enumerate() {
+    // Cut again, the longest one has more fragments than may wait for one source.
+    let lengths = LENGTHS.into_iter().filter(|length| *length < 60_000);
+    for (nth, length) in lengths.enumerate() {
         let payload = payload(&mut random, length);
         let datagram = Datagram {
             from: client_mac,
