@@ -1,22 +1,20 @@
 //! A data plane in a box: the real programs with maps of their own, pinned nowhere and attached to
 //! nothing.
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
+use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
-use aya::programs::{ProgramFd, SchedClassifier};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::programs::SchedClassifier;
 use egress_common::armed;
-use egress_common::clock::Moment;
 use egress_common::count::Count;
 use egress_common::ended::{self, Ended};
 use egress_common::expiry::Progress;
 use egress_common::family::{V4, V6};
 use egress_common::fragment::{Datagram, FRAME, FRAMES};
 use egress_common::free::{self, FreeList};
-use egress_common::index::buckets;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::reason::{Counter, Reason};
 use egress_common::settings::{
@@ -30,11 +28,10 @@ use egress_common::tag::{Tag, TagField};
 
 use crate::family::{Family, TWIN_BITS, twin};
 use crate::index::{HASH_KEY, Index};
+use crate::load::Lease;
 use crate::packet::{ACK, Endpoint, Net, Packet, SYN};
 use crate::run::{Meta, Outcome, Verdict, run};
 use crate::world::{INSIDE_INTERFACE, UPLINK, UPLINK_MAC, World};
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress"));
 
 /// This load, as the sweep reports it.
 pub(crate) const LOAD_ID: u64 = 0x5eed;
@@ -91,8 +88,7 @@ where
     Slot<A>: Pod,
     Count<A>: Pod,
 {
-    ebpf: Ebpf,
-    programs: Vec<(Hook, ProgramFd)>,
+    pub(crate) load: Lease,
     pub(crate) world: World,
     pub(crate) flows: Index,
     pub(crate) reverse: Index,
@@ -137,59 +133,6 @@ pub(crate) fn tagged(mask: u32, zone: u32) -> u32 {
         .write(0, Tag::Zone(zone as u16))
 }
 
-/// All records of a family on their free lists, as the daemon puts them when it makes the maps.
-fn fill<A: Family>(ebpf: &mut Ebpf, world: &World)
-where
-    Slot<A>: Pod,
-    Count<A>: Pod,
-{
-    let own = |name: &str| format!("{name}{}", A::SUFFIX);
-    let slot = |next| Slot::<A> {
-        last_seen: Moment(next),
-        ..Slot::default()
-    };
-    let slots = members(world.max_flows, world.lists);
-    list(ebpf, &own("SLOTS"), &slots, slot);
-    heads(ebpf, &own("FREE_SLOTS"), &slots, world.lists);
-    let count = |next| Count::<A> {
-        next,
-        ..Count::default()
-    };
-    let counts = members(world.max_origins, world.lists);
-    list(ebpf, &own("COUNTS"), &counts, count);
-    heads(ebpf, &own("FREE_COUNTS"), &counts, world.counter_lists());
-}
-
-/// Which records are on which list.
-fn members(total: u32, lists: u32) -> Vec<Vec<u32>> {
-    let of = |list| (0..total).filter(move |index| free::home(*index, lists) == list);
-    (0..lists).map(|list| of(list).collect()).collect()
-}
-
-/// Links the records of each list.
-fn list<T: Pod>(ebpf: &mut Ebpf, name: &str, lists: &[Vec<u32>], linked: impl Fn(u32) -> T) {
-    let mut records: Array<_, T> = ebpf.map_mut(name).expect(name).try_into().unwrap();
-    for list in lists {
-        for (nth, index) in list.iter().enumerate() {
-            let next = *list.get(nth + 1).unwrap_or(&free::NONE);
-            records.set(*index, linked(next), 0).unwrap();
-        }
-    }
-}
-
-/// The lists' beginnings, as many as there are.
-fn heads(ebpf: &mut Ebpf, name: &str, lists: &[Vec<u32>], there: u32) {
-    let mut heads: Array<_, FreeList> = ebpf.map_mut(name).expect(name).try_into().unwrap();
-    for (nth, list) in (0..there).zip(lists) {
-        let head = FreeList {
-            first: *list.first().unwrap_or(&free::NONE),
-            tag: 0,
-            available: list.len() as u64,
-        };
-        heads.set(nth, head, 0).unwrap();
-    }
-}
-
 impl<A: Family> Plane<A>
 where
     Slot<A>: Pod,
@@ -210,57 +153,19 @@ where
         // SAFETY: changes only this thread's network namespace.
         let status = unsafe { libc::unshare(libc::CLONE_NEWNET) };
         assert_eq!(status, 0, "a network namespace of the test's own");
-        let mut ebpf = EbpfLoader::new()
-            .override_global("MARK_MASK", &world.mark_mask, true)
-            .override_global("MAX_FLOWS", &world.max_flows, true)
-            .override_global("MAX_ORIGINS", &world.max_origins, true)
-            .override_global("LISTS", &world.lists, true)
-            .override_global("ACCELERATE", &u32::from(world.accelerate), true)
-            .override_global("LOAD_ID", &LOAD_ID, true)
-            .override_global("BUCKETS", &buckets(world.max_flows), true)
-            .map_max_entries("FLOWS4", buckets(world.max_flows))
-            .map_max_entries("REVERSE4", buckets(world.max_flows))
-            .map_max_entries("SLOTS4", world.max_flows)
-            .map_max_entries("FREE_SLOTS4", world.lists)
-            .map_max_entries("ORIGINS4", world.max_origins)
-            .map_max_entries("COUNTS4", world.max_origins)
-            .map_max_entries("FREE_COUNTS4", world.counter_lists())
-            .map_max_entries("FLOWS6", buckets(world.max_flows))
-            .map_max_entries("REVERSE6", buckets(world.max_flows))
-            .map_max_entries("SLOTS6", world.max_flows)
-            .map_max_entries("FREE_SLOTS6", world.lists)
-            .map_max_entries("ORIGINS6", world.max_origins)
-            .map_max_entries("COUNTS6", world.max_origins)
-            .map_max_entries("FREE_COUNTS6", world.counter_lists())
-            .load(OBJECT)
-            .expect("the object fits this kernel");
-        let mut programs = Vec::new();
-        for (hook, name) in Hook::ALL {
-            let program: &mut SchedClassifier =
-                ebpf.program_mut(name).expect(name).try_into().expect(name);
-            if let Err(error) = program.load() {
-                // The verifier's reason is at the end of its log.
-                let message = format!("{name}: {error:?}");
-                let tail = message.len().saturating_sub(2_000);
-                panic!("{name}: {}", message.get(tail..).unwrap_or(&message));
-            }
-            programs.push((hook, program.fd().unwrap().try_clone().unwrap()));
-        }
-        fill::<V4>(&mut ebpf, &world);
-        fill::<V6>(&mut ebpf, &world);
+        let load = Lease::of(&world);
         let own = |name: &str| format!("{name}{}", A::SUFFIX);
         let mut plane = Self {
-            programs,
-            flows: map(&mut ebpf, &own("FLOWS"), Array::try_from).into(),
-            reverse: map(&mut ebpf, &own("REVERSE"), Array::try_from).into(),
-            slots: map(&mut ebpf, &own("SLOTS"), Array::try_from),
-            free_slots: map(&mut ebpf, &own("FREE_SLOTS"), Array::try_from),
-            origins: map(&mut ebpf, &own("ORIGINS"), HashMap::try_from),
-            counts: map(&mut ebpf, &own("COUNTS"), Array::try_from),
-            free_counts: map(&mut ebpf, &own("FREE_COUNTS"), Array::try_from),
-            reasons: map(&mut ebpf, "REASONS", PerCpuArray::try_from),
-            sweeper: map(&mut ebpf, "SWEEPER", Array::try_from),
-            ebpf,
+            flows: map(&load, &own("FLOWS"), Array::try_from).into(),
+            reverse: map(&load, &own("REVERSE"), Array::try_from).into(),
+            slots: map(&load, &own("SLOTS"), Array::try_from),
+            free_slots: map(&load, &own("FREE_SLOTS"), Array::try_from),
+            origins: map(&load, &own("ORIGINS"), HashMap::try_from),
+            counts: map(&load, &own("COUNTS"), Array::try_from),
+            free_counts: map(&load, &own("FREE_COUNTS"), Array::try_from),
+            reasons: map(&load, "REASONS", PerCpuArray::try_from),
+            sweeper: map(&load, "SWEEPER", Array::try_from),
+            load,
             world,
         };
         plane.configure();
@@ -404,30 +309,30 @@ where
     }
 
     pub(crate) fn array<T: Pod>(&mut self, name: &str, index: u32, value: T) {
-        let mut array: Array<_, T> = self.ebpf.map_mut(name).expect(name).try_into().unwrap();
+        let mut array: Array<_, T> = self.load.map_mut(name).expect(name).try_into().unwrap();
         array.set(index, value, 0).unwrap();
     }
 
     pub(crate) fn hash<K: Pod, T: Pod>(&mut self, name: &str, key: K, value: T) {
-        let mut hash: HashMap<_, K, T> = self.ebpf.map_mut(name).expect(name).try_into().unwrap();
+        let mut hash: HashMap<_, K, T> = self.load.map_mut(name).expect(name).try_into().unwrap();
         hash.insert(key, value, 0).unwrap();
     }
 
     /// All elements of an array.
     pub(crate) fn elements<T: Pod>(&self, name: &str) -> Vec<T> {
-        let array: Array<_, T> = self.ebpf.map(name).expect(name).try_into().unwrap();
+        let array: Array<_, T> = self.load.map(name).expect(name).try_into().unwrap();
         array.iter().map(|element| element.unwrap()).collect()
     }
 
     /// Puts a prefix into a trie.
     pub(crate) fn prefix<K: Pod, T: Pod>(&mut self, name: &str, key: &Key<K>, value: T) {
-        let mut trie: LpmTrie<_, K, T> = self.ebpf.map_mut(name).expect(name).try_into().unwrap();
+        let mut trie: LpmTrie<_, K, T> = self.load.map_mut(name).expect(name).try_into().unwrap();
         trie.insert(key, value, 0).unwrap();
     }
 
     /// Instructions the verifier looked at.
     pub(crate) fn verified(&self, name: &str) -> u32 {
-        let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().unwrap();
+        let program: &SchedClassifier = self.load.program(name).expect(name).try_into().unwrap();
         program
             .info()
             .unwrap()
@@ -435,19 +340,16 @@ where
             .unwrap()
     }
 
-    fn program(&self, hook: Hook) -> &ProgramFd {
-        &self.programs.iter().find(|(of, _)| *of == hook).unwrap().1
-    }
-
     /// A program, to attach it.
     pub(crate) fn descriptor(&self, hook: Hook) -> i32 {
-        self.program(hook).as_fd().as_raw_fd()
+        self.load.attached();
+        self.load.fd(hook).as_raw_fd()
     }
 
     /// Runs a program on raw bytes; `None` if the kernel does not take such a packet.
     #[track_caller]
     pub(crate) fn try_bytes(&self, hook: Hook, bytes: &[u8], meta: Meta) -> Option<Outcome> {
-        match run(self.program(hook).as_fd(), bytes, meta) {
+        match run(self.load.fd(hook), bytes, meta) {
             Ok(outcome) => Some(outcome),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => None,
             Err(error) => panic!("{hook:?}: {error}"),
@@ -729,7 +631,7 @@ where
     /// Every record of datagrams in fragments.
     pub(crate) fn datagrams(&self) -> Vec<Datagram<V4>> {
         let records: Array<_, Datagram<V4>> = self
-            .ebpf
+            .load
             .map("DATAGRAMS4")
             .expect("DATAGRAMS4")
             .try_into()
@@ -739,7 +641,7 @@ where
 
     /// Frames that are held: their buffers' numbers.
     pub(crate) fn buffers(&self) -> Vec<u32> {
-        let buffers: Array<_, Buffer> = self.ebpf.map("HELD").expect("HELD").try_into().unwrap();
+        let buffers: Array<_, Buffer> = self.load.map("HELD").expect("HELD").try_into().unwrap();
         (0..FRAMES as u32)
             .filter(|index| buffers.get(index, 0).unwrap().0[0] != 0)
             .collect()
@@ -749,7 +651,7 @@ where
     pub(crate) fn rewind(&mut self, age: u64) {
         let now = Self::now();
         let mut buffers: Array<_, Buffer> =
-            self.ebpf.map_mut("HELD").expect("HELD").try_into().unwrap();
+            self.load.map_mut("HELD").expect("HELD").try_into().unwrap();
         for index in 0..FRAMES as u32 {
             let mut buffer = buffers.get(&index, 0).unwrap();
             if buffer.0[0] != 0 {
@@ -810,7 +712,7 @@ where
 
     /// Uses up what may be said for a long time to come.
     pub(crate) fn no_more_replies(&mut self) {
-        let map = self.ebpf.map_mut("REPLIES").unwrap();
+        let map = self.load.map_mut("REPLIES").unwrap();
         let mut buckets: PerCpuArray<_, [u64; 2]> = map.try_into().unwrap();
         let cpus = buckets.get(&0, 0).unwrap().len();
         let empty = PerCpuValues::try_from(vec![[u64::MAX, 0]; cpus]).unwrap();
@@ -819,7 +721,7 @@ where
 
     /// The flows that the sweep has said it ended, since the last time somebody asked.
     pub(crate) fn told(&mut self) -> Vec<Reference> {
-        let map = self.ebpf.map_mut("ENDED").unwrap();
+        let map = self.load.map_mut("ENDED").unwrap();
         let mut ring = RingBuf::try_from(map).unwrap();
         let mut found = Vec::new();
         while let Some(item) = ring.next() {
@@ -860,6 +762,6 @@ pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-fn map<T>(ebpf: &mut Ebpf, name: &str, typed: impl FnOnce(Map) -> Result<T, MapError>) -> T {
-    typed(ebpf.take_map(name).expect(name)).expect(name)
+fn map<T>(load: &Lease, name: &str, typed: impl FnOnce(Map) -> Result<T, MapError>) -> T {
+    typed(load.handle(name)).expect(name)
 }

@@ -7,6 +7,8 @@
 //! | file | noun |
 //! |---|---|
 //! | [`harness`] | a data plane in a box: programs, maps, configuration |
+//! | [`load`] | its programs and maps, lent to one test after another |
+//! | [`contents`] | what a map holds, put back between tests |
 //! | [`world`] | what it is configured with |
 //! | [`family`] | what differs between IPv4 and IPv6; [`v4`] and [`v6`] hold the tests that both must pass |
 //! | [`packet`] | packets with correct checksums, any field overridable, and the way back from bytes |
@@ -20,8 +22,10 @@
     reason = "the tests that both families must pass are compiled once for each"
 )]
 
+mod contents;
 mod family;
 mod harness;
+mod load;
 mod loopback;
 mod packet;
 mod pieces;

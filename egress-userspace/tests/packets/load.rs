@@ -1,0 +1,327 @@
+//! Loaded programs with their maps, lent to one test after another.
+//!
+//! Most of a test's time would be the verifier's, which finds the same every time. So tests whose worlds have the
+//! same sizes use the same load, one after the other.
+//!
+//! Promises: whoever is lent a load finds every map as it was when the load was made ([`crate::contents`]). Not lent
+//! again is a load that somebody outside of the test may still use, because its programs were attached or the sweep's
+//! timer was armed, and neither is the load of a test that failed.
+
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use aya::maps::{Array, Map, MapData, RingBuf};
+use aya::programs::{ProgramFd, SchedClassifier};
+use aya::{Ebpf, EbpfLoader, Pod};
+use egress_common::clock::Moment;
+use egress_common::count::Count;
+use egress_common::family::{V4, V6};
+use egress_common::free::{self, FreeList};
+use egress_common::index::buckets;
+use egress_common::slot::Slot;
+
+use crate::contents::{Contents, data, is_constant, scribble};
+use crate::family::Family;
+use crate::harness::{DataPlane, Hook, LOAD_ID, permitted};
+use crate::packet::{ACK, Packet};
+use crate::world::{self, World};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/egress"));
+
+/// Loads that nobody uses, the one that was used last at the end.
+static IDLE: Mutex<Vec<Load>> = Mutex::new(Vec::new());
+
+/// How many of them are kept: each has some 30 MB of maps.
+const KEPT: usize = 8;
+
+/// What of a world cannot be changed once the programs are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sizes {
+    max_flows: u32,
+    max_origins: u32,
+    lists: u32,
+    counter_lists: u32,
+    mark_mask: u32,
+    accelerate: bool,
+}
+
+impl Sizes {
+    fn of(world: &World) -> Self {
+        Self {
+            max_flows: world.max_flows,
+            max_origins: world.max_origins,
+            lists: world.lists,
+            counter_lists: world.counter_lists(),
+            mark_mask: world.mark_mask,
+            accelerate: world.accelerate,
+        }
+    }
+}
+
+/// Programs and maps.
+struct Load {
+    sizes: Sizes,
+    ebpf: Ebpf,
+    programs: Vec<(Hook, ProgramFd)>,
+    beginning: Vec<Contents>,
+}
+
+/// A load in use; given back when it is dropped.
+pub(crate) struct Lease {
+    load: Option<Load>,
+    /// Somebody outside of the test may use it.
+    spent: AtomicBool,
+}
+
+impl Lease {
+    /// The programs for worlds of this one's sizes, with maps that nobody has configured.
+    pub(crate) fn of(world: &World) -> Self {
+        let sizes = Sizes::of(world);
+        let idle = {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = idle.iter().rposition(|load| load.sizes == sizes);
+            place.map(|place| idle.remove(place))
+        };
+        let load = match idle {
+            Some(mut load) => {
+                load.put_back();
+                load
+            }
+            None => Load::new(world),
+        };
+        Self {
+            load: Some(load),
+            spent: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes every map what it was in the beginning.
+    fn put_back(&mut self) {
+        let load = self.load.as_mut();
+        load.expect("until it is dropped").put_back();
+    }
+
+    fn load(&self) -> &Load {
+        self.load.as_ref().expect("until it is dropped")
+    }
+
+    /// A program.
+    pub(crate) fn fd(&self, hook: Hook) -> BorrowedFd<'_> {
+        if hook == Hook::Arm {
+            // The timer goes on by itself.
+            self.spent.store(true, Ordering::Relaxed);
+        }
+        let mut programs = self.load().programs.iter();
+        let (_, program) = programs.find(|(of, _)| *of == hook).unwrap();
+        program.as_fd()
+    }
+
+    /// A program is attached: packets may come after the test.
+    pub(crate) fn attached(&self) {
+        self.spent.store(true, Ordering::Relaxed);
+    }
+
+    /// A map, to be kept for as long as one likes.
+    pub(crate) fn handle(&self, name: &str) -> Map {
+        let map = self.load().ebpf.map(name).expect(name);
+        let fd = data(map).fd().as_fd().try_clone_to_owned().expect(name);
+        Map::from_map_data(MapData::from_fd(fd).expect(name)).expect(name)
+    }
+}
+
+impl Deref for Lease {
+    type Target = Ebpf;
+
+    fn deref(&self) -> &Ebpf {
+        &self.load().ebpf
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Ebpf {
+        let load = self.load.as_mut();
+        &mut load.expect("until it is dropped").ebpf
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.spent.load(Ordering::Relaxed) || std::thread::panicking() {
+            return;
+        }
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.extend(self.load.take());
+        let more = idle.len().saturating_sub(KEPT);
+        // The kernel takes its time to free the maps; nobody waits for that.
+        drop(idle.drain(..more));
+    }
+}
+
+impl Load {
+    /// Loads the programs.
+    fn new(world: &World) -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .override_global("MARK_MASK", &world.mark_mask, true)
+            .override_global("MAX_FLOWS", &world.max_flows, true)
+            .override_global("MAX_ORIGINS", &world.max_origins, true)
+            .override_global("LISTS", &world.lists, true)
+            .override_global("ACCELERATE", &u32::from(world.accelerate), true)
+            .override_global("LOAD_ID", &LOAD_ID, true)
+            .override_global("BUCKETS", &buckets(world.max_flows), true)
+            .map_max_entries("FLOWS4", buckets(world.max_flows))
+            .map_max_entries("REVERSE4", buckets(world.max_flows))
+            .map_max_entries("SLOTS4", world.max_flows)
+            .map_max_entries("FREE_SLOTS4", world.lists)
+            .map_max_entries("ORIGINS4", world.max_origins)
+            .map_max_entries("COUNTS4", world.max_origins)
+            .map_max_entries("FREE_COUNTS4", world.counter_lists())
+            .map_max_entries("FLOWS6", buckets(world.max_flows))
+            .map_max_entries("REVERSE6", buckets(world.max_flows))
+            .map_max_entries("SLOTS6", world.max_flows)
+            .map_max_entries("FREE_SLOTS6", world.lists)
+            .map_max_entries("ORIGINS6", world.max_origins)
+            .map_max_entries("COUNTS6", world.max_origins)
+            .map_max_entries("FREE_COUNTS6", world.counter_lists())
+            .load(OBJECT)
+            .expect("the object fits this kernel");
+        let mut programs = Vec::new();
+        for (hook, name) in Hook::ALL {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).expect(name).try_into().expect(name);
+            if let Err(error) = program.load() {
+                // The verifier's reason is at the end of its log.
+                let message = format!("{name}: {error:?}");
+                let tail = message.len().saturating_sub(2_000);
+                panic!("{name}: {}", message.get(tail..).unwrap_or(&message));
+            }
+            programs.push((hook, program.fd().unwrap().try_clone().unwrap()));
+        }
+        fill::<V4>(&mut ebpf, world);
+        fill::<V6>(&mut ebpf, world);
+        let beginning = ebpf.maps().map(|(name, map)| Contents::of(name, map));
+        Self {
+            sizes: Sizes::of(world),
+            beginning: beginning.collect(),
+            ebpf,
+            programs,
+        }
+    }
+
+    /// Makes every map what it was in the beginning.
+    fn put_back(&mut self) {
+        for contents in &self.beginning {
+            let map = self.ebpf.map_mut(contents.name()).unwrap();
+            contents.put_back(map);
+        }
+    }
+}
+
+/// All records of a family on their free lists, as the daemon puts them when it makes the maps.
+fn fill<A: Family>(ebpf: &mut Ebpf, world: &World)
+where
+    Slot<A>: Pod,
+    Count<A>: Pod,
+{
+    let own = |name: &str| format!("{name}{}", A::SUFFIX);
+    let slot = |next| Slot::<A> {
+        last_seen: Moment(next),
+        ..Slot::default()
+    };
+    let slots = members(world.max_flows, world.lists);
+    list(ebpf, &own("SLOTS"), &slots, slot);
+    heads(ebpf, &own("FREE_SLOTS"), &slots, world.lists);
+    let count = |next| Count::<A> {
+        next,
+        ..Count::default()
+    };
+    let counts = members(world.max_origins, world.lists);
+    list(ebpf, &own("COUNTS"), &counts, count);
+    heads(ebpf, &own("FREE_COUNTS"), &counts, world.counter_lists());
+}
+
+/// Which records are on which list.
+fn members(total: u32, lists: u32) -> Vec<Vec<u32>> {
+    let of = |list| (0..total).filter(move |index| free::home(*index, lists) == list);
+    (0..lists).map(|list| of(list).collect()).collect()
+}
+
+/// Links the records of each list.
+fn list<T: Pod>(ebpf: &mut Ebpf, name: &str, lists: &[Vec<u32>], linked: impl Fn(u32) -> T) {
+    let mut records: Array<_, T> = ebpf.map_mut(name).expect(name).try_into().unwrap();
+    for list in lists {
+        for (nth, index) in list.iter().enumerate() {
+            let next = *list.get(nth + 1).unwrap_or(&free::NONE);
+            records.set(*index, linked(next), 0).unwrap();
+        }
+    }
+}
+
+/// The lists' beginnings, as many as there are.
+fn heads(ebpf: &mut Ebpf, name: &str, lists: &[Vec<u32>], there: u32) {
+    let mut heads: Array<_, FreeList> = ebpf.map_mut(name).expect(name).try_into().unwrap();
+    for (nth, list) in (0..there).zip(lists) {
+        let head = FreeList {
+            first: *list.first().unwrap_or(&free::NONE),
+            tag: 0,
+            available: list.len() as u64,
+        };
+        heads.set(nth, head, 0).unwrap();
+    }
+}
+
+#[test]
+fn whoever_is_lent_a_load_finds_nothing_of_what_others_left() {
+    if !permitted() {
+        return;
+    }
+    let mut load = Load::new(&World::default());
+    let now = |load: &Load| -> Vec<Contents> {
+        let maps = load.ebpf.maps();
+        maps.map(|(name, map)| Contents::of(name, map)).collect()
+    };
+    assert!(now(&load) == load.beginning, "reading changes nothing");
+    let written = |(name, map): (&str, &Map)| scribble(name, map).then(|| name.to_owned());
+    let written: Vec<String> = load.ebpf.maps().filter_map(written).collect();
+    let untouched: Vec<&str> = load
+        .ebpf
+        .maps()
+        .map(|(name, _)| name)
+        .filter(|name| !written.iter().any(|other| other == name))
+        .collect();
+    let known = |name: &&str| is_constant(name) || ["ENDED", "EVENTS"].contains(name);
+    assert!(untouched.iter().all(known), "{untouched:?}");
+    for (name, map) in load
+        .ebpf
+        .maps()
+        .filter(|(_, map)| matches!(map, Map::Array(_)))
+    {
+        let before = load.beginning.iter().find(|of| of.name() == name).unwrap();
+        assert!(
+            untouched.contains(&name) || Contents::of(name, map) != *before,
+            "{name} is as before"
+        );
+    }
+    load.put_back();
+    for (now, before) in now(&load).iter().zip(&load.beginning) {
+        assert!(now == before, "{}", now.name());
+    }
+}
+
+#[test]
+fn whoever_is_lent_a_load_hears_nothing_that_others_were_to_hear() {
+    let Some(mut plane) = DataPlane::new() else {
+        return;
+    };
+    let messages = |plane: &mut DataPlane| {
+        let mut ring = RingBuf::try_from(plane.load.map_mut("EVENTS").unwrap()).unwrap();
+        std::iter::from_fn(|| ring.next().map(drop)).count()
+    };
+    let segment: Packet = Packet::tcp(world::INSIDE, world::ORIGIN, ACK);
+    plane.answered(&segment);
+    assert_eq!(messages(&mut plane), 1, "what is refused is told of");
+    plane.answered(&segment);
+    plane.load.put_back();
+    assert_eq!(messages(&mut plane), 0);
+}
