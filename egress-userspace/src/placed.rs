@@ -1,12 +1,13 @@
 //! Which server owns what of an egress address: locations and placements, divided (POOL-5, POOL-6).
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use egress_common::placement::{Group, Member, digest, divide};
 use egress_common::port::ALL_SLICES;
 use ipnet::Ipv6Net;
 
-use crate::resource::{DataCenter, Location, Resources, Server};
+use crate::resource::{Address, DataCenter, Location, Resources, Server};
 
 /// Bits of an IPv6 range that hold the server's number, behind the prefix (POOL-6).
 const NUMBER_BITS: u8 = 16;
@@ -110,6 +111,32 @@ pub fn taken_over(
         }
     }
     (taken, from)
+}
+
+/// The servers that used something of `server`'s part of an IPv6 range before, whatever ranges that lay in.
+pub fn taken_over_part(
+    before: &Resources,
+    after: &Resources,
+    server: &str,
+    range: Ipv6Net,
+) -> Vec<String> {
+    let Some(mine) = part_of(after, server, range) else {
+        return Vec::new();
+    };
+    let ranges = before.pools.iter().flat_map(|pool| &pool.addresses);
+    let mut from = BTreeSet::new();
+    for address in ranges {
+        let Address::V6(range) = *address else {
+            continue;
+        };
+        for one in servers(before).filter(|one| one.server.name != server) {
+            let theirs = part_of(before, &one.server.name, range);
+            if theirs.is_some_and(|part| part.contains(&mine) || mine.contains(&part)) {
+                from.insert(one.server.name.clone());
+            }
+        }
+    }
+    from.into_iter().collect()
 }
 
 /// The part of an IPv6 range that the server of this name uses; `None` if it has none.
@@ -220,5 +247,41 @@ shares = [ { data_center = "ams01", share = 1 } ]
             "2001:db8:aa:8000:8000::/65"
         );
         assert_eq!(numbered("2001:db8::/97".parse().unwrap(), 1), None);
+    }
+
+    #[test]
+    fn pool_6_a_number_of_another_server_takes_its_part() {
+        let before = model();
+        let range: Ipv6Net = "2001:db8:aa::/64".parse().unwrap();
+        let from = |after: &Resources, server| taken_over_part(&before, after, server, range);
+        assert_eq!(from(&before, "fra01-s1"), [""; 0], "its own");
+
+        let mut swapped = model();
+        for location in &mut swapped.locations {
+            for server in location
+                .data_centers
+                .iter_mut()
+                .flat_map(|one| &mut one.servers)
+            {
+                server.number = match server.number {
+                    Some(1) => Some(0x1234),
+                    Some(0x1234) => Some(1),
+                    other => other,
+                };
+            }
+        }
+        assert_eq!(from(&swapped, "fra01-s1"), ["ams01-s1"]);
+        assert_eq!(from(&swapped, "ams01-s1"), ["fra01-s1"]);
+        assert_eq!(from(&swapped, "fra01-s2"), [""; 0]);
+
+        // Alone, it has all of the range, and of a larger one.
+        let mut alone = model();
+        alone.locations.clear();
+        assert_eq!(from(&alone, "fra01-s1"), ["ams01-s1", "fra01-s2"]);
+        let larger: Ipv6Net = "2001:db8:aa::/48".parse().unwrap();
+        let from = taken_over_part(&before, &alone, "fra01-s1", larger);
+        assert_eq!(from, ["ams01-s1", "fra01-s2"]);
+        let other: Ipv6Net = "2001:db8:bb::/64".parse().unwrap();
+        assert_eq!(taken_over_part(&before, &alone, "fra01-s1", other), [""; 0]);
     }
 }

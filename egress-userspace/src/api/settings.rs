@@ -6,7 +6,8 @@ use super::envelope::{Answer, ApiError, Code};
 use super::time::rfc3339;
 use super::{Api, Call};
 use crate::controller::{AegisPatch, Controller, SettingError};
-use crate::resource::Kind;
+use crate::resource::check::eligible;
+use crate::resource::{Address, Kind, Pool, Resources, Zone};
 
 /// The setting's name.
 const AEGIS: &str = "aegis";
@@ -100,13 +101,8 @@ fn change(api: &Api, call: &Call, patch: Option<&AegisPatch>) -> Result<Value, A
     let zone = call.zone(&controller.stored().resources())?.id.clone();
     if let Some(patch) = patch {
         controller
-            .patch_aegis(&zone, patch, |resources, pool| {
-                let foreign = |address: &crate::resource::Address| {
-                    // Who may use a BYOIP prefix is the prefix's word (POOL-7).
-                    resources.byoip(address.net()).is_none()
-                };
-                call.is_for(resources, &pool.account)
-                    || (!pool.addresses.is_empty() && !pool.addresses.iter().any(foreign))
+            .patch_aegis(&zone, patch, |resources, zone, pool| {
+                may_use(call, resources, zone, pool)
             })
             .map_err(|error| match error {
                 SettingError::NoZone(failure) => ApiError::forbidden(failure.reason),
@@ -119,6 +115,16 @@ fn change(api: &Api, call: &Call, patch: Option<&AegisPatch>) -> Result<Value, A
             })?;
     }
     setting(&controller, call)
+}
+
+/// Whether a caller may choose a pool for a zone: one of its own accounts, or BYOIP that the zone's account owns or
+/// was delegated (POOL-7). Another account's leased pool is that one's, or the operator's, to share (POOL-4).
+fn may_use(call: &Call, resources: &Resources, zone: &Zone, pool: &Pool) -> bool {
+    let byoip = |address: &Address| resources.byoip(address.net()).is_some();
+    call.is_for(resources, &pool.account)
+        || (!pool.addresses.is_empty()
+            && pool.addresses.iter().all(byoip)
+            && eligible(resources, zone, pool).is_ok())
 }
 
 /// The merge patch that a `value` is.
@@ -172,4 +178,60 @@ fn invalid(why: impl std::fmt::Display) -> ApiError {
         Code::InvalidValue,
         format!("invalid value for zone setting: {why}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Bytes;
+
+    use super::*;
+    use crate::diagnostic::Source;
+    use crate::resource;
+    use crate::store::Token;
+
+    const FILE: &str = r#"
+account = [{ id = "acme" }, { id = "other" }]
+prefix = [
+  { cidr = "198.51.100.0/24", account = "other", service = "cdn-egress", delegated_to = ["acme"] },
+  { cidr = "203.0.113.0/24", account = "other", service = "cdn-egress" },
+]
+pool = [
+  { id = "own", account = "acme", addresses = ["192.0.2.1"] },
+  { id = "leased", account = "other", addresses = ["192.0.2.2"] },
+  { id = "delegated", account = "other", addresses = ["198.51.100.1"] },
+  { id = "private", account = "other", addresses = ["203.0.113.1"] },
+  { id = "empty", account = "other", addresses = [], allow_empty = true },
+]
+[[zone]]
+id = "z1"
+name = "shop.example"
+account = "acme"
+sources = ["10.0.0.0/8"]
+"#;
+
+    #[test]
+    fn pool_7_a_token_takes_its_own_pools_and_prefixes_that_were_delegated_to_the_zones_account() {
+        let (resources, found) = resource::parse(&Source::new("r.toml", FILE), None);
+        let resources = resources.unwrap_or_else(|| panic!("{found}"));
+        let call = Call {
+            token: Some(Token {
+                id: "t".into(),
+                name: String::new(),
+                permissions: Vec::new(),
+                accounts: vec!["acme".into()],
+                created: 0,
+            }),
+            parameters: Vec::new(),
+            query: String::new(),
+            body: Bytes::new(),
+        };
+        let zone = resources.zone("z1").unwrap();
+        let may: Vec<&str> = resources
+            .pools
+            .iter()
+            .filter(|pool| may_use(&call, &resources, zone, pool))
+            .map(|pool| pool.id.as_str())
+            .collect();
+        assert_eq!(may, ["own", "delegated"]);
+    }
 }

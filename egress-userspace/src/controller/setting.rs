@@ -4,7 +4,7 @@ use super::Controller;
 use crate::control::protocol::Failure;
 use crate::inventory::{ZoneRecord, find_pool, find_zone, zone_record};
 use crate::resource::check::eligible;
-use crate::resource::{Aegis, Object, Owner, Pool, Resources, Setting};
+use crate::resource::{Aegis, Object, Owner, Pool, Resources, Setting, Zone};
 use crate::store::Change;
 
 /// Why a setting was not changed.
@@ -74,7 +74,7 @@ impl Controller {
         &mut self,
         zone: &str,
         patch: &AegisPatch,
-        may_use: impl Fn(&Resources, &Pool) -> bool,
+        may_use: impl Fn(&Resources, &Zone, &Pool) -> bool,
     ) -> Result<(), SettingError> {
         let resources = self.stored.resources();
         let found = find_zone(&resources, zone).map_err(SettingError::NoZone)?;
@@ -88,7 +88,7 @@ impl Controller {
                 .filter(|id| aegis.pool_id.as_ref() != Some(id));
             if let Some(id) = new {
                 let pool = resources.pools.iter().find(|pool| pool.id == *id);
-                if !pool.is_some_and(|pool| may_use(&resources, pool)) {
+                if !pool.is_some_and(|pool| may_use(&resources, found, pool)) {
                     return Err(SettingError::Invalid(Failure::usage(
                         format!("there is no pool {id} that this token may use"),
                         "ask the operator for the pool's id",
@@ -113,11 +113,20 @@ impl Controller {
                  the setting to API and command line",
             )));
         }
-        let pool = aegis
-            .pool_id
-            .as_deref()
-            .map(|reference| find_pool(&resources, reference).map_err(SettingError::Invalid))
-            .transpose()?;
+        let pool = match aegis.pool_id.as_deref() {
+            Some(id) if resources.pool(id).is_none() && is_remembered(&resources, zone, id) => {
+                if aegis.enabled {
+                    return Err(SettingError::Invalid(Failure::usage(
+                        format!("pool {id}, which zone {} had, is gone", zone.name),
+                        format!("egress zone enable {} --pool POOL", zone.name),
+                    )));
+                }
+                // What is off needs no pool: this one is forgotten.
+                None
+            }
+            Some(id) => Some(find_pool(&resources, id).map_err(SettingError::Invalid)?),
+            None => None,
+        };
         match pool {
             Some(pool) if aegis.enabled => {
                 eligible(&resources, zone, pool).map_err(|error| {
@@ -151,4 +160,9 @@ impl Controller {
         }])
         .map_err(SettingError::Failed)
     }
+}
+
+/// Whether the zone's setting names this pool now.
+fn is_remembered(resources: &Resources, zone: &Zone, id: &str) -> bool {
+    resources.aegis(zone).pool_id.as_deref() == Some(id)
 }

@@ -1,12 +1,17 @@
-//! A placement that makes other servers' slices this one's: nobody sees to it yet that those have drained (CLU-3).
+//! A change that makes other servers' slices, or parts of IPv6 ranges, this one's: nobody sees to it yet that those have
+//! drained (CLU-3).
 
 use crate::config::Config;
 use crate::diagnostic::Report;
 use crate::placed;
 use crate::plan::Plan;
-use crate::resource::{Kind, Place, Places, Resources};
+use crate::resource::{Address, Kind, Place, Places, Resources};
 
-/// Says which slices this server takes over from others.
+/// What to do about it.
+const REMEDY: &str = "apply this there first, and here when the connections it has on them have ended: this version \
+                      does not hand anything over by itself";
+
+/// Says what this server takes over from others.
 pub(super) fn warn(
     before: &Resources,
     plan: &Plan,
@@ -31,8 +36,28 @@ pub(super) fn warn(
                 placement.address,
                 from.join(", ")
             ),
-            "apply this there first, and here when the connections it has on them have ended: this version does not \
-             hand slices over by itself",
+            REMEDY,
         );
+    }
+    for (object, pool) in after.pools.iter().enumerate() {
+        for (item, address) in pool.addresses.iter().enumerate() {
+            let Address::V6(range) = *address else {
+                continue;
+            };
+            let from = placed::taken_over_part(before, after, name, range);
+            let Some(part) = placed::part_of(after, name, range).filter(|_| !from.is_empty())
+            else {
+                continue;
+            };
+            let place = Place::object(Kind::Pool, object)
+                .field("addresses")
+                .item(item);
+            let span = places.span(place).cloned().unwrap_or(0..0);
+            report.warning(
+                &span,
+                format!("{name} takes over {part} from {}", from.join(", ")),
+                REMEDY,
+            );
+        }
     }
 }

@@ -109,8 +109,15 @@ struct Bench {
 
 impl Bench {
     fn new(resources: &str) -> Self {
+        Self::with("", resources)
+    }
+
+    /// With more sections of the configuration.
+    fn with(sections: &str, resources: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = "[dataplane]\nuplink = [\"up0\"]\n[resources]\nfile = \"r.toml\"\n[store]\nsqlite = \"egress.db\"\n";
+        let config = format!(
+            "[dataplane]\nuplink = [\"up0\"]\n[resources]\nfile = \"r.toml\"\n[store]\nsqlite = \"egress.db\"\n{sections}"
+        );
         std::fs::write(directory.path().join("egress.toml"), config).unwrap();
         std::fs::write(directory.path().join("r.toml"), resources).unwrap();
         let dataplane = Fake::default();
@@ -214,6 +221,38 @@ fn a_zone_is_enabled_and_disabled_by_command() {
 }
 
 #[test]
+fn a_zone_that_is_off_forgets_a_pool_that_is_gone() {
+    let mut bench = Bench::new(&file(ZONE));
+    bench.controller.zone_set("z1", true, Some("a")).unwrap();
+    bench.controller.zone_set("z1", false, None).unwrap();
+    let without = format!("account = [{{ id = \"acme\" }}]\n{ZONE}");
+    let applied = bench
+        .controller
+        .apply(&Source::new("r.toml", without), false);
+    assert!(applied.unwrap().applied);
+
+    let on = bench.controller.zone_set("z1", true, None).unwrap_err();
+    assert!(
+        on.usage && on.reason == "pool a, which zone shop.example had, is gone",
+        "{on}"
+    );
+    let unknown = bench.controller.zone_set("z1", false, Some("b"));
+    assert_eq!(unknown.unwrap_err().reason, "there is no pool b");
+    let off = AegisPatch {
+        enabled: Some(Some(false)),
+        pool_id: None,
+    };
+    bench
+        .controller
+        .patch_aegis("z1", &off, |_, _, _| false)
+        .unwrap();
+    let zone = bench.controller.zone_set("z1", false, None).unwrap();
+    assert_eq!((zone.enabled, zone.pool_id), (false, None));
+    let on = bench.controller.zone_set("z1", true, None).unwrap_err();
+    assert_eq!(on.reason, "zone shop.example has no pool yet");
+}
+
+#[test]
 fn a_setting_that_the_file_owns_is_refused_by_name() {
     let setting = "aegis = { enabled = true, pool_id = \"a\" }\n";
     let mut bench = Bench::new(&file(&format!("{ZONE}{setting}")));
@@ -289,6 +328,34 @@ fn a_reload_takes_both_files_or_nothing() {
         ["[dataplane] has changed: that takes effect when the daemon is restarted"]
     );
     assert_eq!(bench.controller.config().dataplane.max_flows, 262_144);
+}
+
+#[test]
+fn whoever_takes_over_another_servers_addresses_is_warned() {
+    let resources = |here: u16, there: u16| {
+        format!(
+            "{}[[pool]]\nid = \"six\"\naccount = \"acme\"\naddresses = [\"2001:db8:aa::/64\"]\n\
+             [[location]]\nname = \"local\"\n[[location.data_center]]\nname = \"local\"\n\
+             server = [{{ name = \"here\", number = {here} }}, {{ name = \"there\", number = {there} }}]\n\
+             [[placement]]\naddress = \"192.0.2.1\"\nshares = [{{ data_center = \"local\", share = 1 }}]\n",
+            file("")
+        )
+    };
+    let mut bench = Bench::with("[server]\nname = \"here\"\n", &resources(1, 2));
+    let mut apply = |here, there| {
+        let source = Source::new("r.toml", resources(here, there));
+        let applied = bench.controller.apply(&source, false).unwrap();
+        let found = applied.warnings.0.into_iter();
+        found
+            .map(|warning| warning.reason)
+            .filter(|reason| reason.contains("takes over"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(apply(3, 2), [""; 0]);
+    assert_eq!(
+        apply(2, 3),
+        ["here takes over 2001:db8:aa:0:2::/80 from there"]
+    );
 }
 
 #[test]
