@@ -13,8 +13,8 @@ const PER_PAGE: usize = 20;
 /// The most members of a page.
 const MAX_PER_PAGE: usize = 1000;
 
-/// Codes of errors: those of the original's public interface, and four of our own (1404, 1408, 1413, 1429) where
-/// that has none in common use.
+/// Codes of errors: those of the original's public interface, and five of our own (1404, 1408, 1413, 1429, 1503)
+/// where that has none in common use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     /// A bulk change without its list.
@@ -35,6 +35,8 @@ pub(super) enum Code {
     TooLarge = 1413,
     /// More requests than a token has.
     TooMany = 1429,
+    /// Too many others are being answered.
+    Busy = 1503,
     /// Headers that say nothing.
     InvalidHeaders = 6003,
     /// A body that is not JSON.
@@ -62,6 +64,7 @@ impl Code {
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

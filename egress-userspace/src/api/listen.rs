@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -30,14 +31,27 @@ use crate::control::Failure;
 use crate::controller::Service;
 use crate::store::SqliteStore;
 
-/// Connections at once; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 256;
+/// What connections may take.
+const LIMITS: Limits = Limits {
+    connections: 256,
+    untaken: Duration::from_secs(30),
+};
 /// The head of a request must be here within this time, counted from the end of the one before.
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
 /// A TLS handshake must be done within this time.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// At the end, requests under way get this time.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bounds of what all connections, and one, may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Connections at once; further ones wait in the kernel's queue.
+    connections: usize,
+    /// A peer that takes nothing of its answer for this long, because it is gone or its window is closed, loses its
+    /// connection.
+    untaken: Duration,
+}
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +133,7 @@ fn run(runtime: &Runtime, listener: Listener, router: Router, ended: oneshot::Re
     let Listener { socket, tls, .. } = listener;
     runtime.block_on(async {
         match TcpListener::from_std(socket) {
-            Ok(socket) => accept(&socket, tls, router, ended).await,
+            Ok(socket) => accept(&socket, LIMITS, tls, router, ended).await,
             Err(error) => tracing::error!(%error, "the API cannot be served"),
         }
     });
@@ -127,11 +141,12 @@ fn run(runtime: &Runtime, listener: Listener, router: Router, ended: oneshot::Re
 
 async fn accept(
     socket: &TcpListener,
+    limits: Limits,
     tls: Option<TlsAcceptor>,
     router: Router,
     mut ended: oneshot::Receiver<()>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     loop {
         let next = async {
@@ -151,6 +166,12 @@ async fn accept(
                 continue;
             }
         };
+        drop(stream.set_nodelay(true));
+        let untaken = Some(limits.untaken);
+        if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(untaken) {
+            tracing::warn!(%error, %peer, "a connection to the API without time-out is not served");
+            continue;
+        }
         let (router, tls, watcher) = (router.clone(), tls.clone(), graceful.watcher());
         tokio::spawn(async move {
             let _place = place;
@@ -167,7 +188,6 @@ async fn connection(
     tls: Option<TlsAcceptor>,
     watcher: Watcher,
 ) {
-    drop(stream.set_nodelay(true));
     match tls {
         None => serve(stream, peer, router, watcher).await,
         Some(tls) => match timeout(HANDSHAKE_PATIENCE, tls.accept(stream)).await {
@@ -199,5 +219,64 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, %peer, "a connection to the API ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream as Connection;
+
+    use axum::routing::get;
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    /// More than the buffers of both ends hold.
+    const ANSWER: usize = 32 << 20;
+
+    #[test]
+    fn who_takes_nothing_of_an_answer_loses_its_place() {
+        let socket = StdListener::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let at = socket.local_addr().unwrap();
+        let (end, ended) = oneshot::channel();
+        let server = thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            let router = Router::new()
+                .route("/large", get(|| async { vec![0; ANSWER] }))
+                .route("/small", get(|| async { "small" }));
+            let limits = Limits {
+                connections: 1,
+                untaken: Duration::from_secs(1),
+            };
+            runtime.block_on(async {
+                let socket = TcpListener::from_std(socket).unwrap();
+                accept(&socket, limits, None, router, ended).await;
+            });
+        });
+        let greedy = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        greedy.set_recv_buffer_size(4096).unwrap();
+        greedy.connect(&at.into()).unwrap();
+        let mut greedy = Connection::from(greedy);
+        greedy
+            .write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            .unwrap();
+        greedy.peek(&mut [0]).unwrap();
+
+        let mut next = Connection::connect(at).unwrap();
+        next.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        next.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        next.read_to_string(&mut answer).unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("small"),
+            "{answer}"
+        );
+        drop(greedy);
+        drop(end);
+        server.join().unwrap();
     }
 }

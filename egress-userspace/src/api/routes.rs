@@ -22,8 +22,9 @@ use crate::store::Permission;
 const MAX_BODY: usize = 1 << 20;
 /// A body must be here within this time.
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
-/// A request must be answered within this time.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// A request that others keep waiting this long is turned away. One whose turn has come is answered, whatever time that
+/// takes: its change is made, so nothing else may be said.
+const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// Requests that are answered at once; further ones wait. The controller takes one after the other anyway.
 const AT_ONCE: usize = 8;
 
@@ -200,25 +201,40 @@ async fn answer(
             query: parts.uri.query().unwrap_or_default().to_owned(),
             body: read(&parts.headers, body).await?,
         };
-        // The controller's lock and the database block: not on the thread that serves everybody.
-        let work = async {
-            let place = places.acquire_owned().await;
-            let answered = tokio::task::spawn_blocking(move || {
-                let _place = place;
-                (route.answer)(&api, &call)
-            });
-            answered
-                .await
-                .unwrap_or_else(|error| Err(ApiError::internal(&error)))
-        };
-        let slow = |_| ApiError::internal(&"a request took too long");
-        timeout(ANSWER_PATIENCE, work).await.map_err(slow)?
+        in_turn(places, TURN_PATIENCE, move || (route.answer)(&api, &call)).await
     };
     let mut response = work.await.into_response();
     if let Some(left) = left {
         left.tell(response.headers_mut());
     }
     response
+}
+
+/// Does `work` when there is a place for it, which must be within `patience`.
+///
+/// The controller's lock and the database block: it is not done on the thread that serves everybody.
+async fn in_turn<T: Send + 'static>(
+    places: Arc<Semaphore>,
+    patience: Duration,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let Ok(place) = timeout(patience, places.acquire_owned()).await else {
+        return Err(ApiError::new(
+            Code::Busy,
+            "busy, nothing was changed: try again later",
+        ));
+    };
+    let done = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    done.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a request to the API ended early");
+        Err(ApiError::new(
+            Code::Internal,
+            "internal error: see what is there now; the daemon's log says why",
+        ))
+    })
 }
 
 /// The body, if it is not too large and comes soon.
@@ -261,6 +277,41 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+
+    /// Runs `work` with this many places, after `patience` at most.
+    fn run<T: Send + 'static>(
+        places: usize,
+        patience: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let places = Arc::new(Semaphore::new(places));
+        runtime.block_on(in_turn(places, patience, move || Ok(work())))
+    }
+
+    #[test]
+    fn a_change_that_is_being_made_is_never_said_to_have_failed() {
+        let patience = Duration::from_millis(20);
+        let slow = move || {
+            std::thread::sleep(5 * patience);
+            "done"
+        };
+        assert_eq!(run(1, patience, slow), Ok("done"));
+    }
+
+    #[test]
+    fn what_gets_no_turn_is_turned_away_before_anything_was_done() {
+        let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let work = Arc::clone(&done);
+        let work = move || work.store(true, std::sync::atomic::Ordering::SeqCst);
+        let busy = run(0, Duration::from_millis(20), work).unwrap_err();
+        let response = busy.into_response();
+        assert_eq!(response.status(), 503);
+        assert!(!done.load(std::sync::atomic::Ordering::SeqCst));
+    }
 
     #[test]
     fn the_openapi_document_describes_every_route_and_no_other() {
