@@ -235,6 +235,11 @@ impl Header for V6 {
     }
 
     #[inline(always)]
+    fn is_nobodys(&self) -> bool {
+        u128::from_be_bytes(*self) <= 1
+    }
+
+    #[inline(always)]
     fn is_link_local(&self) -> bool {
         let [first, second, ..] = *self;
         first == 0xfe && second & 0xc0 == 0x80

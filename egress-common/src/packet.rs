@@ -199,6 +199,10 @@ pub trait Header: Address {
     /// Multicast, or the limited broadcast.
     fn is_multicast(&self) -> bool;
 
+    /// An address that is on no wire: unspecified, or loopback (RFC 1122, 3.2.1.3; RFC 4291, 2.5.2 and
+    /// 2.5.3).
+    fn is_nobodys(&self) -> bool;
+
     /// An address that never crosses a router, though it is a single host's.
     fn is_link_local(&self) -> bool;
 
@@ -469,6 +473,12 @@ impl Header for V4 {
     #[inline(always)]
     fn is_multicast(&self) -> bool {
         multicast(*self)
+    }
+
+    #[inline(always)]
+    fn is_nobodys(&self) -> bool {
+        let [first, ..] = *self;
+        first == 127 || u32::from_be_bytes(*self) == 0
     }
 
     /// Routers do forward 169.254/16 where nobody has told them not to; it is treated as any other.

@@ -55,7 +55,7 @@ reasons! {
     Unanswerable = 17, "unanswerable", "refused without an answer, because no answer is allowed or could be made (NAT-11)";
     IndexInconsistent = 18, "index_inconsistent", "an index pointed to a record of another flow; treated as a miss (SAFE-1)";
     Blocked = 19, "blocked", "the zone is enabled but its pool is unknown to the data plane (SAFE-1)";
-    Multicast = 20, "multicast", "multicast and broadcast of a bound zone are not translated (SAFE-1)";
+    Multicast = 20, "multicast", "multicast, broadcast, loopback and unspecified addresses of a bound zone are not translated (SAFE-1)";
     EventLost = 21, "event_lost", "an event did not fit the ring buffer (OBS-4)";
     TagLost = 22, "tag_lost", "somebody rewrote the whole packet mark, reserved bits included, so its zone is not known: set marks with a mask (SAFE-1)";
     IcmpChecksum = 23, "icmp_checksum", "an ICMP error whose checksum is wrong, or that of the header it quotes (NAT-4, RFC 5508 REQ-3)";

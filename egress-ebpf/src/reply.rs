@@ -97,6 +97,10 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>, offset: usize) -> 
     if A::egress(&packet.ip.destination).is_none() {
         return NEXT;
     }
+    // No origin is an egress IP itself: a forger's, or what left to itself (RFC 4787 REQ-9).
+    if packet.ip.source == packet.ip.destination {
+        return report::drop(ctx, Reason::Unsolicited);
+    }
     if !matches!(packet.ip.fragment, Fragment::Whole) && !packet::translated(packet.ip.protocol) {
         return report::drop(ctx, Reason::Fragment);
     }

@@ -272,7 +272,7 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     packet.zone = number;
     packet.pool = zone.pool;
     packet.redirect = false;
-    if packet.ip.destination.is_multicast() {
+    if !is_of_a_host(packet.ip.source) || !is_of_a_host(packet.ip.destination) {
         return report::drop(ctx, Reason::Multicast);
     }
     if !matches!(packet.ip.fragment, Fragment::Whole) && !packet.is_fragment() {
@@ -320,6 +320,12 @@ fn is_link_signalling<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> bool 
         && Frame::now(ctx)
             .u8(packet.ip.transport())
             .is_some_and(A::never_crosses)
+}
+
+/// Whether an address may be one host's. The kernel forwards no others; who makes packets himself can.
+#[inline(always)]
+fn is_of_a_host<A: Family>(address: A) -> bool {
+    !address.is_multicast() && !address.is_nobodys()
 }
 
 /// Whether an enabled zone's packet takes the default egress all the same (POLICY-6, POLICY-7). An error does

@@ -348,7 +348,7 @@ fn before_pool(desired: &Desired, zone: &DesiredZone, query: &Query) -> Option<O
         Some(default_egress(format!(
             "the account of zone {name} has this protocol switched off (POLICY-6)"
         )))
-    } else if destination.is_multicast() || destination == IpAddr::V4(Ipv4Addr::BROADCAST) {
+    } else if !is_of_a_host(query.source) || !is_of_a_host(destination) {
         Some(refused(Reason::Multicast))
     } else if matches!(destination, IpAddr::V6(address) if address.is_unicast_link_local()) {
         Some(refused(Reason::Ipv6))
@@ -360,6 +360,14 @@ fn before_pool(desired: &Desired, zone: &DesiredZone, query: &Query) -> Option<O
     } else {
         None
     }
+}
+
+/// Whether an address may be one host's.
+fn is_of_a_host(address: IpAddr) -> bool {
+    !(address.is_multicast()
+        || address.is_loopback()
+        || address.is_unspecified()
+        || address == IpAddr::V4(Ipv4Addr::BROADCAST))
 }
 
 fn default_egress(text: impl Into<String>) -> Outcome {

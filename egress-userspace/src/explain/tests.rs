@@ -260,14 +260,20 @@ fn refusals_use_the_data_planes_reasons() {
         "blocked"
     );
 
-    let multicast = Query {
-        destination: "224.0.0.1".parse().unwrap(),
-        ..query()
-    };
-    assert_eq!(
-        reason(&explain(&desired(), &multicast, &NothingLive).outcome),
-        "multicast"
-    );
+    for nobodys in [
+        "224.0.0.1",
+        "255.255.255.255",
+        "127.0.0.1",
+        "0.0.0.0",
+        "::1",
+    ] {
+        let query = Query {
+            destination: nobodys.parse().unwrap(),
+            ..query()
+        };
+        let outcome = explain(&desired(), &query, &NothingLive).outcome;
+        assert_eq!(reason(&outcome), "multicast", "{nobodys}");
+    }
 }
 
 #[test]

@@ -48,7 +48,10 @@ pub(crate) struct Packet<A = V4> {
     pub(crate) from: [u8; 6],
     /// VLAN ids, outermost first.
     pub(crate) vlans: Vec<u16>,
+    /// IPv4's type of service, IPv6's traffic class.
     pub(crate) tos: u8,
+    /// IPv6's flow label, 20 bits.
+    pub(crate) label: u32,
     pub(crate) id: u16,
     /// Flags and offset, as they stand in the header.
     pub(crate) fragment: u16,
@@ -90,6 +93,8 @@ pub(crate) struct Tcp {
     pub(crate) urgent: u16,
     pub(crate) options: Vec<u8>,
     pub(crate) payload: Vec<u8>,
+    /// The four bits behind the data offset.
+    pub(crate) reserved: u8,
     /// Data offset in words, overridden.
     pub(crate) words: Option<u8>,
 }
@@ -124,6 +129,7 @@ impl<A: Net> Packet<A> {
             from: FROM,
             vlans: Vec::new(),
             tos: 0,
+            label: 0,
             id: 0x1234,
             fragment: 0x4000,
             ttl: 61,
@@ -268,7 +274,7 @@ impl<A: Net> Packet<A> {
                 bytes.extend(tcp.destination.to_be_bytes());
                 bytes.extend(tcp.sequence.to_be_bytes());
                 bytes.extend(tcp.acknowledgment.to_be_bytes());
-                bytes.extend([words << 4, tcp.control]);
+                bytes.extend([words << 4 | tcp.reserved, tcp.control]);
                 bytes.extend(tcp.window.to_be_bytes());
                 bytes.extend([0, 0]);
                 bytes.extend(tcp.urgent.to_be_bytes());
@@ -383,6 +389,7 @@ impl<A: Net> Packet<A> {
                     urgent: u16_at(body, 18),
                     options: body[20..data].to_vec(),
                     payload: body[data..].to_vec(),
+                    reserved: body[12] & 15,
                     words: None,
                 });
             }
@@ -474,7 +481,7 @@ impl Net for V4 {
     }
 }
 
-/// `tos`, `id` and `fragment` have no place here: they stay as [`Packet::ip`] makes them.
+/// `id` and `fragment` have no place here: they stay as [`Packet::ip`] makes them.
 impl Net for V6 {
     const ICMP: u8 = 58;
 
@@ -485,7 +492,13 @@ impl Net for V6 {
             None => (packet.protocol, &[][..]),
         };
         let length = packet.length.unwrap_or((extensions.len() + length) as u16);
-        let mut bytes = vec![packet.first.unwrap_or(0x60), 0, 0, 0];
+        let [_, high, middle, low] = packet.label.to_be_bytes();
+        let mut bytes = vec![
+            packet.first.unwrap_or(0x60 | packet.tos >> 4),
+            packet.tos << 4 | high,
+            middle,
+            low,
+        ];
         bytes.extend(length.to_be_bytes());
         bytes.extend([first, packet.ttl]);
         bytes.extend(packet.source);
@@ -497,6 +510,8 @@ impl Net for V6 {
     /// Passes hop-by-hop and destination options and routing headers.
     fn read(packet: &mut Packet<Self>, ip: &[u8]) -> (usize, usize) {
         assert_eq!(ip[0] >> 4, 6, "not version 6: {ip:02x?}");
+        packet.tos = ip[0] << 4 | ip[1] >> 4;
+        packet.label = u32_at(ip, 0) & 0xf_ffff;
         packet.ttl = ip[7];
         packet.source.copy_from_slice(&ip[8..24]);
         packet.destination.copy_from_slice(&ip[24..40]);

@@ -19,8 +19,29 @@ const EGRESS_2: V4 = at(world::EGRESS_2);
 
 /// Bytes of a network header without options.
 const HEADER: usize = 20;
+/// Where in it the protocol and the source address stand.
+const PROTOCOL: usize = 9;
+const SOURCE: usize = 12;
+/// How many of its bytes its length field counts.
+const COUNTED: usize = HEADER;
+/// First bytes that it never has: another version, or a header that is too short or longer than a packet.
+const FIRSTS: &[u8] = &[0x00, 0x05, 0x40, 0x41, 0x44, 0x4f, 0x55, 0x60, 0x65, 0xf5];
+/// Groups, the broadcast, and hosts that are on no wire.
+const MARTIANS: &[V4] = &[
+    [224, 0, 0, 1],
+    [239, 255, 255, 250],
+    [255; 4],
+    [127, 0, 0, 1],
+    [127, 255, 255, 255],
+    [0; 4],
+];
 /// Options of a TCP segment's network header: a router alert, and as many as there may be.
 const OPTIONS: [&[u8]; 2] = [&[0x94, 4, 0, 0, 1, 1, 1, 0], &[1; 40]];
+
+/// Options of every length.
+fn network_options(_protocol: u8) -> Vec<Vec<u8>> {
+    (0..=40).step_by(4).map(|length| vec![1; length]).collect()
+}
 
 /// The address that has this one's part in a world.
 const fn at(address: [u8; 4]) -> V4 {
@@ -29,6 +50,8 @@ const fn at(address: [u8; 4]) -> V4 {
 
 #[path = "admission.rs"]
 mod admission;
+#[path = "checksum.rs"]
+mod checksum;
 #[path = "choice.rs"]
 mod choice;
 #[path = "closing.rs"]
@@ -37,12 +60,24 @@ mod closing;
 mod concurrency;
 #[path = "icmp/four.rs"]
 mod errors;
+#[path = "field.rs"]
+mod field;
 #[path = "full.rs"]
 mod full;
+#[path = "hops.rs"]
+mod hops;
 #[path = "icmp.rs"]
 mod icmp;
+#[path = "length.rs"]
+mod length;
 #[path = "link.rs"]
 mod link;
+#[path = "martian.rs"]
+mod martian;
+#[path = "opening.rs"]
+mod opening;
+#[path = "options.rs"]
+mod options;
 #[path = "over.rs"]
 mod over;
 #[path = "quarantine.rs"]

@@ -19,11 +19,39 @@ const EGRESS_2: V6 = at(world::EGRESS_2);
 
 /// Bytes of a network header without extensions.
 const HEADER: usize = 40;
+/// Where in it the protocol and the source address stand.
+const PROTOCOL: usize = 6;
+const SOURCE: usize = 8;
+/// How many of its bytes its length field counts.
+const COUNTED: usize = 0;
+/// First bytes that it never has: another version.
+const FIRSTS: &[u8] = &[0x00, 0x06, 0x40, 0x45, 0x50, 0x70, 0xf0];
+/// Groups, and hosts that are on no wire.
+const MARTIANS: &[V6] = &[
+    [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [0xff, 0x0e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [0xff; 16],
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [0; 16],
+];
 /// Extension headers in front of a TCP segment: for the destination, and for every hop before that.
 const OPTIONS: [&[u8]; 2] = [
     &[60, 6, 0, 1, 4, 0, 0, 0, 0],
     &[0, 60, 0, 1, 4, 0, 0, 0, 0, 6, 0, 1, 4, 0, 0, 0, 0],
 ];
+
+/// An extension header of every length, in front of `protocol`.
+fn network_options(protocol: u8) -> Vec<Vec<u8>> {
+    let of = |units: u8| {
+        let mut header = vec![1; (usize::from(units) + 1) * 8];
+        (header[0], header[1]) = (protocol, units);
+        // Padding of one byte each.
+        header[2..].fill(0);
+        [&[60], &header[..]].concat()
+    };
+    let none = std::iter::once(Vec::new());
+    none.chain((0..=31).map(of)).collect()
+}
 
 /// The address that has this one's part in a world.
 const fn at(address: [u8; 4]) -> V6 {
@@ -32,6 +60,8 @@ const fn at(address: [u8; 4]) -> V6 {
 
 #[path = "admission.rs"]
 mod admission;
+#[path = "checksum.rs"]
+mod checksum;
 #[path = "choice.rs"]
 mod choice;
 #[path = "closing.rs"]
@@ -40,12 +70,24 @@ mod closing;
 mod concurrency;
 #[path = "icmp/six.rs"]
 mod errors;
+#[path = "field.rs"]
+mod field;
 #[path = "full.rs"]
 mod full;
+#[path = "hops.rs"]
+mod hops;
 #[path = "icmp.rs"]
 mod icmp;
+#[path = "length.rs"]
+mod length;
 #[path = "link.rs"]
 mod link;
+#[path = "martian.rs"]
+mod martian;
+#[path = "opening.rs"]
+mod opening;
+#[path = "options.rs"]
+mod options;
 #[path = "over.rs"]
 mod over;
 #[path = "quarantine.rs"]
