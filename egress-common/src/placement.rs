@@ -89,11 +89,14 @@ fn apportion(address: u32, groups: &mut [Group], members: &[Member]) {
             if group.share == 0 || of_group().next().is_none() {
                 continue;
             }
-            let before: u32 = of_group().map(|member| member.owned.count_ones()).sum();
+            // One more each in turn: whose turn it is keeps a slice if it had more than it has been given.
+            let servers = of_group().count() as u32;
+            let (each, given) = (group.slices / servers, group.slices % servers);
+            let keepers = of_group().filter(|member| member.owned.count_ones() > each);
             let claim = Claim {
                 share: group.share.min(MAX_SHARE),
                 divisor: 2 * group.slices + 1,
-                keeps: before > group.slices,
+                keeps: keepers.count() as u32 > given,
                 rank: siphash(AGREED, [address as u64, group.name]),
             };
             if best.is_none_or(|(other, _)| claim.beats(&other)) {
@@ -112,7 +115,7 @@ fn apportion(address: u32, groups: &mut [Group], members: &[Member]) {
 struct Claim {
     share: u32,
     divisor: u32,
-    /// Whether it would keep a slice it has.
+    /// Whether one of its servers would keep a slice by it.
     keeps: bool,
     rank: u64,
 }
