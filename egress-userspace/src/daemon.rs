@@ -21,6 +21,7 @@ use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names};
 use crate::dataplane::{Plane, View};
 use crate::notify;
 use crate::store::SqliteStore;
+use crate::utilization::{History, Recording};
 
 /// Time between two rounds of housekeeping.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -55,6 +56,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let listener = config.api.as_ref().map(Listener::bind).transpose()?;
     let store = SqliteStore::open(&config.store.sqlite)?;
     let tokens = SqliteStore::open(&config.store.sqlite)?;
+    let history = History::beside(&config.store.sqlite);
     let plane = Plane::open_or_create(&config.dataplane)?;
     let mut watcher = plane.watcher()?;
     let events = plane.events()?;
@@ -68,9 +70,15 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         .map_err(|error| {
             Failure::failed(format!("cannot serve the control socket: {error}"), "")
         })?;
-    let api = listener
-        .map(|listener| listener.serve(Arc::clone(&service), tokens))
-        .transpose()?;
+    let (mut api, mut recording) = (None, None);
+    if let Some(listener) = listener {
+        match Recording::start(Arc::clone(&service), &history) {
+            Ok(started) => recording = Some(started),
+            // Nobody's connections depend on it.
+            Err(failure) => tracing::error!("utilization is not recorded: {failure}"),
+        }
+        api = Some(listener.serve(Arc::clone(&service), tokens, &history)?);
+    }
     let log = tokio::spawn(events.run(known_names));
     eprintln!("ready");
     notify::ready();
@@ -107,6 +115,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     }
     notify::stopping();
     drop(api);
+    drop(recording);
     log.abort();
     tracing::info!("the daemon ends; what is attached goes on translating");
     Ok(())

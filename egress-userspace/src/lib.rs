@@ -23,3 +23,4 @@ pub mod plan;
 pub mod resolve;
 pub mod resource;
 pub mod store;
+pub mod utilization;

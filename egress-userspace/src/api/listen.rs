@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -97,7 +98,12 @@ impl Listener {
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn serve(self, service: Arc<Service>, tokens: SqliteStore) -> Result<Serving, Failure> {
+    pub fn serve(
+        self,
+        service: Arc<Service>,
+        tokens: SqliteStore,
+        history: &Path,
+    ) -> Result<Serving, Failure> {
         let failed =
             |error: io::Error| Failure::failed(format!("the API cannot be served: {error}"), "");
         let runtime = Builder::new_current_thread()
@@ -106,7 +112,7 @@ impl Listener {
             .map_err(failed)?;
         let at = self.socket.local_addr().map_err(failed)?;
         let secure = self.tls.is_some();
-        let router = routes::router(&Arc::new(Api::new(service, tokens, self.requests)));
+        let router = routes::router(&Arc::new(Api::new(service, tokens, history, self.requests)));
         let (end, ended) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("api".into())

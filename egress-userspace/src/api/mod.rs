@@ -2,12 +2,13 @@
 //!
 //! A request's way: [`listen`] accepts it (with [`tls`] beyond loopback), [`routes`] finds what it asks for,
 //! [`authority`] says whether its token may, [`limit`] whether it may yet; then one of the answering files
-//! ([`settings`], [`egress`], [`metrics`]) does the work with the controller that the command line also uses, and
+//! ([`settings`], [`egress`], [`graphql`], [`metrics`]) does the work with the controller that the command line also uses, and
 //! [`envelope`] wraps the answer. What there is stands in one table, `routes::ROUTES`; `openapi.json` describes it.
 
 mod authority;
 mod egress;
 mod envelope;
+mod graphql;
 mod limit;
 mod listen;
 mod metrics;
@@ -16,6 +17,7 @@ mod settings;
 mod time;
 mod tls;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
@@ -26,6 +28,7 @@ use crate::controller::Service;
 use crate::resource::{Resources, Zone};
 use crate::store::{Permission, SqliteStore, Token};
 use envelope::{ApiError, Code};
+use graphql::Analytics;
 use limit::Limiter;
 
 /// What all requests share.
@@ -33,14 +36,16 @@ pub(crate) struct Api {
     service: Arc<Service>,
     tokens: Mutex<SqliteStore>,
     limiter: Limiter,
+    analytics: Analytics,
 }
 
 impl Api {
-    fn new(service: Arc<Service>, tokens: SqliteStore, requests: u32) -> Self {
+    fn new(service: Arc<Service>, tokens: SqliteStore, history: &Path, requests: u32) -> Self {
         Self {
             service,
             tokens: Mutex::new(tokens),
             limiter: Limiter::new(requests),
+            analytics: Analytics::new(history),
         }
     }
 

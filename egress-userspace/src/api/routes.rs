@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::authority::{Authority, authorise};
 use super::envelope::{Answer, ApiError, Code};
 use super::listen::Peer;
-use super::{Access, Api, Call, egress, metrics, settings};
+use super::{Access, Api, Call, egress, graphql, metrics, settings};
 use crate::store::Permission;
 
 /// The most bytes of a body: settings are a line, and lists of them a page.
@@ -56,10 +56,11 @@ const fn route(
 const READ_SETTINGS: Access = Access::Token(Permission::ZoneSettingsRead);
 const WRITE_SETTINGS: Access = Access::Token(Permission::ZoneSettingsWrite);
 const READ_EGRESS: Access = Access::Token(Permission::AccountEgressRead);
+const READ_ANALYTICS: Access = Access::Token(Permission::AccountAnalyticsRead);
 const WRITE_EGRESS: Access = Access::Token(Permission::AccountEgressWrite);
 
 /// All there is.
-static ROUTES: [Route; 13] = [
+static ROUTES: [Route; 14] = [
     route(
         Method::GET,
         "/client/v4/zones/{zone_id}/settings/{setting_id}",
@@ -119,6 +120,12 @@ static ROUTES: [Route; 13] = [
         "/client/v4/accounts/{account_id}/egress/drains/{subject}",
         WRITE_EGRESS,
         egress::undrain,
+    ),
+    route(
+        Method::POST,
+        "/client/v4/graphql",
+        READ_ANALYTICS,
+        graphql::graphql,
     ),
     route(
         Method::GET,

@@ -47,6 +47,10 @@ impl DataPlaneView for Fake {
         Ok(Vec::new())
     }
 
+    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
         Ok(Vec::new())
     }
@@ -80,6 +84,10 @@ impl DataPlane for Fake {
     }
 
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn take_peaks(&mut self) -> Result<Vec<OriginRecord>, DataPlaneError> {
         Ok(Vec::new())
     }
 

@@ -39,6 +39,10 @@ pub trait DataPlaneView {
     /// Connection counts by (egress IP, origin, protocol) (OBS-1).
     fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError>;
 
+    /// All connection counts, with the capacities that counters remember from their last use: cheap enough for every
+    /// second.
+    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError>;
+
     /// The pools as they are in force, from the maps.
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError>;
 
@@ -70,6 +74,11 @@ pub trait DataPlane: DataPlaneView + Send {
     /// their idleness, forgets addresses whose last flow has ended, and takes up selected cgroups that came or were
     /// created anew. Returns what it did, one line each.
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError>;
+
+    /// All connection counts with their highest values, which begin anew: the next ones are those since now (OBS-1).
+    ///
+    /// A connection that is admitted meanwhile counts in the old or in the new ones.
+    fn take_peaks(&mut self) -> Result<Vec<OriginRecord>, DataPlaneError>;
 
     /// Ends every live flow that leaves by one of `addresses`: both ends of a TCP connection get a RST, a UDP flow
     /// just ends. They leave the counts. Returns how many there were.
@@ -252,7 +261,8 @@ pub struct OriginRecord {
     pub protocol: Protocol,
     /// Concurrent connections now (CAP-1).
     pub active: u64,
-    /// The most there have been at once.
+    /// The most there have been at once: since the counter was made or, where utilization is recorded, in these five
+    /// minutes.
     pub peak: u64,
     /// The most this server admits at once.
     pub capacity: u64,

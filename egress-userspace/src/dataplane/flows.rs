@@ -1,6 +1,7 @@
 //! Live flows and connection counts, read from mapped memory while the data plane writes it.
 
 use std::cell::OnceCell;
+use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::sync::atomic::{Ordering, fence};
@@ -260,7 +261,7 @@ where
 /// Visits the counters in use. A counter is in use when the index of origins refers to it.
 pub(super) fn visit_counts<A: Tabled>(
     maps: &Maps,
-    mut each: impl FnMut(&Count<A>),
+    mut each: impl FnMut(u32, &Count<A>),
 ) -> Result<(), DataPlaneError>
 where
     Count<A>: Pod,
@@ -290,7 +291,7 @@ where
             .get(&count.key, 0)
             .is_ok_and(|found| found == current)
         {
-            each(&count);
+            each(index, &count);
         }
     }
     Ok(())
@@ -317,23 +318,56 @@ where
     Count<A>: Pod,
     OriginKey<A>: Pod,
 {
-    visit_counts::<A>(maps, |count| {
-        let Some(protocol) = protocol(count.key.protocol) else {
+    visit_counts::<A>(maps, |_, count| {
+        found.extend(
+            origin_record(count)
+                .filter(|one| filter.matches(one.egress_ip, one.origin, one.protocol)),
+        );
+    })
+}
+
+fn origin_record<A: Tabled>(count: &Count<A>) -> Option<OriginRecord> {
+    Some(OriginRecord {
+        egress_ip: count.key.egress.into(),
+        origin: socket(count.key.origin, count.key.origin_port),
+        protocol: protocol(count.key.protocol)?,
+        active: count.active.into(),
+        peak: count.peak.into(),
+        capacity: count.capacity.into(),
+        utilization: utilization(count.active.into(), count.capacity.into()),
+        refused: count.refused,
+    })
+}
+
+/// All connection counts; their peaks begin anew.
+pub(super) fn take_peaks(maps: &Maps) -> Result<Vec<OriginRecord>, DataPlaneError> {
+    let mut found = Vec::new();
+    take_peaks_family::<V4>(maps, &mut found)?;
+    take_peaks_family::<V6>(maps, &mut found)?;
+    Ok(found)
+}
+
+fn take_peaks_family<A: Tabled>(
+    maps: &Maps,
+    found: &mut Vec<OriginRecord>,
+) -> Result<(), DataPlaneError>
+where
+    Count<A>: Pod,
+    OriginKey<A>: Pod,
+{
+    let counts = maps.records_to_fill::<Count<A>>(&name::<A>("COUNTS"))?;
+    visit_counts::<A>(maps, |index, count| {
+        let Some(mut record) = origin_record(count) else {
             return;
         };
-        let egress_ip: IpAddr = count.key.egress.into();
-        let origin = socket(count.key.origin, count.key.origin_port);
-        if filter.matches(egress_ip, origin, protocol) {
-            found.push(OriginRecord {
-                egress_ip,
-                origin,
-                protocol,
-                active: count.active.into(),
-                peak: count.peak.into(),
-                capacity: count.capacity.into(),
-                utilization: utilization(count.active.into(), count.capacity.into()),
-                refused: count.refused,
-            });
+        // What is admitted from here on raises the new peak. A record that changes hands in this instant rested for
+        // seconds: its peak was zero.
+        let peak = counts.take(index, offset_of!(Count<A>, peak)).unwrap_or(0);
+        let now = counts.word(index).map(Tally::from_bits);
+        record.peak = record.peak.max(peak.into()).max(record.active);
+        if let Some(now) = now.filter(|now| now.generation == count.generation) {
+            record.active = now.active.into();
         }
+        found.push(record);
     })
 }

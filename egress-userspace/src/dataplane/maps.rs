@@ -6,6 +6,7 @@ use std::mem::size_of;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf};
@@ -137,7 +138,8 @@ impl Maps {
         Records::map(&self.data(name)?, &self.pins.map(name), false)
     }
 
-    /// An array's records, mapped into memory to be filled before anybody uses them.
+    /// An array's records, mapped into memory for writing: to be filled before anybody uses them, or to change single
+    /// words of them.
     pub(super) fn records_to_fill<T: Pod>(&self, name: &str) -> Result<Records<T>, DataPlaneError> {
         Records::map(&self.data(name)?, &self.pins.map(name), true)
     }
@@ -251,6 +253,19 @@ impl<T: Pod> Records<T> {
         }
         // SAFETY: all bytes were written, and any bytes make a `Pod`.
         Some(unsafe { copy.assume_init() })
+    }
+
+    /// Takes the number at this offset of a record that programs use, and leaves zero; `None` if the records were
+    /// mapped for reading.
+    pub(super) fn take(&self, index: u32, offset: usize) -> Option<u32> {
+        let record = self.record(index).filter(|_| self.writable)?;
+        let aligned = offset.is_multiple_of(size_of::<u32>());
+        if !aligned || offset + size_of::<u32>() > size_of::<T>() {
+            return None;
+        }
+        // SAFETY: within the record, aligned, mapped for writing; others change it by atomic operations only.
+        let number = unsafe { AtomicU32::from_ptr(record.as_ptr().byte_add(offset).cast()) };
+        Some(number.swap(0, Ordering::SeqCst))
     }
 
     /// Replaces a record of a table that no program uses yet, if it was mapped to be filled.

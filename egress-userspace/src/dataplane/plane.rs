@@ -34,7 +34,7 @@ use super::versions;
 use super::view::View;
 use super::watcher::Watcher;
 use crate::config::Dataplane;
-use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names};
+use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names, OriginRecord};
 use crate::desired::Desired;
 use crate::resource::Address;
 
@@ -454,6 +454,10 @@ impl DataPlane for Plane {
             }
         }
         Ok(done)
+    }
+
+    fn take_peaks(&mut self) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        self.view.take_peaks()
     }
 
     fn reset(&mut self, addresses: &[IpNet]) -> Result<u64, DataPlaneError> {

@@ -154,6 +154,26 @@ impl View {
         Ok(found)
     }
 
+    /// All counts, whose peaks begin anew.
+    pub(super) fn take_peaks(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        let mut records = flows::take_peaks(&self.maps)?;
+        self.put_caps(&mut records)?;
+        Ok(records)
+    }
+
+    /// A counter remembers the cap of its last use; what counts is the cap in force.
+    fn put_caps(&self, records: &mut [OriginRecord]) -> Result<(), DataPlaneError> {
+        let tables = self.tables_in_force()?;
+        let caps = Caps::of(&tables);
+        for record in records {
+            if let Some(cap) = caps.on(record.egress_ip) {
+                record.capacity = u64::from(cap);
+                record.utilization = utilization(record.active, record.capacity);
+            }
+        }
+        Ok(())
+    }
+
     fn tables_in_force(&self) -> Result<Tables, DataPlaneError> {
         Tables::read(&self.maps, versions::in_force(&self.maps)?)
     }
@@ -199,16 +219,12 @@ impl DataPlaneView for View {
 
     fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
         let mut records = flows::origins(&self.maps, filter)?;
-        // A counter remembers the cap of its last use; what counts is the cap in force.
-        let tables = self.tables_in_force()?;
-        let caps = Caps::of(&tables);
-        for record in &mut records {
-            if let Some(cap) = caps.on(record.egress_ip) {
-                record.capacity = u64::from(cap);
-                record.utilization = utilization(record.active, record.capacity);
-            }
-        }
+        self.put_caps(&mut records)?;
         Ok(records)
+    }
+
+    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        flows::origins(&self.maps, &OriginFilter::default())
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {

@@ -82,6 +82,10 @@ impl DataPlaneView for View {
             .collect())
     }
 
+    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        self.origins(&OriginFilter::default())
+    }
+
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
         Ok(Vec::new())
     }

@@ -30,6 +30,10 @@ impl DataPlaneView for Plane {
         self.view.origins(filter)
     }
 
+    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        self.view.counts()
+    }
+
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
         self.view.pools()
     }

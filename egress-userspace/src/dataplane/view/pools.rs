@@ -41,10 +41,10 @@ impl Active {
 impl View {
     fn active(&self) -> Result<Active, DataPlaneError> {
         let mut active = Active::default();
-        flows::visit_counts::<V4>(&self.maps, |count| {
+        flows::visit_counts::<V4>(&self.maps, |_, count| {
             *active.ipv4.entry(count.key.egress).or_default() += u64::from(count.active);
         })?;
-        flows::visit_counts::<V6>(&self.maps, |count| {
+        flows::visit_counts::<V6>(&self.maps, |_, count| {
             *active.ipv6.entry(count.key.egress).or_default() += u64::from(count.active);
         })?;
         Ok(active)

@@ -1,0 +1,152 @@
+//! `POST /client/v4/graphql` (OBS-2): utilization, asked for as the original's documentation asks.
+//!
+//! [`document`] reads queries, [`schema`] answers the few fields there are, [`groups`] the one that matters, and
+//! [`filter`] what it is asked for. There is no introspection.
+
+mod document;
+mod filter;
+mod groups;
+mod schema;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use async_graphql_value::ConstValue;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::envelope::{Answer, ApiError, Code};
+use super::limit::{Asker, Limiter};
+use super::time::rfc3339;
+use super::{Api, Call};
+use crate::utilization::History;
+use document::Document;
+
+/// Queries of one token in five minutes, as the original has it.
+const QUERIES: u32 = 300;
+/// Queries that run or wait: the others' places are for changes.
+const AT_ONCE: usize = 2;
+/// The most bytes of a query.
+const MAX_QUERY: usize = 1 << 16;
+
+/// What queries share.
+#[derive(Debug)]
+pub(super) struct Analytics {
+    path: PathBuf,
+    history: Mutex<Option<History>>,
+    limiter: Limiter,
+    places: Semaphore,
+}
+
+impl Analytics {
+    pub(super) fn new(history: &Path) -> Self {
+        Self {
+            path: history.to_owned(),
+            history: Mutex::new(None),
+            limiter: Limiter::new(QUERIES),
+            places: Semaphore::new(AT_ONCE),
+        }
+    }
+}
+
+/// What is wrong with a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Problem {
+    message: String,
+    /// Where in the answer, from the outside.
+    path: Vec<String>,
+}
+
+impl Problem {
+    fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            path: Vec::new(),
+        }
+    }
+
+    /// The same, further out.
+    fn within(mut self, key: &str) -> Self {
+        self.path.insert(0, key.to_owned());
+        self
+    }
+}
+
+/// `POST /graphql`
+pub(super) fn graphql(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let analytics = &api.analytics;
+    let asker = call.token.as_ref().map(|token| token.id.clone());
+    let asker = Asker::Token(asker.unwrap_or_default());
+    if !analytics.limiter.take(asker, Instant::now()).allowed {
+        return Err(ApiError::new(
+            Code::TooMany,
+            format!("too many queries: a token has {QUERIES} in five minutes"),
+        ));
+    }
+    let Ok(_place) = analytics.places.try_acquire() else {
+        return Err(ApiError::new(
+            Code::Busy,
+            "busy with other queries: try again later",
+        ));
+    };
+    let body = call.json()?;
+    let mut history = analytics
+        .history
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if history.is_none() {
+        let opened = History::open(&analytics.path);
+        *history = Some(opened.map_err(|error| ApiError::internal(&error))?);
+    }
+    let Some(history) = history.as_ref() else {
+        return Err(ApiError::internal(&"no history of utilization"));
+    };
+    let may = |account: &str| {
+        call.token
+            .as_ref()
+            .is_some_and(|token| token.is_for(account))
+    };
+    let outcome = run(&body, history, &may);
+    let text = text(outcome).map_err(|error| ApiError::internal(&error))?;
+    Ok(Answer::Text("application/json", text))
+}
+
+/// Answers the query of a body.
+fn run(body: &Value, history: &History, may: &dyn Fn(&str) -> bool) -> Result<ConstValue, Problem> {
+    let Some(query) = body.get("query").and_then(Value::as_str) else {
+        return Err(Problem::new("the body has no `query`"));
+    };
+    if query.len() > MAX_QUERY {
+        return Err(Problem::new(format!(
+            "a query has at most {MAX_QUERY} bytes"
+        )));
+    }
+    let name = body.get("operationName").and_then(Value::as_str);
+    let variables = body.get("variables").unwrap_or(&Value::Null);
+    let document = Document::parse(query, name, variables)?;
+    schema::root(&document, history, may)
+}
+
+/// The answer, in the order of the query.
+fn text(outcome: Result<ConstValue, Problem>) -> serde_json::Result<String> {
+    match outcome {
+        Ok(data) => Ok(format!(
+            "{{\"data\":{},\"errors\":null}}",
+            serde_json::to_string(&data)?
+        )),
+        Err(problem) => {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            let now = since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0));
+            let error = json!({
+                "message": problem.message,
+                "path": if problem.path.is_empty() { Value::Null } else { json!(problem.path) },
+                "extensions": { "timestamp": rfc3339(now) },
+            });
+            serde_json::to_string(&json!({ "data": null, "errors": [error] }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,427 @@
+//! Past buckets, in an SQLite file of their own beside the store.
+
+use std::fmt::Display;
+use std::fs::Permissions;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension as _, Row as Columns, params};
+
+use super::bucket::{Bucket, Key, Series};
+use crate::dataplane::api::Protocol;
+
+/// Version of the schema, in `PRAGMA user_version`.
+const VERSION: i64 = 1;
+/// "EGRU", in `PRAGMA application_id`.
+const APPLICATION_ID: i64 = 0x4547_5255;
+/// How long a writer waits for another process.
+const BUSY: Duration = Duration::from_secs(5);
+
+const SCHEMA: &str = "
+CREATE TABLE bucket (
+    start   INTEGER NOT NULL PRIMARY KEY,   -- seconds since 1970
+    covered INTEGER NOT NULL,               -- ms that were looked at
+    until   INTEGER NOT NULL                -- ms since 1970: when it was looked at last
+) STRICT;
+CREATE TABLE utilization (
+    start    INTEGER NOT NULL,
+    egress   TEXT NOT NULL,
+    origin   TEXT NOT NULL,
+    protocol INTEGER NOT NULL,
+    account  TEXT NOT NULL,                 -- id of the owner of the address at that time
+    pop      TEXT NOT NULL,                 -- data center
+    active   INTEGER NOT NULL,              -- connections when it was looked at last
+    sum      INTEGER NOT NULL,              -- connections times ms
+    max      INTEGER NOT NULL,              -- the most connections at once
+    capacity INTEGER NOT NULL,              -- the most that were admitted at once
+    PRIMARY KEY (start, egress, origin, protocol)
+) STRICT, WITHOUT ROWID;
+";
+
+/// The file of past buckets.
+#[derive(Debug)]
+pub struct History {
+    connection: Connection,
+    path: PathBuf,
+}
+
+/// One count's bucket, as it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// When the bucket began, seconds since 1970.
+    pub start: i64,
+    /// The data center.
+    pub pop: String,
+    /// The dedicated source address.
+    pub egress_ip: String,
+    /// Destination address and port.
+    pub origin: String,
+    /// Connections times ms.
+    pub sum: u64,
+    /// How much of the bucket was looked at, ms.
+    pub covered: u64,
+    /// The most connections at once.
+    pub max: u64,
+    /// The most that were admitted at once.
+    pub capacity: u64,
+}
+
+/// Why history cannot be kept or read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {reason}", path = path.display())]
+pub struct HistoryError {
+    path: PathBuf,
+    reason: String,
+}
+
+impl History {
+    /// Where it is, beside this store.
+    pub fn beside(store: &Path) -> PathBuf {
+        store.with_file_name("utilization.db")
+    }
+
+    /// Opens the file, or makes it.
+    ///
+    /// # Errors
+    /// When it cannot be written, is something else, or is from a newer version.
+    pub fn open(path: &Path) -> Result<Self, HistoryError> {
+        let failed = |reason: &dyn Display| HistoryError {
+            path: path.to_owned(),
+            reason: reason.to_string(),
+        };
+        let mut connection = Connection::open(path).map_err(|error| failed(&error))?;
+        let opened = || -> rusqlite::Result<i64> {
+            connection.busy_timeout(BUSY)?;
+            let _mode: String =
+                connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+            // A power cut may cost the last seconds, and never the file.
+            connection.execute_batch("PRAGMA synchronous = NORMAL;")?;
+            let tables: i64 =
+                connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+            if tables == 0 {
+                let transaction = connection.transaction()?;
+                transaction.execute_batch(SCHEMA)?;
+                transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+                transaction.pragma_update(None, "user_version", VERSION)?;
+                transaction.commit()?;
+            }
+            let id: i64 =
+                connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+            if id != APPLICATION_ID {
+                return Ok(0);
+            }
+            connection.pragma_query_value(None, "user_version", |row| row.get(0))
+        };
+        let mut opened = opened;
+        match opened().map_err(|error| failed(&error))? {
+            VERSION => {}
+            0 => return Err(failed(&"it is no history of utilization")),
+            newer => {
+                return Err(failed(&format!(
+                    "it has version {newer}, and this program knows {VERSION}"
+                )));
+            }
+        }
+        // It tells who talks to whom.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))
+            .map_err(|error| failed(&error))?;
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+        })
+    }
+
+    fn failed(&self, reason: &dyn Display) -> HistoryError {
+        HistoryError {
+            path: self.path.clone(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Keeps a bucket as it is now.
+    ///
+    /// # Errors
+    /// When the file cannot be written; what it had, it has.
+    pub fn save(&mut self, bucket: &Bucket, pop: &str) -> Result<(), HistoryError> {
+        let saved = save(&mut self.connection, bucket, pop);
+        saved.map_err(|error| self.failed(&error))
+    }
+
+    /// The bucket that was kept last.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn last(&self) -> Result<Option<Bucket>, HistoryError> {
+        self.bucket(
+            "SELECT start, covered, until FROM bucket ORDER BY until DESC LIMIT 1",
+            [],
+        )
+    }
+
+    /// The bucket that began then, as far as it was kept.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn load(&self, start: i64) -> Result<Option<Bucket>, HistoryError> {
+        self.bucket(
+            "SELECT start, covered, until FROM bucket WHERE start = ?1",
+            [start],
+        )
+    }
+
+    fn bucket(
+        &self,
+        query: &str,
+        values: impl rusqlite::Params,
+    ) -> Result<Option<Bucket>, HistoryError> {
+        let read = || -> rusqlite::Result<Option<Bucket>> {
+            let found = self.connection.query_row(query, values, |row| {
+                Ok(Bucket {
+                    start: row.get(0)?,
+                    covered: row.get(1)?,
+                    until: row.get(2)?,
+                    series: std::collections::HashMap::new(),
+                })
+            });
+            let Some(mut bucket) = found.optional()? else {
+                return Ok(None);
+            };
+            let mut statement = self.connection.prepare(
+                "SELECT egress, origin, protocol, account, active, sum, max, capacity
+                 FROM utilization WHERE start = ?1",
+            )?;
+            let rows = statement.query_map([bucket.start], series)?;
+            for row in rows {
+                bucket.series.extend(row?);
+            }
+            Ok(Some(bucket))
+        };
+        read().map_err(|error| self.failed(&error))
+    }
+
+    /// Visits what an account had from one bucket to another, both included, in no order, until `each` says false.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn visit(
+        &self,
+        account: &str,
+        from: i64,
+        to: i64,
+        each: &mut dyn FnMut(Row) -> bool,
+    ) -> Result<(), HistoryError> {
+        let mut read = || -> rusqlite::Result<()> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT start, pop, egress, origin, sum, covered, max, capacity
+                 FROM utilization JOIN bucket USING (start)
+                 WHERE start >= ?1 AND start <= ?2 AND account = ?3",
+            )?;
+            let mut rows = statement.query(params![from, to, account])?;
+            while let Some(row) = rows.next()? {
+                let more = each(Row {
+                    start: row.get(0)?,
+                    pop: row.get(1)?,
+                    egress_ip: row.get(2)?,
+                    origin: row.get(3)?,
+                    sum: row.get(4)?,
+                    covered: row.get(5)?,
+                    max: row.get(6)?,
+                    capacity: row.get(7)?,
+                });
+                if !more {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        read().map_err(|error| self.failed(&error))
+    }
+
+    /// Forgets buckets that began before this time (seconds since 1970).
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn forget_before(&mut self, start: i64) -> Result<(), HistoryError> {
+        let forget = |connection: &mut Connection| -> rusqlite::Result<()> {
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM utilization WHERE start < ?1", [start])?;
+            transaction.execute("DELETE FROM bucket WHERE start < ?1", [start])?;
+            transaction.commit()
+        };
+        forget(&mut self.connection).map_err(|error| self.failed(&error))
+    }
+}
+
+fn save(connection: &mut Connection, bucket: &Bucket, pop: &str) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    {
+        let mut statement = transaction.prepare_cached(
+            "INSERT INTO utilization
+                 (start, egress, origin, protocol, account, pop, active, sum, max, capacity)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+             ON CONFLICT DO UPDATE SET account = excluded.account, active = excluded.active,
+                 sum = excluded.sum, max = excluded.max, capacity = excluded.capacity",
+        )?;
+        for (key, series) in &bucket.series {
+            statement.execute(params![
+                bucket.start,
+                key.egress_ip.to_string(),
+                key.origin.to_string(),
+                key.protocol.number(),
+                series.account,
+                pop,
+                series.active,
+                series.sum,
+                series.max,
+                series.capacity
+            ])?;
+        }
+    }
+    transaction.execute(
+        "INSERT OR REPLACE INTO bucket (start, covered, until) VALUES (?1, ?2, ?3)",
+        params![bucket.start, bucket.covered, bucket.until],
+    )?;
+    transaction.commit()
+}
+
+/// A row as a series; none where it is not one of ours.
+fn series(row: &Columns<'_>) -> rusqlite::Result<Option<(Key, Series)>> {
+    let (egress, origin, protocol): (String, String, u8) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let protocols = [Protocol::Tcp, Protocol::Udp];
+    let key = (|| {
+        Some(Key {
+            egress_ip: egress.parse::<IpAddr>().ok()?,
+            origin: origin.parse::<SocketAddr>().ok()?,
+            protocol: protocols.into_iter().find(|one| one.number() == protocol)?,
+        })
+    })();
+    let series = Series {
+        account: row.get(3)?,
+        looked_up: false,
+        active: row.get(4)?,
+        sum: row.get(5)?,
+        max: row.get(6)?,
+        capacity: row.get(7)?,
+    };
+    Ok(key.map(|key| (key, series)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket(start: i64, account: &str) -> Bucket {
+        let key = |last, protocol| Key {
+            egress_ip: [192, 0, 2, last].into(),
+            origin: "[2001:db8::1]:443".parse().unwrap(),
+            protocol,
+        };
+        let series = |sum| Series {
+            account: account.into(),
+            looked_up: false,
+            active: 3,
+            sum,
+            max: 40_000,
+            capacity: 40_000,
+        };
+        Bucket {
+            start,
+            covered: 299_000,
+            until: (start + 299) * 1000,
+            series: [
+                (key(1, Protocol::Tcp), series(u64::from(u32::MAX) * 4)),
+                (key(1, Protocol::Udp), series(0)),
+                (key(2, Protocol::Tcp), series(7)),
+            ]
+            .into(),
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_there_after_opening_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = History::beside(&directory.path().join("egress.db"));
+        let mut history = History::open(&path).unwrap();
+        assert_eq!(history.last(), Ok(None));
+        let first = bucket(300, "a");
+        let mut second = bucket(600, "b");
+        history.save(&second, "fra01").unwrap();
+        history.save(&first, "fra01").unwrap();
+        second.covered += 1;
+        for series in second.series.values_mut() {
+            series.sum += 1;
+        }
+        history.save(&second, "fra01").unwrap();
+        drop(history);
+
+        let mut history = History::open(&path).unwrap();
+        assert_eq!(history.last(), Ok(Some(second.clone())));
+        assert_eq!(history.load(300), Ok(Some(first)));
+        assert_eq!(history.load(900), Ok(None));
+        let rows = |history: &History, account, from, to| {
+            let mut rows = Vec::new();
+            history
+                .visit(account, from, to, &mut |row| {
+                    rows.push(row);
+                    true
+                })
+                .unwrap();
+            rows.sort_by_key(|row| (row.egress_ip.clone(), row.sum));
+            rows
+        };
+        let found = rows(&history, "b", 300, 600);
+        assert_eq!(found.len(), 3, "not another account's");
+        assert_eq!(
+            found[2],
+            Row {
+                start: 600,
+                pop: "fra01".into(),
+                egress_ip: "192.0.2.2".into(),
+                origin: "[2001:db8::1]:443".into(),
+                sum: 8,
+                covered: 299_001,
+                max: 40_000,
+                capacity: 40_000,
+            }
+        );
+        assert_eq!(rows(&history, "b", 301, 599), []);
+        history.forget_before(600).unwrap();
+        assert_eq!(history.load(300), Ok(None));
+        assert_eq!(
+            (
+                rows(&history, "a", 0, 900).len(),
+                rows(&history, "b", 0, 900).len()
+            ),
+            (0, 3)
+        );
+    }
+
+    #[test]
+    fn other_files_are_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("other.db");
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TABLE theirs (x)").unwrap();
+        let error = History::open(&path).unwrap_err().to_string();
+        assert!(
+            error.ends_with("other.db: it is no history of utilization"),
+            "{error}"
+        );
+
+        let newer = directory.path().join("newer.db");
+        let history = History::open(&newer).unwrap();
+        history
+            .connection
+            .pragma_update(None, "user_version", 9)
+            .unwrap();
+        drop(history);
+        let error = History::open(&newer).unwrap_err().to_string();
+        assert!(error.contains("version 9"), "{error}");
+
+        let torn = directory.path().join("torn.db");
+        std::fs::write(&torn, "no database".repeat(1000)).unwrap();
+        assert!(History::open(&torn).is_err());
+    }
+}
