@@ -14,14 +14,19 @@ mod hooks;
 mod refusals;
 
 use std::fs;
+use std::net::Ipv6Addr;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use aya::maps::{Array, Map, MapData};
 use bench::{Bench, desired, map_id, output, run, until};
+use egress_common::family::V6;
+use egress_common::slot::{Slot, State};
 use egress_userspace::config::Dataplane;
 use egress_userspace::dataplane::api::{DataPlane as _, DataPlaneError, DataPlaneView as _, Names};
 use egress_userspace::dataplane::{Plane, View, detach};
+use egress_userspace::desired::DesiredPrefix;
 
 fn open(bench: &Bench) -> Plane {
     Plane::open_or_create(&bench.config()).unwrap()
@@ -214,6 +219,49 @@ fn pool_changes_retire_addresses_and_tidy_forgets_them() {
             assert_eq!(said.len(), 1);
             assert!(said[0].starts_with("192.0.2.10 "), "{said:?}");
             assert_eq!(plane.pools().unwrap()[0].addresses.len(), 1);
+        },
+    );
+}
+
+#[test]
+fn pool_6_a_retired_range_is_forgotten_though_it_contains_the_range_in_use() {
+    run(
+        "pool_6_a_retired_range_is_forgotten_though_it_contains_the_range_in_use",
+        |bench| {
+            let with = |range: &str| {
+                let mut wanted = desired(true, &["10.1.0.0/16"], &["192.0.2.10"]);
+                wanted.pools[0].prefixes.push(DesiredPrefix {
+                    prefix: range.parse().unwrap(),
+                    cap: 40_000,
+                    draining: false,
+                });
+                wanted
+            };
+            let mut plane = open(bench);
+            // A server's whole range; then others are listed, and it has its part.
+            plane.apply(&with("2001:db8:aa::/64")).unwrap();
+            plane.apply(&with("2001:db8:aa:0:1::/80")).unwrap();
+            let mut slots: Array<MapData, Slot<V6>> =
+                Map::from_map_data(MapData::from_pin(bench.pin.join("maps/SLOTS6")).unwrap())
+                    .unwrap()
+                    .try_into()
+                    .unwrap();
+            let mut live = |index, egress: &str| {
+                let slot = Slot::<V6> {
+                    state: State::TcpEstablished as u8,
+                    egress: egress.parse::<Ipv6Addr>().unwrap().octets(),
+                    ..Slot::default()
+                };
+                slots.set(index, slot, 0).unwrap();
+            };
+            live(0, "2001:db8:aa:0:2::7");
+            live(1, "2001:db8:aa:0:1::7");
+            assert_eq!(plane.tidy().unwrap(), Vec::<String>::new());
+            // Its last flow outside of that part ends; those within go on.
+            live(0, "2001:db8:aa:0:1::8");
+            let said = plane.tidy().unwrap();
+            assert_eq!(said.len(), 1);
+            assert!(said[0].starts_with("2001:db8:aa::/64 "), "{said:?}");
         },
     );
 }

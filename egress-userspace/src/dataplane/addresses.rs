@@ -217,18 +217,20 @@ pub(super) fn retire(
 
 /// Forgets retired addresses that no flow leaves by any more; returns them.
 pub(super) fn forget_unused(maps: &Maps) -> Result<Vec<Address>, DataPlaneError> {
-    let mut unused: BTreeSet<Address> = read(maps)?
-        .into_iter()
-        .filter(|(_, flags)| flags & egress_flag::RETIRED != 0)
-        .map(|(address, _)| address)
+    let known = read(maps)?;
+    let mut unused: BTreeSet<Address> = known
+        .iter()
+        .filter(|(_, flags)| **flags & egress_flag::RETIRED != 0)
+        .map(|(address, _)| *address)
         .collect();
     if unused.is_empty() {
         return Ok(Vec::new());
     }
+    let ranges = Ranges::of(known.into_keys());
     // A program that chose the address before it was retired may be about to admit a flow.
     sys::wait_for_running_programs();
-    forget_used::<V4>(maps, "SLOTS4", &mut unused)?;
-    forget_used::<V6>(maps, "SLOTS6", &mut unused)?;
+    forget_used::<V4>(maps, "SLOTS4", &ranges, &mut unused)?;
+    forget_used::<V6>(maps, "SLOTS6", &ranges, &mut unused)?;
     let mut map = Known::open(maps)?;
     for address in &unused {
         map.remove(address)?;
@@ -236,10 +238,44 @@ pub(super) fn forget_unused(maps: &Maps) -> Result<Vec<Address>, DataPlaneError>
     Ok(unused.into_iter().collect())
 }
 
+/// The known addresses, to be found as the data plane finds them: by the longest match. Where servers share a range,
+/// what this one had before all of them were listed contains what it has now.
+struct Ranges {
+    known: BTreeSet<Address>,
+    /// The lengths of IPv6 ranges that there are.
+    lengths: BTreeSet<u8>,
+}
+
+impl Ranges {
+    fn of(known: impl IntoIterator<Item = Address>) -> Self {
+        let known: BTreeSet<Address> = known.into_iter().collect();
+        let lengths = known
+            .iter()
+            .filter_map(|address| match address {
+                Address::V4(_) => None,
+                Address::V6(net) => Some(net.prefix_len()),
+            })
+            .collect();
+        Self { known, lengths }
+    }
+
+    /// What an egress IP is one of.
+    fn find(&self, egress: IpAddr) -> Option<Address> {
+        match egress {
+            IpAddr::V4(address) => self.known.get(&Address::V4(address)).copied(),
+            IpAddr::V6(address) => self.lengths.iter().rev().find_map(|length| {
+                let net = Ipv6Net::new(address, *length).ok()?.trunc();
+                self.known.get(&Address::V6(net)).copied()
+            }),
+        }
+    }
+}
+
 /// Takes out of `unused` what a flow of this family leaves by.
 fn forget_used<A>(
     maps: &Maps,
     name: &str,
+    ranges: &Ranges,
     unused: &mut BTreeSet<Address>,
 ) -> Result<(), DataPlaneError>
 where
@@ -255,10 +291,36 @@ where
             let state = SlotWord::from_bits(word).state;
             state.is_linked() || state == State::Opening
         });
-        if live && let Some(slot) = slots.copy(index) {
-            let egress: IpAddr = slot.egress.into();
-            unused.retain(|address| !address.net().contains(&egress));
+        if live
+            && let Some(slot) = slots.copy(index)
+            && let Some(address) = ranges.find(slot.egress.into())
+        {
+            unused.remove(&address);
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_belongs_to_the_longest_range_that_has_it() {
+        let ranges = ["2001:db8::/64", "2001:db8:0:0:1::/80", "192.0.2.1"];
+        let ranges = Ranges::of(ranges.map(|range| range.parse().unwrap()));
+        let find = |address: &str| {
+            let found = ranges.find(address.parse().unwrap());
+            found.map(|address| address.to_string())
+        };
+        assert_eq!(
+            find("2001:db8::1:2:3:4").unwrap(),
+            "2001:db8:0:0:1::/80",
+            "the part in use"
+        );
+        assert_eq!(find("2001:db8::2:2:3:4").unwrap(), "2001:db8::/64");
+        assert_eq!(find("2001:db8:0:1::1"), None);
+        assert_eq!(find("192.0.2.1").unwrap(), "192.0.2.1");
+        assert_eq!(find("192.0.2.2"), None);
+    }
 }
