@@ -16,13 +16,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 
+use egress_common::ipv6::is_local_signalling;
 use egress_common::tag::{Tag, TagField};
 
 use super::cgroups::Cgroups;
 use crate::desired::{Desired, DesiredZone};
-
-/// Multicast listener and neighbour discovery (RFC 2710, 3810, 4861): never crosses a router, never touched.
-const NEIGHBOUR_DISCOVERY: &str = "{ 130, 131, 132, 133, 134, 135, 136, 137, 143 }";
 
 /// Counter of packets that would have left by another interface, or by an uplink without our programs.
 pub(super) const ELSEWHERE: &str = "elsewhere";
@@ -184,10 +182,9 @@ impl<'a> Writer<'a> {
 
     /// What the host's own sockets send.
     fn own(&mut self) {
-        self.rule(
-            "own",
-            format_args!("icmpv6 type {NEIGHBOUR_DISCOVERY} accept"),
-        );
+        // As the data plane tells them: never crosses a router, never touched.
+        let local = types(is_local_signalling);
+        self.rule("own", format_args!("icmpv6 type {local} accept"));
         self.marks("own");
         self.cgroups("own");
         self.rule("own", "goto sources");
@@ -336,6 +333,25 @@ fn suffix(zone: &DesiredZone) -> &'static str {
         (false, true) => "_udp",
         (false, false) => "_other",
     }
+}
+
+/// The set of the ICMP types of a kind: `{ 0, 8, 13-18 }`.
+fn types(of_kind: impl Fn(u8) -> bool) -> String {
+    let mut runs: Vec<(u8, u8)> = Vec::new();
+    for kind in (0..=u8::MAX).filter(|kind| of_kind(*kind)) {
+        match runs.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(kind) => *last = kind,
+            _ => runs.push((kind, kind)),
+        }
+    }
+    let runs = runs.into_iter().map(|(first, last)| {
+        if first == last {
+            first.to_string()
+        } else {
+            format!("{first}-{last}")
+        }
+    });
+    format!("{{ {} }}", list(runs))
 }
 
 fn list(items: impl IntoIterator<Item = impl Display>) -> String {

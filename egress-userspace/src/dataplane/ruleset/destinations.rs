@@ -2,16 +2,21 @@
 
 use std::collections::BTreeSet;
 
+use egress_common::family::{V4, V6};
+use egress_common::icmp::Quote;
+use egress_common::packet::IcmpKind;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{ELSEWHERE, Stage, UNSEEN, Writer, list};
+use super::{ELSEWHERE, Stage, UNSEEN, Writer, list, types};
 use crate::config::{DNS_PORT, IcmpQueries};
 
 /// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 
-/// ICMP queries and their answers, as the data plane tells them from errors.
-const ICMP_QUERIES: &str = "{ 0, 8, 13-18 }";
+/// ICMP queries and their answers in an address family, as the data plane tells them from errors.
+fn queries<A: Quote>() -> String {
+    types(|kind| A::icmp_kind(kind) == IcmpKind::Query)
+}
 
 /// Follows a resolver's address; the port is [`DNS_PORT`].
 const DNS: &str = " meta l4proto { tcp, udp } th dport 53";
@@ -56,7 +61,11 @@ impl Writer<'_> {
             }
         }
         if exempt.icmp_queries == IcmpQueries::Default {
-            self.rule(chain, format_args!("icmp type {ICMP_QUERIES} accept"));
+            self.rule(chain, format_args!("icmp type {} accept", queries::<V4>()));
+            self.rule(
+                chain,
+                format_args!("icmpv6 type {} accept", queries::<V6>()),
+            );
         }
         let mut allowed = BTreeSet::from([LOOPBACK]);
         allowed.extend(&self.surroundings.insides);

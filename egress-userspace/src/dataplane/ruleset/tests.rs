@@ -142,7 +142,7 @@ fn safe_6_forwarded_packets_go_by_their_tag_and_untagged_ones_do_not_leave() {
         ]
     );
     assert_eq!(
-        rules(&text, "unseen")[1..],
+        rules(&text, "unseen")[2..],
         ["oif { 1, 3, 4 } accept", "counter name \"unseen\" drop"]
     );
 }
@@ -153,9 +153,34 @@ fn safe_6_uplinks_are_allowed_by_index() {
         rules(&text(&desired()), "bound"),
         [
             "icmp type { 0, 8, 13-18 } accept",
+            "icmpv6 type { 128-129 } accept",
             "oif { 1, 3, 4, 7 } accept",
             "counter name \"elsewhere\" drop"
         ]
+    );
+}
+
+#[test]
+fn policy_7_a_ping_is_let_go_in_both_families_or_in_neither() {
+    let mut desired = desired();
+    let pings = |desired: &Desired, chain| {
+        let rules = rules(&text(desired), chain);
+        rules.iter().filter(|rule| rule.starts_with("icmp")).count()
+    };
+    for chain in ["bound", "unseen"] {
+        assert_eq!(pings(&desired, chain), 2);
+    }
+    desired.exempt.icmp_queries = IcmpQueries::Drop;
+    for chain in ["bound", "unseen"] {
+        assert_eq!(pings(&desired, chain), 0);
+    }
+}
+
+#[test]
+fn what_never_crosses_a_router_is_what_the_data_plane_takes_for_it() {
+    assert_eq!(
+        rules(&text(&desired()), "own")[0],
+        "icmpv6 type { 130-137, 141-143, 148-149, 151-153 } accept"
     );
 }
 
