@@ -204,15 +204,22 @@ impl Controller {
         Ok(removed)
     }
 
-    /// Commits and puts in force; undoes the commit when that fails.
+    /// Commits, reads back and puts in force; undoes the commit when that fails.
     fn commit(&mut self, changes: &[Change]) -> Result<(), Failure> {
         let limits = resolve::limits(&self.config);
         if !changes.is_empty() {
             self.store.commit(changes, limits)?;
         }
-        let before = std::mem::replace(&mut self.stored, self.store.load()?);
-        let Err(failure) = self.put_in_force() else {
-            return Ok(());
+        let before = self.stored.clone();
+        let failure = match self.store.load() {
+            Ok(stored) => {
+                self.stored = stored;
+                match self.put_in_force() {
+                    Ok(()) => return Ok(()),
+                    Err(failure) => failure,
+                }
+            }
+            Err(error) => error.into(),
         };
         if let Err(error) = self.store.commit(&undo(&before, changes), limits) {
             tracing::error!(%error, "the store could not be set back after a failed change");

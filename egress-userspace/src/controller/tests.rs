@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -10,7 +11,7 @@ use crate::dataplane::api::{
 };
 use crate::inventory::{DaemonState, PoolRecord, Status};
 use crate::resource::Owner;
-use crate::store::SqliteStore;
+use crate::store::{Limits, SqliteStore};
 
 /// A data plane that remembers what it was told, and fails when it is told to.
 #[derive(Clone, Default)]
@@ -313,6 +314,46 @@ fn a_change_that_cannot_be_put_in_force_is_not_kept() {
     let again = start(bench.directory.path(), bench.dataplane.clone()).unwrap();
     assert_eq!(again.stored().objects, before);
     assert_eq!(again.desired().zones[0].number, 1, "numbers too");
+}
+
+/// A store that cannot be read when it is told so.
+struct Unreadable(SqliteStore, Arc<AtomicBool>);
+
+impl StateStore for Unreadable {
+    fn load(&self) -> Result<Stored, StoreError> {
+        if self.1.load(Ordering::Relaxed) {
+            return Err(StoreError::Inaccessible {
+                path: "egress.db".into(),
+                reason: "disk I/O error".into(),
+            });
+        }
+        self.0.load()
+    }
+
+    fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<(), StoreError> {
+        self.0.commit(changes, limits)
+    }
+}
+
+#[test]
+fn safe_5_a_change_that_cannot_be_read_back_is_not_kept() {
+    let mut bench = Bench::new(&file(ZONE));
+    let before = bench.controller.stored().objects.clone();
+    let path = bench.directory.path().join("egress.db");
+    let unreadable = Arc::new(AtomicBool::new(false));
+    let store = SqliteStore::open(&path).unwrap();
+    bench.controller.store = Box::new(Unreadable(store, Arc::clone(&unreadable)));
+    unreadable.store(true, Ordering::Relaxed);
+    let failure = bench
+        .controller
+        .apply(&Source::new("r.toml", file("")), false)
+        .unwrap_err();
+    assert!(failure.reason.contains("disk I/O error"), "{failure}");
+    assert_eq!(bench.controller.stored().objects, before);
+    drop(bench.controller);
+    // What the next start would find.
+    let stored = SqliteStore::open(&path).unwrap().load().unwrap();
+    assert_eq!(stored.objects, before);
 }
 
 #[test]
