@@ -18,7 +18,7 @@ use crate::control::protocol::Applied;
 use crate::control::{BindError, Failure, Handler, Server};
 use crate::controller::{Controller, Service};
 use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names};
-use crate::dataplane::{Plane, View};
+use crate::dataplane::{Claim, Plane, View};
 use crate::notify;
 use crate::store::SqliteStore;
 use crate::utilization::{History, Recording};
@@ -54,10 +54,12 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     // First of all, since it tells whether another daemon is at work.
     let mut server = Server::bind(&config.control.socket)?;
     let listener = config.api.as_ref().map(Listener::bind).transpose()?;
+    // Before the store: opening it brings it up to date, and another daemon, perhaps of an older version, may use it.
+    let claim = Claim::of(&config.dataplane)?;
     let store = SqliteStore::open(&config.store.sqlite)?;
     let tokens = SqliteStore::open(&config.store.sqlite)?;
     let history = History::beside(&config.store.sqlite);
-    let plane = Plane::open_or_create(&config.dataplane)?;
+    let plane = Plane::open(claim, &config.dataplane)?;
     let mut watcher = plane.watcher()?;
     let events = plane.events()?;
     let (controller, applied) =

@@ -137,6 +137,16 @@ pub enum StoreError {
         /// The newest one known here.
         known: i64,
     },
+    /// An earlier version wrote it, and only the daemon brings it up to date.
+    #[error("the store {} was written by an older version (schema {found}; this version writes {known})", path.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its schema version.
+        found: i64,
+        /// The one this version writes.
+        known: i64,
+    },
     /// It is somebody else's database.
     #[error("{} is not a store of egress", path.display())]
     Foreign {
@@ -179,6 +189,11 @@ impl StoreError {
             ),
             Self::Newer { .. } => {
                 "use that version of egress again, or point [store] sqlite elsewhere".into()
+            }
+            Self::Older { .. } => {
+                "restart the daemon with this version, which brings the store up to date; or use the older \
+                 version's command"
+                    .into()
             }
             Self::Foreign { .. } => "point [store] sqlite at another file".into(),
             Self::Absent { .. } => {

@@ -2,13 +2,11 @@
 //!
 //! They work on the store itself, whether or not the daemon runs; it asks the store at every request.
 
-use std::path::Path;
-
 use super::context::Context;
 use super::{CliError, Exit, table};
 use crate::control::Failure;
 use crate::document::nearest;
-use crate::store::{Permission, SqliteStore, StateStore, StoreError};
+use crate::store::{Permission, SqliteStore, StateStore};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Change {
@@ -35,7 +33,9 @@ pub(super) enum Change {
 
 pub(super) fn run(context: &mut Context<'_>, change: Change) -> Result<Exit, CliError> {
     let (config, _) = context.config()?;
-    let mut store = open(&config.store.sqlite)?;
+    // The store that is there, as it is: a token without accounts to be for would be of no use, and a daemon of an
+    // older version may be using it.
+    let mut store = SqliteStore::open_beside(&config.store.sqlite).map_err(Failure::from)?;
     match change {
         Change::Create {
             accounts,
@@ -83,15 +83,6 @@ pub(super) fn run(context: &mut Context<'_>, change: Change) -> Result<Exit, Cli
         }
     }
     Ok(Exit::Done)
-}
-
-/// The store that is there: a token without accounts to be for would be of no use.
-fn open(path: &Path) -> Result<SqliteStore, Failure> {
-    if !path.exists() {
-        let path = path.to_owned();
-        return Err(StoreError::Absent { path }.into());
-    }
-    Ok(SqliteStore::open(path)?)
 }
 
 /// The ids of accounts given by id or name.

@@ -16,6 +16,7 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use super::clsact;
 use super::hook::{Hook, Order};
 use super::interfaces::Interface;
+use super::neighbours;
 use super::pins::Pins;
 use super::sys::{self, Direction, LinkInfo};
 use crate::config::Attach;
@@ -97,9 +98,7 @@ pub(super) fn ensure(
         Kind::Tcx => {
             let outcome = ensure_link(program, id, pins, interface, hook)?;
             // Left from a run with attach = "clsact".
-            if clsact::installed(interface, hook)?
-                .is_some_and(|filter| filter.name == hook.program())
-            {
+            if own_filter(pins, interface, hook)?.is_some() {
                 clsact::uninstall(interface, hook)?;
             }
             Ok(outcome)
@@ -108,7 +107,8 @@ pub(super) fn ensure(
             let outcome = match clsact::installed(interface, hook)? {
                 Some(filter) if filter.program == id => Outcome::Unchanged,
                 found => {
-                    clsact::install(program, interface, hook)?;
+                    neighbours::check_interface(pins, interface, hook.key())?;
+                    clsact::install(program, interface, hook, &neighbours::programs(pins)?)?;
                     if found.is_some() {
                         Outcome::Replaced
                     } else {
@@ -162,6 +162,7 @@ fn ensure_link(
         // Or the interface it was on is gone, and this is another one of the same name.
         remove_link(&path)?;
     }
+    neighbours::check_interface(pins, interface, hook.key())?;
     let order = match hook.order() {
         Order::First => LinkOrder::first(),
         Order::Last => LinkOrder::last(),
@@ -268,7 +269,20 @@ pub(super) fn in_place(
     {
         return Ok(Some((Kind::Tcx, info.program)));
     }
-    Ok(clsact::installed(interface, hook)?
-        .filter(|filter| filter.name == hook.program())
-        .map(|filter| (Kind::Clsact, filter.program)))
+    Ok(own_filter(pins, interface, hook)?.map(|program| (Kind::Clsact, program)))
+}
+
+/// The program of our filter at a hook's place: one of the same name may be another instance's.
+fn own_filter(
+    pins: &Pins,
+    interface: &Interface,
+    hook: Hook,
+) -> Result<Option<u32>, DataPlaneError> {
+    match clsact::installed(interface, hook)? {
+        Some(filter) if filter.name == hook.program() => {
+            let ours = neighbours::programs(pins)?.contains(&filter.program);
+            Ok(ours.then_some(filter.program))
+        }
+        _ => Ok(None),
+    }
 }

@@ -1,5 +1,6 @@
 //! Filters on an interface's clsact qdisc: how programs are attached where the kernel has no tcx (before 6.6).
 
+use std::collections::BTreeSet;
 use std::mem::size_of;
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
@@ -115,17 +116,18 @@ fn is_at(filter: &Filter, hook: Hook) -> bool {
     filter.priority == hook.priority() && filter.handle == u32::from(HANDLE)
 }
 
-/// Installs the program, or replaces the one that is there without a packet in between.
+/// Installs the program, or replaces the one that is there, if it is among `ours`, without a packet in between.
 pub(super) fn install(
     program: &mut SchedClassifier,
     interface: &Interface,
     hook: Hook,
+    ours: &BTreeSet<u32>,
 ) -> Result<(), DataPlaneError> {
     let name = &interface.name;
     let doing = || format!("attaching {} to {name} (clsact)", hook.program());
     let existing = installed(interface, hook)?;
     if let Some(filter) = &existing
-        && filter.name != hook.program()
+        && !ours.contains(&filter.program)
     {
         return Err(DataPlaneError::Refused {
             reason: format!(

@@ -5,8 +5,6 @@
 
 use std::path::Path;
 
-use aya::programs::loaded_programs;
-
 use super::attach;
 use super::births;
 use super::clsact;
@@ -14,7 +12,7 @@ use super::guard;
 use super::hook::Hook;
 use super::interfaces::Interface;
 use super::lock::Lock;
-use super::maps::Maps;
+use super::neighbours;
 use super::pins::{Pins, State};
 use super::privileges;
 use crate::dataplane::api::DataPlaneError;
@@ -92,7 +90,7 @@ pub(super) fn departed(
             ));
         }
     }
-    let programs = ours(pins)?;
+    let programs = neighbours::programs(pins)?;
     for interface in Interface::all()? {
         let mut found = false;
         for hook in Hook::ALL.into_iter().rev() {
@@ -117,29 +115,4 @@ pub(super) fn departed(
         }
     }
     Ok(removed)
-}
-
-/// The ids of all programs that use our maps, of this daemon or an earlier one. A filter of the same name that
-/// uses other maps belongs to another instance.
-fn ours(pins: &Pins) -> Result<Vec<u32>, DataPlaneError> {
-    let maps = match Maps::open(pins) {
-        Ok(maps) => maps,
-        Err(DataPlaneError::Absent { .. }) => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let switch = maps
-        .data("SWITCH")?
-        .info()
-        .map_err(|error| DataPlaneError::failed("looking at map SWITCH", error))?
-        .id();
-    // A program that is unloaded while we look is none of those that are attached.
-    Ok(loaded_programs()
-        .filter_map(Result::ok)
-        .filter(|program| {
-            program
-                .map_ids()
-                .is_ok_and(|ids| ids.is_some_and(|ids| ids.contains(&switch)))
-        })
-        .map(|program| program.id())
-        .collect())
 }

@@ -74,6 +74,14 @@ impl Hook {
         }
     }
 
+    /// The key of the configuration that names its interface.
+    pub(super) const fn key(self) -> &'static str {
+        match self {
+            Self::InsideIngress => "inside",
+            _ => "uplink",
+        }
+    }
+
     /// Its interface's role, as the data plane knows it.
     pub(super) const fn role(self) -> u32 {
         match self {

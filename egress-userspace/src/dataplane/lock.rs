@@ -1,4 +1,4 @@
-//! One daemon a pin directory.
+//! One daemon a pin directory, and one start at a time in a network namespace.
 //!
 //! A file under `/run`, named after the pin directory, is locked for as long as its holder lives: the kernel
 //! drops the lock however the holder ends, so a SIGKILL leaves nothing to clean up. The file holds the id of its
@@ -18,6 +18,11 @@ use crate::dataplane::api::DataPlaneError;
 
 /// Where lock files are kept.
 const DIRECTORY: &str = "/run/egress";
+
+/// How long a holder that was killed may take to let go.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long another instance may take to start: the verifier reads its programs first.
+const START: Duration = Duration::from_secs(120);
 
 /// Held for as long as the value lives.
 #[derive(Debug)]
@@ -42,7 +47,7 @@ impl Lock {
             .truncate(false)
             .open(&path)
             .map_err(failed)?;
-        match patiently(&file) {
+        match patiently(&file, PATIENCE) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -82,6 +87,57 @@ impl Lock {
     }
 }
 
+/// The right to start in this thread's network namespace, held until the programs are attached: what two
+/// instances may not share is looked for on the interfaces, where only programs are seen that are there already.
+#[derive(Debug)]
+pub(super) struct Starting {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Starting {
+    /// Waits until nobody else is starting here.
+    ///
+    /// # Errors
+    /// [`DataPlaneError::Refused`] when another start comes to no end.
+    pub(super) fn take() -> Result<Self, DataPlaneError> {
+        let failed = |error| DataPlaneError::failed("locking the network namespace", error);
+        let namespace = fs::metadata("/proc/thread-self/ns/net").map_err(failed)?;
+        let path = Path::new(DIRECTORY).join(format!("start-{}", namespace.ino()));
+        loop {
+            fs::create_dir_all(DIRECTORY).map_err(failed)?;
+            let file = File::options()
+                .create(true)
+                .write(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(failed)?;
+            match patiently(&file, START) {
+                // Who had it before has removed the file: whoever comes next makes a new one.
+                Ok(()) if !is_at(&file, &path) => {}
+                Ok(()) => return Ok(Self { _file: file, path }),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(DataPlaneError::Refused {
+                        reason: format!(
+                            "another instance has been starting in this network namespace for {} seconds",
+                            START.as_secs()
+                        ),
+                        remedy: "look at that one's log, and start this one again".to_owned(),
+                    });
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        // Still locked, so nobody else's. A file that stays does no harm.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
@@ -91,10 +147,9 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 /// Tries for a while: a holder that was killed lets go only when the kernel is done with it, and a command it had
 /// just started shares its files until it runs.
-fn patiently(file: &File) -> Result<(), TryLockError> {
-    const PATIENCE: Duration = Duration::from_millis(500);
+fn patiently(file: &File, patience: Duration) -> Result<(), TryLockError> {
     const PAUSE: Duration = Duration::from_millis(10);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + patience;
     loop {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(PAUSE),

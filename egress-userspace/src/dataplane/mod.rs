@@ -58,7 +58,7 @@ mod watcher;
 
 pub use detach::detach;
 pub use events::EventLog;
-pub use plane::Plane;
+pub use plane::{Claim, Plane};
 pub use privileges::check as check_privileges;
 pub use view::View;
 pub use watcher::Watcher;

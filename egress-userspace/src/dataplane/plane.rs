@@ -20,7 +20,7 @@ use super::farewell;
 use super::guard::Guard;
 use super::hook::Hook;
 use super::interfaces::{Interface, Link};
-use super::lock::Lock;
+use super::lock::{Lock, Starting};
 use super::maps::Maps;
 use super::neighbours;
 use super::object::Object;
@@ -69,6 +69,27 @@ pub struct Plane {
     lock: Lock,
 }
 
+/// The right to use a pin directory, which one daemon at a time has.
+#[derive(Debug)]
+pub struct Claim {
+    pins: Pins,
+    lock: Lock,
+}
+
+impl Claim {
+    /// Checks privileges and the file system, and takes the lock. Nothing is changed.
+    ///
+    /// # Errors
+    /// [`DataPlaneError::Refused`] with the remedy; another daemon's process id, if one uses the pins.
+    pub fn of(config: &Dataplane) -> Result<Self, DataPlaneError> {
+        privileges::check()?;
+        let pins = Pins::new(&config.pin);
+        pins.check_filesystem()?;
+        let lock = Lock::take(&config.pin)?;
+        Ok(Self { pins, lock })
+    }
+}
+
 impl Plane {
     /// Takes over the data plane that is pinned, or makes one; afterwards every program of this binary is in
     /// place, with the configuration that was in force before.
@@ -79,18 +100,26 @@ impl Plane {
     /// [`DataPlaneError::Refused`] with the remedy for everything an administrator can change: privileges, file
     /// system, another daemon, an interface that does not exist, pins of another layout, a kernel without tcx.
     pub fn open_or_create(config: &Dataplane) -> Result<Self, DataPlaneError> {
-        privileges::check()?;
-        let pins = Pins::new(&config.pin);
-        pins.check_filesystem()?;
-        let lock = Lock::take(&config.pin)?;
+        Self::open(Claim::of(config)?, config)
+    }
+
+    /// [`Self::open_or_create`] for whoever has the right to.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open(claim: Claim, config: &Dataplane) -> Result<Self, DataPlaneError> {
+        let Claim { pins, lock } = claim;
         let mut uplinks = Vec::new();
         for name in &config.uplink {
             uplinks.push(Interface::require(name, "uplink")?);
         }
+        let mut insides = Vec::new();
         for name in &config.inside {
-            Interface::require(name, "inside")?;
+            insides.push(Interface::require(name, "inside")?);
         }
-        neighbours::check(&pins, &uplinks)?;
+        // Until our programs are attached, another instance that starts does not see them.
+        let starting = Starting::take()?;
+        neighbours::check(&pins, config, &uplinks, &insides)?;
         let uplink = uplinks.first().ok_or_else(|| DataPlaneError::Refused {
             reason: "[dataplane] uplink names no interface".to_owned(),
             remedy: "name the interfaces that lead to the origins".to_owned(),
@@ -129,6 +158,7 @@ impl Plane {
         };
         plane.guard.begin()?;
         plane.attach()?;
+        drop(starting);
         Ok(plane)
     }
 

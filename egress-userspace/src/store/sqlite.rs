@@ -82,6 +82,29 @@ impl SqliteStore {
         Ok(store)
     }
 
+    /// Opens an existing store for writing beside a daemon that may be of an older version: creates nothing, and does
+    /// not bring it up to date.
+    pub fn open_beside(path: &Path) -> Result<Self, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Absent {
+                path: path.to_owned(),
+            });
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut store = Self::connect(path, flags)?;
+        let found = store.pragma("user_version")?;
+        store.known(found)?;
+        if found < SCHEMA_VERSION {
+            return Err(StoreError::Older {
+                path: path.to_owned(),
+                found,
+                known: SCHEMA_VERSION,
+            });
+        }
+        store.prepare()?;
+        Ok(store)
+    }
+
     /// Opens an existing store for reading; creates and changes nothing.
     pub fn open_read_only(path: &Path) -> Result<Self, StoreError> {
         if !path.exists() {

@@ -8,7 +8,7 @@ use egress_userspace::dataplane::api::{DataPlane as _, DataPlaneError};
 use egress_userspace::dataplane::{Plane, detach};
 
 use super::open;
-use crate::bench::{desired, ip, run};
+use crate::bench::{Bench, desired, ip, run};
 
 /// What was refused, and the remedy.
 pub(super) fn refusal(result: Result<Plane, DataPlaneError>) -> String {
@@ -115,6 +115,7 @@ fn a_second_instance_on_one_uplink_is_refused_by_the_pins_of_the_first() {
                 let elsewhere = Dataplane {
                     uplink: vec!["mgmt0".into()],
                     inside: Vec::new(),
+                    mark_mask: OTHER_BITS,
                     ..second.clone()
                 };
                 drop(Plane::open_or_create(&elsewhere).unwrap());
@@ -123,6 +124,172 @@ fn a_second_instance_on_one_uplink_is_refused_by_the_pins_of_the_first() {
                 detach(&first.pin).unwrap();
                 drop(Plane::open_or_create(&second).unwrap());
                 detach(&second.pin).unwrap();
+            }
+        },
+    );
+}
+
+/// Bits of the mark that are not those of the default.
+const OTHER_BITS: u32 = 0x0000_ffff;
+
+/// A second instance on `mgmt0`, which shares nothing with the first.
+fn apart(bench: &Bench, attach: Attach) -> Dataplane {
+    Dataplane {
+        attach,
+        uplink: vec!["mgmt0".into()],
+        inside: Vec::new(),
+        pin: bench.beside("_second"),
+        mark_mask: OTHER_BITS,
+        ..bench.config()
+    }
+}
+
+#[test]
+fn safe_1_instances_whose_tags_would_be_taken_for_each_others_are_refused() {
+    run(
+        "safe_1_instances_whose_tags_would_be_taken_for_each_others_are_refused",
+        |bench| {
+            for attach in [Attach::Auto, Attach::Clsact] {
+                let first = Dataplane {
+                    attach,
+                    ..bench.config()
+                };
+                drop(Plane::open_or_create(&first).unwrap());
+                let second = apart(bench, attach);
+                for mark_mask in [first.mark_mask, 0x00ff_ff00] {
+                    let said = refusal(Plane::open_or_create(&Dataplane {
+                        mark_mask,
+                        ..second.clone()
+                    }));
+                    let theirs = format!("pins are in {} and", bench.pin.display());
+                    let bits = format!("bits {mark_mask:#010x}");
+                    assert!(
+                        said.contains(&theirs)
+                            && said.contains("bits 0xffff0000")
+                            && said.contains(&bits)
+                            && said.contains("mark_mask of its own, for instance \"0x0000ffff\""),
+                        "{said}"
+                    );
+                }
+                // Its own bits, but the same inside interface: both would write where a packet enters.
+                let said = refusal(Plane::open_or_create(&Dataplane {
+                    inside: first.inside.clone(),
+                    ..second.clone()
+                }));
+                assert!(
+                    said.contains("already has programs on inside in0")
+                        && said.contains("another [dataplane] inside"),
+                    "{said}"
+                );
+                assert!(!second.pin.exists(), "nothing was begun");
+                bench.assert_in_place();
+                drop(Plane::open_or_create(&second).unwrap());
+                // Now the first one would be refused, had it bits of the second: it has none.
+                drop(Plane::open_or_create(&first).unwrap());
+                detach(&second.pin).unwrap();
+                detach(&first.pin).unwrap();
+            }
+        },
+    );
+}
+
+/// Starts two instances at one time; returns what the one was told that may not.
+fn start_together(configs: &[Dataplane; 2]) -> String {
+    let outcomes = std::thread::scope(|scope| {
+        let starts = configs
+            .each_ref()
+            .map(|config| scope.spawn(|| Plane::open_or_create(config).map(drop)));
+        starts.map(|start| start.join().unwrap())
+    });
+    let refused: Vec<_> = outcomes
+        .iter()
+        .filter_map(|outcome| outcome.as_ref().err())
+        .collect();
+    assert_eq!(refused.len(), 1, "{outcomes:?}");
+    let said = refused[0].to_string();
+    for config in configs {
+        detach(&config.pin).unwrap();
+    }
+    said
+}
+
+#[test]
+fn of_two_instances_that_start_together_one_is_refused() {
+    run(
+        "of_two_instances_that_start_together_one_is_refused",
+        |bench| {
+            for attach in [Attach::Auto, Attach::Clsact] {
+                let first = Dataplane {
+                    attach,
+                    ..bench.config()
+                };
+                let same_uplink = Dataplane {
+                    pin: bench.beside("_second"),
+                    ..first.clone()
+                };
+                let said = start_together(&[first.clone(), same_uplink]);
+                assert!(
+                    said.contains("already has programs on uplink up0"),
+                    "{said}"
+                );
+                let same_bits = Dataplane {
+                    mark_mask: first.mark_mask,
+                    ..apart(bench, attach)
+                };
+                let said = start_together(&[first, same_bits]);
+                assert!(said.contains("keeps its tags in bits 0xffff0000"), "{said}");
+            }
+        },
+    );
+}
+
+#[test]
+fn an_interface_that_turns_out_to_be_another_instances_is_left_to_it() {
+    run(
+        "an_interface_that_turns_out_to_be_another_instances_is_left_to_it",
+        |bench| {
+            for attach in [Attach::Auto, Attach::Clsact] {
+                let first = Dataplane {
+                    attach,
+                    ..bench.config()
+                };
+                drop(Plane::open_or_create(&first).unwrap());
+                let hooks = |bench: &Bench| {
+                    let hooks = bench.status().hooks;
+                    hooks
+                        .into_iter()
+                        .map(|hook| (hook.hook, hook.program_id))
+                        .collect::<Vec<_>>()
+                };
+                let before = hooks(bench);
+                let second = apart(bench, attach);
+                let mut plane = Plane::open_or_create(&second).unwrap();
+                // Somebody gives the first one's uplink the name of the second one's.
+                ip("link del mgmt0");
+                ip("link set up0 down");
+                ip("link set up0 name mgmt0");
+                ip("link set mgmt0 up");
+                for _ in 0..3 {
+                    let said = plane.repair().unwrap_err().to_string();
+                    assert!(
+                        said.contains("already has programs on uplink mgmt0"),
+                        "{said}"
+                    );
+                }
+                ip("link set mgmt0 down");
+                ip("link set mgmt0 name up0");
+                ip("link set up0 up");
+                assert_eq!(
+                    hooks(bench),
+                    before,
+                    "nothing of the first one was replaced"
+                );
+                bench.link("mgmt0");
+                plane.repair().unwrap();
+                drop(plane);
+                detach(&second.pin).unwrap();
+                bench.assert_in_place();
+                detach(&first.pin).unwrap();
             }
         },
     );

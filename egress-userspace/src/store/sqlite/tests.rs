@@ -102,6 +102,36 @@ fn a_store_without_placements_is_taken_over() {
 }
 
 #[test]
+fn only_the_daemon_brings_a_store_up_to_date() {
+    let (directory, store) = fresh();
+    let path = directory.path().join("sub/egress.db");
+    assert!(SqliteStore::open_beside(&path).is_ok());
+    store
+        .connection
+        .pragma_update(None, "user_version", 2)
+        .unwrap();
+    let error = SqliteStore::open_beside(&path).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StoreError::Older {
+                found: 2,
+                known: 3,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(error.remedy().contains("restart the daemon"));
+    assert_eq!(store.pragma("user_version").unwrap(), 2, "untouched");
+    assert!(matches!(
+        SqliteStore::open_beside(&directory.path().join("none.db")),
+        Err(StoreError::Absent { .. })
+    ));
+    assert!(!directory.path().join("none.db").exists());
+}
+
+#[test]
 fn a_newer_version_is_refused_by_name() {
     let (directory, store) = fresh();
     store
