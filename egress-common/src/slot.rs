@@ -100,6 +100,8 @@ pub mod flag {
     pub const ORPHAN: u16 = 1 << 8;
     /// The flow was ended on purpose: both ends are told, whatever is told of idleness.
     pub const RESET: u16 = 1 << 9;
+    /// The inside's packets enter as they leave, whatever netfilter may do on the way: the fast path has met one.
+    pub const DIRECT: u16 = 1 << 10;
 }
 
 /// State, flags and generation in one compare-and-swap word.
@@ -160,8 +162,8 @@ impl SlotWord {
 
 /// What one side of a TCP connection has sent, for judging RSTs and TIME_WAIT reuse.
 ///
-/// All sequence numbers as on the wire; one CPU at a time writes a side, readers tolerate a value
-/// one segment old.
+/// All sequence numbers as on the wire. Two CPUs may write a side at once, so values only go forward; readers
+/// tolerate one that is a segment old.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Side {

@@ -237,21 +237,23 @@ pub fn leaving<A: Selectable>(
     {
         return Owner::Zone(zone);
     }
+    let entered = verdict::ingress_interface(ctx);
+    let inside = entered != 0
+        && DEVICES
+            .get_ptr(entered)
+            // SAFETY: a map value that the daemon replaces as a whole.
+            .is_some_and(|device| unsafe { (*device).role } == role::INSIDE);
     match tag {
         Tag::Zone(zone) => return Owner::Zone(zone as u32),
-        // Decided where it entered. Its source may be rewritten by now.
-        Tag::Unbound => return Owner::Nobody,
-        Tag::None | Tag::Done => {}
+        // Decided where it entered. Its source may be rewritten by now. Of a packet that came by another
+        // interface last, the tag was about what carried it.
+        Tag::Unbound if inside => return Owner::Nobody,
+        Tag::Unbound | Tag::None | Tag::Done => {}
     }
     if let Some(zone) = A::by_source(version, source) {
         return Owner::Zone(zone);
     }
-    let entered = verdict::ingress_interface(ctx);
-    if entered != 0
-        && let Some(device) = DEVICES.get_ptr(entered)
-        // SAFETY: a map value that the daemon replaces as a whole.
-        && unsafe { (*device).role } == role::INSIDE
-    {
+    if inside {
         return Owner::Unknown;
     }
     if entered == 0

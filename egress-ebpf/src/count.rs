@@ -58,6 +58,8 @@ fn obtain<A: Family>(key: &OriginKey<A>, now: u64) -> Result<Reference, Reason> 
     let reference = unsafe {
         // First the time: the sweep retires a record that has a key and an old time.
         core::ptr::write_volatile(&raw mut (*counter).idle_since, now);
+        // A barrier, for machines that may turn two stores round.
+        MapWord::first_of(counter).add(0);
         core::ptr::write_volatile(&raw mut (*counter).key, *key);
         (*counter).peak = 0;
         (*counter).refused = 0;

@@ -3,14 +3,17 @@
 //!
 //! It is a shortcut and no rule of its own: the same steps as at the uplink, for packets that need
 //! nothing else. Whatever is not plain (a packet that opens a flow, options, a last hop, a packet too
-//! long for where it goes, another link layer than Ethernet) takes the ordinary way.
+//! long for where it goes, another link layer than Ethernet, a frame for another host) takes the ordinary way.
+//! So do a flow's packets until one from the inside was met whose flow is the one that its endpoints name: then
+//! netfilter changes nothing on the way that it would have to change back, and has seen both SYNs.
 
 use aya_ebpf::bindings::TC_ACT_REDIRECT;
-use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use egress_common::key::TCP;
 use egress_common::packet::{Fragment, Ip, Segment};
 use egress_common::reason::Reason;
+use egress_common::slot::{advance, flag};
 use egress_common::tag::Tag;
 use egress_common::tcp::Way;
 
@@ -22,7 +25,7 @@ use crate::hop::{self, Hop, Query};
 use crate::outgoing::Outgoing;
 use crate::uplink::{self, Live};
 use crate::verdict::{self, DECLINED, NEXT};
-use crate::{globals, report};
+use crate::{globals, report, slots};
 
 /// An Ethernet header without tags.
 const ETHERNET: usize = 14;
@@ -32,7 +35,11 @@ const UDP_HEADER: u32 = 8;
 /// A packet of a zone that has just entered.
 #[inline(always)]
 pub fn out<A: Family>(ctx: &TcContext, network: usize, zone: u32) -> i32 {
-    if globals::accelerate() == 0 || network != ETHERNET || verdict::has_vlan(ctx) {
+    if globals::accelerate() == 0
+        || network != ETHERNET
+        || verdict::has_vlan(ctx)
+        || !verdict::is_for_host(ctx)
+    {
         return DECLINED;
     }
     let Some(packet) = Outgoing::<A>::scratch() else {
@@ -91,6 +98,14 @@ fn shortcut<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     if !fits(ctx, &packet.ip, &packet.segment, hop) {
         return DECLINED;
     }
+    if !found.word.has(flag::DIRECT) {
+        // A lost race is a packet's that advances the flow: the next one will do it.
+        advance(
+            &slots::word_of(found.slot),
+            found.word,
+            found.word.with_flags(flag::DIRECT),
+        );
+    }
     packet.slot = found.index;
     let verdict = uplink::leave(ctx, packet);
     if verdict != NEXT {
@@ -117,7 +132,9 @@ pub fn back<A: Family>(
 ) -> Option<&'static Hop> {
     if globals::accelerate() == 0
         || ip.network() != ETHERNET
+        || !found.word.has(flag::DIRECT)
         || verdict::has_vlan(ctx)
+        || !verdict::is_for_host(ctx)
         || !is_plain(ctx, ip)
     {
         return None;
@@ -159,8 +176,15 @@ pub fn send<A: Family>(ctx: &TcContext, hop: &Hop) -> i32 {
     if address(&Frame::now(ctx), hop).is_none() || A::take_hop(ctx, ETHERNET).is_none() {
         return report::drop(ctx, Reason::Malformed);
     }
-    // SAFETY: the helper takes an interface and no flags: its way out.
-    let verdict = unsafe { bpf_redirect(hop.interface, 0) } as i32;
+    // SAFETY: the helpers take an interface and no flags: its way out.
+    let verdict = unsafe {
+        if hop.is_due() {
+            // Through the kernel's neighbour entry, which asks now and then whether the neighbour is there.
+            bpf_redirect_neigh(hop.interface, core::ptr::null_mut(), 0, 0)
+        } else {
+            bpf_redirect(hop.interface, 0)
+        }
+    } as i32;
     if verdict == TC_ACT_REDIRECT {
         verdict
     } else {

@@ -1,6 +1,7 @@
 //! Where the packets of a live flow go next: asked of the kernel's routing ten times a second, not for
-//! every packet. A change of routes or neighbours counts within a tenth of a second, with or without a
-//! daemon.
+//! every packet. What the kernel learns of routes and neighbours counts within a tenth of a second, with or without
+//! a daemon. Every few seconds a packet goes through the kernel's neighbour entry, so that the kernel learns of a
+//! neighbour that is gone.
 
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::programs::TcContext;
@@ -17,6 +18,8 @@ use crate::slots;
 pub const HOPS: usize = 4_096;
 /// How long an answer counts, ns.
 const FRESH: u64 = 100_000_000;
+/// How often a packet goes through the kernel's neighbour entry, ns.
+const DUE: u64 = 2_000_000_000;
 
 /// A next hop of one way of a flow.
 #[repr(C)]
@@ -35,7 +38,18 @@ pub struct Hop {
     /// Link-layer addresses of the neighbour and of the interface.
     pub neighbour: [u8; 6],
     pub own: [u8; 6],
-    pad: u32,
+    /// When a packet went through the neighbour entry.
+    seen: Moment,
+    /// Whether this packet is to.
+    due: u32,
+}
+
+impl Hop {
+    /// Whether the packet that was asked for goes through the kernel's neighbour entry.
+    #[inline(always)]
+    pub fn is_due(&self) -> bool {
+        self.due != 0
+    }
 }
 
 /// A question. Aligned, like the block below: addresses are copied eight bytes at a time.
@@ -66,15 +80,21 @@ pub fn find<A: Family>(
     // SAFETY: this CPU's own record.
     let hop = unsafe { &mut *SCRATCH_HOPS.get_ptr_mut(place)? };
     let now = slots::now();
-    let mine = hop.slot == found.index
-        && hop.generation == found.word.generation
-        && hop.kind == kind
-        && hop.asked.age(now) < FRESH;
-    if !mine {
+    let mine =
+        hop.slot == found.index && hop.generation == found.word.generation && hop.kind == kind;
+    hop.due = 0;
+    if !mine || hop.asked.age(now) >= FRESH {
         hop.slot = found.index;
         hop.generation = found.word.generation;
         hop.kind = kind;
         hop.asked = Moment::of(now);
+        // Where flows take a record from each other, a few of the packets.
+        if (mine && hop.seen.age(now) >= DUE) || (!mine && hop.asked.0.is_multiple_of(64)) {
+            hop.due = 1;
+        }
+        if hop.due != 0 || !mine {
+            hop.seen = hop.asked;
+        }
         ask(ctx, query, hop);
     }
     (hop.interface != 0).then_some(&*hop)

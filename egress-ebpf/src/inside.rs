@@ -15,7 +15,7 @@ use crate::{fast, link};
 
 pub fn run(ctx: &TcContext) -> i32 {
     let Some(network) = link::network(ctx) else {
-        return other(ctx);
+        return unread(ctx);
     };
     let frame = Frame::now(ctx);
     match network.ethertype {
@@ -29,25 +29,30 @@ pub fn run(ctx: &TcContext) -> i32 {
             network.offset,
             ipv6(&frame, network.offset, ctx.len()).map(|ip| ip.source),
         ),
-        _ => other(ctx),
+        _ => unread(ctx),
     }
 }
 
-/// Neither IPv4 nor IPv6, or of no zone.
+/// Neither IPv4 nor IPv6, or nothing that can be read. It has no tag: an IP packet that it carries, in PPPoE for
+/// instance, would inherit that.
 #[inline(always)]
-fn other(ctx: &TcContext) -> i32 {
-    verdict::set_tag(ctx, Tag::Unbound);
+fn unread(ctx: &TcContext) -> i32 {
+    verdict::set_tag(ctx, Tag::None);
     NEXT
 }
 
 /// An IP packet: tagged, and past everything else if its flow is live.
 #[inline(always)]
 fn ip<A: Family>(ctx: &TcContext, network: usize, source: Result<A, Malformed>) -> i32 {
-    let zone = source.ok().and_then(|source| {
-        classify::entering(&Configuration::now()?, verdict::interface(ctx), source)
+    let Ok(source) = source else {
+        return unread(ctx);
+    };
+    let zone = Configuration::now().and_then(|configuration| {
+        classify::entering(&configuration, verdict::interface(ctx), source)
     });
     let Some(zone) = zone else {
-        return other(ctx);
+        verdict::set_tag(ctx, Tag::Unbound);
+        return NEXT;
     };
     verdict::set_tag(ctx, Tag::Zone(zone as u16));
     match fast::out::<A>(ctx, network, zone) {

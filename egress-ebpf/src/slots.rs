@@ -95,6 +95,8 @@ pub fn discard<A: Family>(index: u32) {
 pub fn free<A: Family>(index: u32, seen: SlotWord) {
     let Some(slot) = A::slot(index) else { return };
     let word = word_of(slot);
+    // SAFETY: a live map value that nobody refers to. Read again only if it stays on no list.
+    let since = unsafe { (*slot).last_seen };
     if !advance(&word, seen, seen.with_state(State::Free)) {
         return;
     }
@@ -103,7 +105,9 @@ pub fn free<A: Family>(index: u32, seen: SlotWord) {
         &SlotLinks::<A>(core::marker::PhantomData),
         index,
     ) {
-        // Not on a list: the sweep will try again.
+        // Not on a list: the sweep will try again. The list has written to where the time was.
+        // SAFETY: as above.
+        unsafe { (*slot).last_seen = since };
         advance(
             &word,
             seen.with_state(State::Free),

@@ -121,9 +121,6 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
         if packet.read_transport(&Frame::now(ctx)).is_ok() {
             return next::KNOWN;
         }
-        if !packet.is_first() {
-            return report::drop(ctx, Reason::Malformed);
-        }
         // Nobody's business unless it is bound.
         packet.cut = true;
     } else if packet.is_fragment() {
@@ -279,7 +276,15 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
         return report::drop(ctx, Reason::Fragment);
     }
     if packet.cut {
-        return report::drop(ctx, Reason::FragmentMalformed);
+        let whole = matches!(packet.ip.fragment, Fragment::Whole);
+        return report::drop(
+            ctx,
+            if whole {
+                Reason::Malformed
+            } else {
+                Reason::FragmentMalformed
+            },
+        );
     }
     if packet.is_fragment() && !packet.has_ports() {
         return next::HOLD;

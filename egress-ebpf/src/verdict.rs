@@ -97,6 +97,13 @@ pub fn has_vlan(ctx: &TcContext) -> bool {
     unsafe { (*ctx.skb.skb).vlan_present != 0 }
 }
 
+/// Whether the frame is addressed to this host (`PACKET_HOST`): others arrive too where an interface is promiscuous.
+#[inline(always)]
+pub fn is_for_host(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*ctx.skb.skb).pkt_type == 0 }
+}
+
 /// Uses the packet up; whoever sent it is told that it left.
 ///
 /// The kernel tells a sender of a drop, and one that is cutting a packet into fragments throws the rest of

@@ -1,18 +1,26 @@
 //! PERF-1: the fast path. A live flow's packets pass routing and netfilter by, and arrive as they would otherwise.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     capture::{Capture, Frame},
     client::Fetch,
     config::{Resources, Server},
+    fragment::{Datagram, ETHERNET_PIECE},
     leak::Rules,
-    needs, netns,
+    needs, netns, odd,
     offload::{self, Offload},
     origin::{ECHO_PORT, HTTP_PORT},
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
-    standard::{A, BOUND, GATEWAY, INSIDE_BOUND, POOL, RANGE, ZONE_PREFIX, ZONE_PREFIX_V6},
+    standard::{
+        A, BOUND, BOUND_ADDRESS, GATEWAY, INSIDE_BOUND, NET, POOL, RANGE, UPLINK, ZONE_PREFIX,
+        ZONE_PREFIX_V6,
+    },
 };
 use serde_json::Value;
 
@@ -131,4 +139,127 @@ fn live_flows_pass_netfilter_by_and_arrive_the_same() -> Result<()> {
         ensure!(report.leaks == 0, "{report:?}");
     }
     Ok(())
+}
+
+/// Netfilter sends a flow elsewhere on its way out, as whoever redirects DNS does: what it changes it must be able to
+/// change back. And it drops what it takes for invalid.
+#[test]
+fn flows_that_netfilter_redirects_are_answered() -> Result<()> {
+    const TEST: &str = "flows_that_netfilter_redirects_are_answered";
+    const NAMED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = start(true)?;
+    site.node(GATEWAY).nft(&format!(
+        "table ip detour {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat;
+                ip daddr {NAMED} dnat to {}
+            }}
+            chain forward {{
+                type filter hook forward priority 0;
+                ct state invalid drop
+            }}
+        }}",
+        site.at_a(0).ip()
+    ))?;
+    let check = site.watch_for(Rules::new().allow(POOL).allow_range(RANGE.into()))?;
+    fetch(&site, SocketAddr::new(NAMED.into(), HTTP_PORT))?;
+    // Another flow, to the same place by its own name, passes netfilter by.
+    let before = forwarded(&site)?;
+    fetch(&site, site.at_a(HTTP_PORT))?;
+    ensure!(forwarded(&site)? - before < PACKETS / 100);
+    let report = check.report()?;
+    ensure!(report.leaks == 0, "{report:?}");
+    Ok(())
+}
+
+/// A promiscuous interface takes frames that are another router's to forward.
+#[test]
+fn frames_for_another_host_are_left_alone() -> Result<()> {
+    const TEST: &str = "frames_for_another_host_are_left_alone";
+    const ANOTHER: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = start(true)?;
+    site.node(GATEWAY)
+        .ip(&format!("link set {INSIDE_BOUND} promisc on"))?;
+    let origin = site.at_a(9_000);
+    let inside = SocketAddr::new(BOUND_ADDRESS.into(), 40_404);
+    let socket = |node: &str, address| -> Result<UdpSocket> {
+        let socket = site.node(node).run(|| UdpSocket::bind(address))??;
+        socket.set_read_timeout(Some(CONNECT_LIMIT))?;
+        Ok(socket)
+    };
+    let (client, server) = (socket(BOUND, inside)?, socket(A, origin)?);
+    let said = |expected: &str| -> Result<()> {
+        let mut bytes = [0; 64];
+        let (length, from) = server.recv_from(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes[..length]);
+        ensure!(text == expected, "{text} arrived before {expected}");
+        server.send_to(&bytes[..length], from)?;
+        let length = client.recv(&mut bytes)?;
+        ensure!(&bytes[..length] == expected.as_bytes());
+        Ok(())
+    };
+    for round in 0..10 {
+        let text = format!("mine {round}");
+        client.send_to(text.as_bytes(), origin)?;
+        said(&text)?;
+        let others = Datagram {
+            from: odd::mac(&site.node(BOUND), "eth0")?,
+            to: ANOTHER,
+            source: inside,
+            destination: origin,
+            id: round,
+            payload: b"another's",
+        };
+        odd::send(&site.node(BOUND), "eth0", &others.fragments(ETHERNET_PIECE))?;
+    }
+    Ok(())
+}
+
+/// The kernel is told that its neighbours are in use, so it asks whether they are there.
+#[test]
+fn a_router_that_was_replaced_is_found_by_live_flows() -> Result<()> {
+    const TEST: &str = "a_router_that_was_replaced_is_found_by_live_flows";
+    /// Retransmissions wait longer and longer.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = start(true)?;
+    for family in ["ipv4", "ipv6"] {
+        for (knob, value) in [
+            ("base_reachable_time_ms", "500"),
+            ("delay_first_probe_time", "1"),
+            ("retrans_time_ms", "100"),
+        ] {
+            site.node(GATEWAY)
+                .sysctl(&format!("net.{family}.neigh.{UPLINK}.{knob}"), value)?;
+        }
+    }
+    let mut clients = site.clients(BOUND, 1)?;
+    for origin in [site.at_a(ECHO_PORT), site.at_a_v6(ECHO_PORT)] {
+        all_succeeded(&clients.open(origin, 1, CONNECT_LIMIT)?, 1)?;
+    }
+    all_succeeded(&clients.check(CONNECT_LIMIT)?, 2)?;
+    // Whoever is not asked for is believed to be there.
+    let router = odd::mac(&site.node(NET), UPLINK)?.map(|byte| format!("{byte:02x}"));
+    for address in ["203.0.113.1", "2001:db8:113::1"] {
+        site.node(GATEWAY).ip(&format!(
+            "neighbour replace {address} lladdr {} dev {UPLINK} nud stale",
+            router.join(":")
+        ))?;
+    }
+    site.node(NET)
+        .ip(&format!("link set {UPLINK} address 02:00:00:00:77:01"))?;
+    let outcome = clients.check(LIMIT)?;
+    println!("it took {} ms", outcome.elapsed_us / 1000);
+    all_succeeded(&outcome, 2)
 }

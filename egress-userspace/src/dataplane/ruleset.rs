@@ -142,6 +142,7 @@ impl<'a> Writer<'a> {
         for (chain, hook, priority) in [
             // Before connection tracking and whatever else may look at marks.
             ("early", "output", -300),
+            ("delivered", "input", -300),
             // After mangling and address translation, when interface and mark are final.
             ("own", "output", 300),
             ("forwarding", "forward", 300),
@@ -165,14 +166,17 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The host's own sockets cannot forge a tag.
+    /// The host's own sockets cannot forge a tag, and what a tunnel that ends here carries does not inherit the tag
+    /// of what carried it.
     fn early(&mut self) {
         let rule = format!(
             "meta mark & {:#010x} != 0 {}",
             self.field.mask,
             self.cleared()
         );
-        self.rule("early", rule);
+        for chain in ["early", "delivered"] {
+            self.rule(chain, &rule);
+        }
     }
 
     /// The statement that takes the tag out of a mark.

@@ -65,7 +65,7 @@ fn zone_4_a_forged_tag_is_replaced() {
             .try_bytes(Hook::InsideIngress, &arp, meta)
             .unwrap()
             .mark,
-        unbound(MASK)
+        0
     );
 }
 
