@@ -58,30 +58,6 @@ pub(crate) struct Suite {
     pub(crate) executable: PathBuf,
     /// Its arguments.
     pub(crate) arguments: Vec<&'static str>,
-    /// Tests, by parts of their names, that are enough where a kernel does not run all of them.
-    pub(crate) selection: &'static [&'static str],
-}
-
-/// How many of the tests a kernel runs. Emulation is slow: loading the programs takes half a minute there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Extent {
-    /// All of them on the first kernel, a selection on the others.
-    Mixed,
-    /// All of them on every kernel.
-    Whole,
-    /// A selection on every kernel.
-    Selection,
-}
-
-impl Extent {
-    /// Whether the kernel at this place of the list runs all tests.
-    fn is_whole(self, place: usize) -> bool {
-        match self {
-            Self::Mixed => place == 0,
-            Self::Whole => true,
-            Self::Selection => false,
-        }
-    }
 }
 
 /// Runs the suites on every kernel. `programs` are further binaries they call, by the names they call them by.
@@ -89,7 +65,6 @@ pub(crate) fn run(
     report: &mut Report,
     workspace: &Workspace,
     wanted: &[Wanted],
-    extent: Extent,
     suites: &[Suite],
     programs: &[(&str, &Path)],
 ) {
@@ -102,7 +77,7 @@ pub(crate) fn run(
     let Some(found) = found else { return };
     let mut figures = Figures::default();
     let mut tested: Vec<String> = Vec::new();
-    for (place, (wanted, kernel)) in wanted.iter().zip(found).enumerate() {
+    for (wanted, kernel) in wanted.iter().zip(found) {
         let kernel = match kernel {
             Ok(kernel) => kernel,
             Err(error) => {
@@ -117,7 +92,6 @@ pub(crate) fn run(
         tested.push(kernel.release.clone());
         let job = Job {
             kernel,
-            whole: extent.is_whole(place),
             suites,
             programs,
         };
@@ -129,8 +103,6 @@ pub(crate) fn run(
 /// What one kernel runs.
 struct Job<'a> {
     kernel: Kernel,
-    /// All tests, or a selection.
-    whole: bool,
     suites: &'a [Suite],
     programs: &'a [(&'a str, &'a Path)],
 }
@@ -151,21 +123,11 @@ impl Job<'_> {
         let Some(mut machine) = machine else { return };
         figures.booted(release, machine.boot_time());
         for suite in self.suites {
-            let tests = self.extent(suite);
-            report.tests(&format!("{title}: {} ({tests})", suite.name), || {
+            report.tests(&format!("{title}: {}", suite.name), || {
                 let result = machine.suite(&suite.name, PATIENCE)?;
-                figures.ran(release, &format!("{} ({tests})", suite.name), &result);
+                figures.ran(release, &suite.name, &result);
                 Ok(result.tally)
             });
-        }
-    }
-
-    /// Which tests of a suite run, for the report.
-    fn extent(&self, suite: &Suite) -> String {
-        if self.whole || suite.selection.is_empty() {
-            "all".to_owned()
-        } else {
-            format!("only {}", suite.selection.join(" "))
         }
     }
 
@@ -189,11 +151,7 @@ impl Job<'_> {
             let name = suite.executable.file_name().unwrap_or_default();
             let inside = format!("/bin/{}", name.display());
             image.stripped(&inside, &suite.executable, folder)?;
-            let mut arguments = suite.arguments.clone();
-            if !self.whole {
-                arguments.extend(suite.selection);
-            }
-            plan += &guest::line(&suite.name, &inside, &arguments);
+            plan += &guest::line(&suite.name, &inside, &suite.arguments);
         }
         image.file(guest::PLAN, plan.into_bytes());
         image.modules(&self.kernel.root, &self.kernel.release)?;

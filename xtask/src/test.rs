@@ -55,13 +55,18 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         Toolchain::ensure(&workspace)
     });
     if args.kernels.only {
-        let current = report.step("release binary", || build::release(&workspace));
-        let binaries = report.step("test binaries", || test_binaries(&workspace));
+        let current = args
+            .kernels
+            .need_release()
+            .then(|| report.step("release binary", || build::release(&workspace)));
+        let binaries = report.step("test binaries", || {
+            test_binaries(&workspace, &args.kernels.targets())
+        });
         args.kernels.run(
             &mut report,
             &workspace,
             binaries.as_deref(),
-            current.as_deref(),
+            current.flatten().as_deref(),
         );
         return Ok(end(&report));
     }
@@ -70,7 +75,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let programs = programs::unpack(&workspace);
     let next = report.step("release binary for the upgrade test", || next(&workspace));
     let current = report.step("release binary", || build::release(&workspace));
-    let binaries = report.step("test binaries", || test_binaries(&workspace));
+    let binaries = report.step("test binaries", || test_binaries(&workspace, &EVERYTHING));
 
     for test in binaries.iter().flatten() {
         let name = format!("tests of {}: {}", test.package, test.name);
@@ -252,11 +257,15 @@ fn package_name(id: &str) -> &str {
     }
 }
 
-/// Compiles all tests for the host, and lists them in the order to run them in.
-fn test_binaries(workspace: &Workspace) -> Result<Vec<TestBinary>> {
+/// What cargo calls all tests for the host.
+const EVERYTHING: [&str; 3] = ["--workspace", "--exclude", "egress-ebpf"];
+
+/// Compiles tests for the host, and lists them in the order to run them in.
+fn test_binaries(workspace: &Workspace, targets: &[&str]) -> Result<Vec<TestBinary>> {
     let output = workspace
         .cargo()
-        .args(["test", "--workspace", "--exclude", "egress-ebpf"])
+        .arg("test")
+        .args(targets)
         .args(["--no-run", "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()

@@ -58,23 +58,30 @@ impl Contents {
         &self.name
     }
 
+    /// Makes these elements of an array what they were.
+    pub(crate) fn put_back_elements(&self, map: &Map, elements: impl IntoIterator<Item = u32>) {
+        let Kind::Array(beginning) = &self.kind else {
+            panic!("{} is no array", self.name);
+        };
+        let map = data(map);
+        let zeros = vec![0; stride(map)];
+        let mut keys: Vec<u32> = elements.into_iter().collect();
+        let values = keys
+            .iter()
+            .flat_map(|n| element(beginning, *n).unwrap_or(&zeros));
+        let mut values: Vec<u8> = values.copied().collect();
+        update(map, &mut keys, &mut values);
+    }
+
     /// Makes the map hold it again.
     pub(crate) fn put_back(&self, map: &mut Map) {
         match &self.kind {
             Kind::Array(beginning) => {
-                let map = data(map);
-                let elements = Elements::of(map);
+                let elements = Elements::of(data(map));
                 let zeros = vec![0; elements.size];
-                let beginning = |n| {
-                    let place = beginning.binary_search_by_key(&n, |(of, _)| *of);
-                    place.map_or(&zeros, |place| &beginning[place].1)
-                };
-                let (mut keys, mut values) = (Vec::new(), Vec::new());
-                for (n, _) in elements.different(beginning) {
-                    keys.push(n);
-                    values.extend_from_slice(beginning(n));
-                }
-                update(map, &mut keys, &mut values);
+                let wrong = elements.different(|n| element(beginning, n).unwrap_or(&zeros));
+                let wrong: Vec<u32> = wrong.map(|(n, _)| n).collect();
+                self.put_back_elements(map, wrong);
             }
             Kind::NoKeys => {
                 while let Some(mut key) = first_key(data(map)) {
@@ -88,6 +95,12 @@ impl Contents {
             }
         }
     }
+}
+
+/// What an element held, if not all zeros.
+fn element(of: &[(u32, Vec<u8>)], n: u32) -> Option<&Vec<u8>> {
+    let place = of.binary_search_by_key(&n, |(of, _)| *of).ok()?;
+    Some(&of[place].1)
 }
 
 /// Makes a map hold something else; whether that can be done from outside.

@@ -309,6 +309,7 @@ where
     }
 
     pub(crate) fn array<T: Pod>(&mut self, name: &str, index: u32, value: T) {
+        self.load.touch(name, index);
         let mut array: Array<_, T> = self.load.map_mut(name).expect(name).try_into().unwrap();
         array.set(index, value, 0).unwrap();
     }

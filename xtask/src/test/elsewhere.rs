@@ -1,38 +1,21 @@
-//! What runs on other kernels, and how much of it.
+//! What runs on other kernels.
 
 use std::path::Path;
 
 use super::{LAB_PACKAGE, TestBinary};
 use crate::{
-    kernels::{self, Extent, Suite, Wanted},
+    kernels::{self, Suite, Wanted},
     report::Report,
     workspace::Workspace,
 };
 
 /// What runs on other kernels: the programs themselves, how they are attached, and real traffic through the daemon.
-/// Package, name, and the tests that are enough where not all of them run; all of them if none is named.
-const KERNEL_SUITES: [(&str, &str, &[&str]); 4] = [
-    (
-        "egress-userspace",
-        "tests/packets.rs",
-        &[
-            "budget::",
-            "translation::",
-            "icmp::nat_4",
-            "refusal::",
-            "guard::",
-            "sweep::",
-            "random::",
-            "concurrency::",
-        ],
-    ),
-    (
-        "egress-userspace",
-        "tests/plane.rs",
-        &["hooks::", "takes_everything_over", "a_removed_program"],
-    ),
-    (LAB_PACKAGE, "tests/lab.rs", &[]),
-    (LAB_PACKAGE, "tests/identity.rs", &[]),
+/// Package, name, and whether it runs the release binary.
+const KERNEL_SUITES: [(&str, &str, bool); 4] = [
+    ("egress-userspace", "packets", false),
+    ("egress-userspace", "plane", false),
+    (LAB_PACKAGE, "lab", true),
+    (LAB_PACKAGE, "identity", true),
 ];
 
 /// Options of `cargo xtask test` about them.
@@ -45,22 +28,31 @@ pub(super) struct Options {
     /// Leave out everything but the other kernels
     #[arg(long, requires = "kernels")]
     pub(super) only: bool,
-    /// Run all tests on every one of the other kernels; without it, the first runs all and the others a selection
-    #[arg(long, requires = "kernels", conflicts_with = "selection")]
-    whole: bool,
-    /// Run a selection of tests on every one of the other kernels, the first included
-    #[arg(long, requires = "kernels")]
-    selection: bool,
+    /// Of what runs on other kernels, only these suites
+    #[arg(long, requires = "only", value_delimiter = ',', value_name = "SUITE",
+        value_parser = KERNEL_SUITES.map(|(_, name, _)| name))]
+    suites: Vec<String>,
 }
 
 impl Options {
-    /// How much runs on the other kernels.
-    fn extent(&self) -> Extent {
-        match (self.whole, self.selection) {
-            (true, _) => Extent::Whole,
-            (false, true) => Extent::Selection,
-            (false, false) => Extent::Mixed,
-        }
+    /// The suites that were asked for; all of them if none was named.
+    fn wanted(&self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+        KERNEL_SUITES.into_iter().filter(|(_, name, _)| {
+            self.suites.is_empty() || self.suites.iter().any(|of| of == name)
+        })
+    }
+
+    /// Whether one of them runs the release binary.
+    pub(super) fn need_release(&self) -> bool {
+        self.wanted().any(|(_, _, release)| release)
+    }
+
+    /// What to tell cargo, to have only their binaries built.
+    pub(super) fn targets(&self) -> Vec<&'static str> {
+        let targets = self.wanted();
+        targets
+            .flat_map(|(package, name, _)| ["-p", package, "--test", name])
+            .collect()
     }
 
     /// Runs it on those kernels that were asked for.
@@ -72,34 +64,43 @@ impl Options {
         current: Option<&Path>,
     ) {
         let Some(wanted) = &self.kernels else { return };
-        let (Some(binaries), Some(current)) = (binaries, current) else {
-            report.skip("other kernels", "the binaries do not build");
+        let Some(binaries) = binaries else {
+            report.skip("other kernels", "the test binaries do not build");
             return;
         };
-        let suites = KERNEL_SUITES.map(|(package, name, selection)| {
+        let mut suites = Vec::new();
+        for (package, name, release) in self.wanted() {
+            let file = format!("tests/{name}.rs");
             let mut found = binaries.iter();
-            let test = found.find(|test| test.package == package && test.name == name)?;
-            Some(Suite {
-                name: name.to_owned(),
-                executable: test.executable.clone(),
-                arguments: test.arguments(),
-                selection,
-            })
-        });
-        let suites: Vec<Suite> = suites.into_iter().flatten().collect();
-        if suites.len() < KERNEL_SUITES.len() {
-            report.skip(
-                "some suites on other kernels",
-                "there is no such test binary",
-            );
+            let test = found.find(|test| test.package == package && test.name == file);
+            match test {
+                Some(_) if release && current.is_none() => {
+                    report.skip(
+                        &format!("{file} on other kernels"),
+                        "the release binary does not build",
+                    );
+                }
+                Some(test) => suites.push(Suite {
+                    name: file,
+                    executable: test.executable.clone(),
+                    arguments: test.arguments(),
+                }),
+                None => report.skip(
+                    &format!("{file} on other kernels"),
+                    "there is no such test binary",
+                ),
+            }
         }
         let helpers = workspace.target.join("debug");
         let [client, origin] = ["lab-client", "lab-origin"].map(|name| helpers.join(name));
-        let programs = [
-            ("egress", current),
-            ("lab-client", &client),
-            ("lab-origin", &origin),
-        ];
-        kernels::run(report, workspace, wanted, self.extent(), &suites, &programs);
+        let mut programs = Vec::new();
+        if let Some(current) = current.filter(|_| self.need_release()) {
+            programs.extend([
+                ("egress", current),
+                ("lab-client", &client),
+                ("lab-origin", &origin),
+            ]);
+        }
+        kernels::run(report, workspace, wanted, &suites, &programs);
     }
 }
