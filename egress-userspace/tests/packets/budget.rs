@@ -2,7 +2,7 @@
 //!
 //! Verifiers differ: each kernel that is tested has a column of its own (`cargo xtask test --kernels`).
 
-use crate::harness::{DataPlane, Hook};
+use crate::harness::{DataPlane, Hook, kernel};
 use crate::world::World;
 
 /// Linux versions, in order. One in between, or a newer one, goes by the last that is not newer.
@@ -30,7 +30,7 @@ fn every_program_loads_within_its_budget() {
         return;
     };
     assert_eq!(BUDGETS.len(), Hook::ALL.len());
-    let (major, minor) = running();
+    let (major, minor) = kernel();
     let column = KERNELS
         .iter()
         .rposition(|kernel| *kernel <= (major, minor))
@@ -49,11 +49,4 @@ fn every_program_loads_within_its_budget() {
         "on Linux {major}.{minor}: {}",
         over.join(", ")
     );
-}
-
-/// The version of the running kernel.
-fn running() -> (u32, u32) {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse().unwrap());
-    (numbers.next().unwrap(), numbers.next().unwrap())
 }

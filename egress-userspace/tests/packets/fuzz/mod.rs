@@ -41,15 +41,32 @@ use oracle::Tally;
 use rig::{Rig, SHARES};
 use warning::Log;
 
-use crate::harness::permitted;
+use crate::harness::{kernel, permitted};
 use crate::seed::{self, Random, variable};
 
 /// Packets of a run that nobody has said more about: a moment, also without optimisation.
 const MOMENT: u64 = 100_000;
+/// The Linux that attaches programs by tcx.
+const TCX: (u32, u32) = (6, 6);
 /// Packets before a finding that are kept.
 const HISTORY: usize = 32_768;
 /// How often a run says how it goes.
 const REPORT: Duration = Duration::from_secs(10);
+
+/// Whether the driver can drive; says `SKIPPED` if not.
+fn possible() -> bool {
+    if !permitted() {
+        return false;
+    }
+    let (major, minor) = kernel();
+    if (major, minor) >= TCX {
+        return true;
+    }
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("fuzz");
+    println!("SKIPPED: {test}: Linux {major}.{minor} has no tcx, which the driver is attached by");
+    false
+}
 
 /// When to end: distinct packets, and time.
 struct Limit {
@@ -62,7 +79,8 @@ impl Limit {
         let seconds = variable("EGRESS_FUZZ_SECONDS");
         let packets = variable("EGRESS_FUZZ_PACKETS");
         Self {
-            packets: packets.unwrap_or(if seconds.is_some() { u64::MAX } else { MOMENT }),
+            packets: packets
+                .unwrap_or_else(|| seconds.map_or_else(|| seed::cases(MOMENT), |_| u64::MAX)),
             deadline: seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
         }
     }
@@ -183,7 +201,7 @@ fn thread(run: &Run, seed: u64, speaks: bool) -> Result<Tally, String> {
 
 #[test]
 fn generated_packets_neither_leak_nor_mend_nor_miscount() {
-    if !permitted() {
+    if !possible() {
         return;
     }
     let mut log = Log::now();
@@ -222,18 +240,18 @@ fn generated_packets_neither_leak_nor_mend_nor_miscount() {
     }
     println!("{total:?}");
     assert!(findings.is_empty(), "{}", findings.join("\n"));
+    let often = [
+        total.translated,
+        total.returned,
+        total.fragments,
+        total.answered,
+        total.passed,
+        total.stopped,
+    ];
+    // Of ten thousand packets one or two, or none, let go one that was held.
+    let reached = total.released != 0 || run.packets.load(Relaxed) < MOMENT;
     assert!(
-        [
-            total.translated,
-            total.returned,
-            total.fragments,
-            total.released,
-            total.answered,
-            total.passed,
-            total.stopped
-        ]
-        .iter()
-        .all(|number| *number != 0),
+        reached && often.iter().all(|number| *number != 0),
         "the generator reaches everything: {total:?}"
     );
     match &mut log {
@@ -244,7 +262,7 @@ fn generated_packets_neither_leak_nor_mend_nor_miscount() {
 
 #[test]
 fn findings_stay_mended() {
-    if !permitted() {
+    if !possible() {
         return;
     }
     let mut paths: Vec<_> = std::fs::read_dir(finding::folder())
