@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use super::machine::Ended;
+use crate::report::Tally;
 
 /// What a test prints of a program that it loaded: `VERIFIED: PROGRAM: N of BUDGET, KERNEL`.
 const VERIFIED: &str = "VERIFIED: ";
@@ -13,11 +14,48 @@ pub(super) struct Figures {
     kernels: Vec<Of>,
 }
 
+/// Tests, by how they ended.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Counts {
+    fn of(tally: &Tally) -> Self {
+        Self {
+            passed: tally.passed(),
+            failed: tally.failed_names().len(),
+            skipped: tally.skipped(),
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
 /// What was measured on one kernel.
 struct Of {
     release: String,
     boot: Duration,
     suites: Vec<String>,
+    /// Of all suites.
+    counts: Counts,
     /// Instructions by program.
     verified: BTreeMap<String, String>,
 }
@@ -29,6 +67,7 @@ impl Figures {
             release: release.to_owned(),
             boot,
             suites: Vec::new(),
+            counts: Counts::default(),
             verified: BTreeMap::new(),
         });
     }
@@ -38,13 +77,12 @@ impl Figures {
         let Some(kernel) = self.kernels.iter_mut().find(|of| of.release == release) else {
             return;
         };
-        kernel.suites.push(format!(
-            "{suite}: {} passed, {} failed, {} skipped in {:.0} s",
-            ended.tally.passed(),
-            ended.tally.failed_names().len(),
-            ended.tally.skipped(),
-            ended.took.as_secs_f32()
-        ));
+        let counts = Counts::of(&ended.tally);
+        kernel.counts.add(counts);
+        let seconds = ended.took.as_secs_f32();
+        kernel
+            .suites
+            .push(format!("{suite}: {counts} in {seconds:.0} s"));
         for line in &ended.lines {
             if let Some((program, count)) = verified(line) {
                 kernel.verified.insert(program.to_owned(), count.to_owned());
@@ -61,14 +99,15 @@ fn verified(line: &str) -> Option<(&str, &str)> {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all = Counts::default();
         writeln!(f, "== kernels")?;
         for kernel in &self.kernels {
-            writeln!(
-                f,
-                "Linux {}: booted in {:.1} s",
-                kernel.release,
-                kernel.boot.as_secs_f32()
-            )?;
+            let Of {
+                release, counts, ..
+            } = kernel;
+            let boot = kernel.boot.as_secs_f32();
+            writeln!(f, "Linux {release}: {counts}; booted in {boot:.1} s")?;
+            all.add(*counts);
             for suite in &kernel.suites {
                 writeln!(f, "    {suite}")?;
             }
@@ -81,7 +120,7 @@ impl fmt::Display for Figures {
                 writeln!(f, "    verified instructions: {}", counts.join(", "))?;
             }
         }
-        Ok(())
+        write!(f, "all kernels: {all}")
     }
 }
 
