@@ -20,8 +20,8 @@ use egress_tests::{
 
 use super::rig::{ORIGIN_ADDRESS, Rig};
 
-/// How long a sample takes: three rounds are a minute of flood.
-pub(super) const TIME: Duration = Duration::from_secs(20);
+/// How long a sample takes: a minute of flood.
+pub(super) const TIME: Duration = Duration::from_secs(60);
 /// SYNs a second.
 pub(super) const RATE: u32 = 50_000;
 /// How often a second some are sent.
