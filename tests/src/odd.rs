@@ -73,6 +73,17 @@ pub fn packet(path: &Path, random: &mut Random) -> Vec<u8> {
     frame
 }
 
+/// A ping.
+#[must_use]
+pub fn ping(path: &Path, sequence: u16) -> Vec<u8> {
+    let [high, low] = sequence.to_be_bytes();
+    let mut body = vec![8, 0, 0, 0, 0x12, 0x34, high, low];
+    body.extend(b"as long as any ping");
+    let sum = checksum(&body, 0);
+    body[2..4].copy_from_slice(&sum.to_be_bytes());
+    ip(path, 1, 0, &body)
+}
+
 /// TCP that opens nothing: any flags but a plain SYN.
 fn tcp(path: &Path, random: &mut Random) -> Vec<u8> {
     const SYN: u8 = 0x02;

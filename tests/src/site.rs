@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     client::{Clients, Options as ClientOptions, Outcome},
@@ -171,6 +171,21 @@ impl Site {
             .iter()
             .filter(|entry| entry["origin"] == origin.to_string() && entry["protocol"] == protocol)
             .filter_map(|entry| entry["active"].as_u64())
+            .sum())
+    }
+
+    /// Packets counted under a reason, by `egress status --json`.
+    ///
+    /// # Errors
+    /// When the command fails or prints something else.
+    pub fn counted(&self, reason: &str) -> Result<u64> {
+        let status = self.gateway.json(&["status"])?;
+        let reasons = status["reasons"].as_array();
+        Ok(reasons
+            .context("egress status lists no reasons")?
+            .iter()
+            .filter(|entry| entry["reason"] == reason)
+            .filter_map(|entry| entry["packets"].as_u64())
             .sum())
     }
 

@@ -41,18 +41,6 @@ fn v4(address: SocketAddr) -> Result<SocketAddrV4> {
     }
 }
 
-/// Packets counted under a reason.
-fn counted(site: &Site, reason: &str) -> Result<u64> {
-    let status = site.gateway.json(&["status"])?;
-    let reasons = status["reasons"].as_array();
-    Ok(reasons
-        .context("egress status lists no reasons")?
-        .iter()
-        .filter(|entry| entry["reason"] == reason)
-        .filter_map(|entry| entry["packets"].as_u64())
-        .sum())
-}
-
 /// A site with connections from the bound client to origin A.
 struct Held {
     site: Site,
@@ -136,13 +124,10 @@ fn cap_6_half_open_flows_make_room_and_established_ones_do_not() -> Result<()> {
     };
     let ((), sent) = flood::during((&node, "eth0"), next, |sent| {
         held.work_while(|site| {
-            Ok(sent.load(Ordering::Relaxed) < FLOOD || counted(site, "table_full")? < 1_000)
+            Ok(sent.load(Ordering::Relaxed) < FLOOD || site.counted("table_full")? < 1_000)
         })
     })?;
-    println!(
-        "{sent} SYNs, {} refused",
-        counted(&held.site, "table_full")?
-    );
+    println!("{sent} SYNs, {} refused", held.site.counted("table_full")?);
     // With ordinary timers a half-open flow would stay for four minutes.
     held.check()?;
     check.finish()?;
@@ -184,7 +169,7 @@ fn safe_3_what_nobody_asked_for_takes_no_place_and_is_counted() -> Result<()> {
         held.work_while(|_| Ok(sent.load(Ordering::Relaxed) < FLOOD))
     })?;
     wait::until_true("all of it to be counted", LIMIT, || {
-        Ok(counted(&held.site, "unsolicited")? == sent)
+        Ok(held.site.counted("unsolicited")? == sent)
     })
     .with_context(|| format!("{sent} were sent"))?;
     held.check()?;
@@ -226,7 +211,7 @@ fn nat_7_forged_resets_and_errors_end_nothing() -> Result<()> {
     let ((), sent) = flood::during((&node, UPLINK), next, |sent| {
         held.work_while(|_| Ok(sent.load(Ordering::Relaxed) < FLOOD))
     })?;
-    let refused = counted(&held.site, "icmp_implausible")?;
+    let refused = held.site.counted("icmp_implausible")?;
     let errors = errors.load(Ordering::Relaxed);
     println!("{sent} packets, {errors} of them errors, {refused} refused as implausible");
     // Some guesses hit what may be under way.

@@ -1,7 +1,7 @@
 //! NAT-1 on every kind of link: uplinks and inside interfaces with and without a link layer, with checksums and
 //! segmentation left to devices or done before, several uplinks at once, and uplinks that go away and come back.
 
-use std::{thread, time::Duration};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
@@ -19,6 +19,7 @@ use egress_tests::{
         ROUTER_ADDRESSES, SECOND_UPLINK, UPLINK,
     },
     topology::End,
+    wait,
 };
 
 /// The cap: few, so that refusing is cheap to see.
@@ -273,6 +274,26 @@ fn two_uplinks() -> Plan {
     }
 }
 
+/// What leaves by either uplink.
+fn watch_uplinks(site: &Site) -> Result<[LeakCheck; 2]> {
+    let start = |uplink| LeakCheck::start(&site.node(NET), uplink, Rules::new().allow(POOL));
+    Ok([start(UPLINK)?, start(SECOND_UPLINK)?])
+}
+
+/// Packets that have left by either uplink from the pool; from nowhere else.
+fn from_pool(checks: [LeakCheck; 2]) -> Result<[u64; 2]> {
+    let mut packets = [0; 2];
+    for (packets, check) in packets.iter_mut().zip(checks) {
+        let report = check.report()?;
+        ensure!(report.leaks == 0, "{report:?}");
+        *packets = POOL
+            .iter()
+            .filter_map(|pool| report.sources.get(&(*pool).into()))
+            .sum();
+    }
+    Ok(packets)
+}
+
 /// Live flows stay on their address while the default route moves, and new ones leave by either uplink, or by both.
 #[test]
 fn two_uplinks_and_a_route_that_moves() -> Result<()> {
@@ -296,25 +317,26 @@ fn two_uplinks_and_a_route_that_moves() -> Result<()> {
         (&both, [true, true]),
     ] {
         gateway.ip(&format!("route replace default {route}"))?;
-        // The fast path asks for its way that often; what holds until then is over now.
-        thread::sleep(NEXT_HOP_COUNTS);
-        let checks = [UPLINK, SECOND_UPLINK]
-            .map(|uplink| LeakCheck::start(&site.node(NET), uplink, Rules::new().allow(POOL)));
+        let changed = Instant::now();
+        wait::until_true("live flows to go the new way", HOOK_LIMIT, || {
+            let checks = watch_uplinks(&site)?;
+            all_succeeded(&holder.check(CONNECT_LIMIT)?, held)?;
+            let used = from_pool(checks)?;
+            // The fast path asks for its way that often, each CPU for itself.
+            Ok(changed.elapsed() > NEXT_HOP_COUNTS
+                && (used.into_iter().zip(carries)).all(|(used, carries)| carries || used == 0))
+        })
+        .with_context(|| route.to_owned())?;
+        let checks = watch_uplinks(&site)?;
         held += HELD;
         let opened = holder.open(site.at_a(ECHO_PORT), HELD, CONNECT_LIMIT)?;
         all_succeeded(&opened, HELD).with_context(|| route.to_owned())?;
         all_succeeded(&holder.check(CONNECT_LIMIT)?, held).with_context(|| route.to_owned())?;
-        for (check, carries) in checks.into_iter().zip(carries) {
-            let report = check?.report()?;
-            let from_pool: u64 = POOL
-                .iter()
-                .filter_map(|pool| report.sources.get(&(*pool).into()))
-                .sum();
-            ensure!(
-                report.leaks == 0 && (from_pool > 0) == carries,
-                "default {route}: {report:?}"
-            );
-        }
+        let used = from_pool(checks).with_context(|| route.to_owned())?;
+        ensure!(
+            used.map(|packets| packets > 0) == carries,
+            "default {route}: {used:?} packets"
+        );
     }
     ensure!(site.active(site.at_a(ECHO_PORT), "tcp")? == held as u64);
     Ok(())

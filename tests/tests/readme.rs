@@ -49,6 +49,8 @@ struct Place<'a> {
     node: &'a Namespace,
     binary: PathBuf,
     directory: &'a Path,
+    /// Where its programs and maps are pinned: no other daemon's place.
+    pin: PathBuf,
 }
 
 impl Place<'_> {
@@ -66,7 +68,7 @@ impl Place<'_> {
     }
 
     /// `egress run`, until it says that all is in force.
-    fn daemon(&self) -> Result<Child> {
+    fn daemon(&self) -> Result<Daemon<'_>> {
         let log = self.directory.join("log");
         let child = self
             .node
@@ -76,12 +78,31 @@ impl Place<'_> {
             .stdin(Stdio::null())
             .stderr(File::create(&log)?)
             .spawn()?;
+        let daemon = Daemon { place: self, child };
         wait::until_true("`ready`", LIMIT, || {
             Ok(fs::read_to_string(&log)?
                 .lines()
                 .any(|line| line == "ready"))
         })?;
-        Ok(child)
+        Ok(daemon)
+    }
+}
+
+/// A daemon that leaves nothing behind, whatever the test comes to.
+struct Daemon<'a> {
+    place: &'a Place<'a>,
+    child: Child,
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if self.place.pin.exists()
+            && let Err(error) = self.place.egress(&["egress", "detach"])
+        {
+            eprintln!("detaching: {error:#}");
+        }
     }
 }
 
@@ -113,10 +134,11 @@ fn the_configuration_and_the_commands_work_as_printed() -> Result<()> {
         node: &node,
         binary: gateway::binary()?,
         directory: &directory,
+        pin: format!("/sys/fs/bpf/egress_readme_{}", std::process::id()).into(),
     };
 
     // As printed, but for the places of what this test must not share with the machine it runs on.
-    let pin = format!("/sys/fs/bpf/egress_readme_{}", std::process::id());
+    let pin = place.pin.display();
     let own = format!("[dataplane]\npin = \"{pin}\"");
     let elsewhere = "\n[store]\nsqlite = \"./egress.db\"\n[control]\nsocket = \"./egress.sock\"\n";
     let server = block(&readme, "[server]")?.join("\n");
@@ -178,8 +200,8 @@ fn the_configuration_and_the_commands_work_as_printed() -> Result<()> {
     ensure!(tried >= 7, "only {tried} commands in\n{commands}");
     let mut daemon = daemon.context("the README does not say how to run the daemon")?;
     wait::until_true("the daemon's end after detach", LIMIT, || {
-        Ok(daemon.try_wait()?.is_some())
+        Ok(daemon.child.try_wait()?.is_some())
     })?;
-    ensure!(!Path::new(&pin).exists(), "{pin} is left");
+    ensure!(!place.pin.exists(), "{pin} is left");
     Ok(())
 }
