@@ -2,10 +2,14 @@
 
 use egress_common::reason::Reason;
 
-use crate::harness::{DataPlane, Hook, done, tagged};
-use crate::packet::{Packet, SYN};
+use super::errors::{PING, later};
+use super::{Address, DataPlane, FIRSTS, INSIDE, ORIGIN, Packet, STRANGER, at};
+use crate::harness::{Hook, done, tagged};
+use crate::packet::{ACK, SYN};
 use crate::run::{Meta, Verdict};
-use crate::world::{DISABLED, INSIDE, INSIDE_INTERFACE, ORIGIN, STRANGER, ZONE};
+use crate::world::{self, INSIDE_INTERFACE, ZONE};
+
+const DISABLED: Address = at(world::DISABLED);
 
 const MASK: u32 = 0xffff_0000;
 
@@ -41,11 +45,8 @@ fn safe_6_a_bound_packet_that_was_not_is_dropped() {
     };
     for packet in [
         Packet::udp((STRANGER, 9), ORIGIN, b"masqueraded"),
-        Packet {
-            fragment: 0x2001,
-            ..Packet::udp(INSIDE, ORIGIN, b"fragment")
-        },
-        Packet::icmp(INSIDE.0, ORIGIN.0, 8, 0, b"ping"),
+        later(Packet::tcp(INSIDE, ORIGIN, ACK).payload(b"the rest")),
+        Packet::icmp(INSIDE.0, ORIGIN.0, PING, 0, b"ping"),
     ] {
         plane.dropped_with(Hook::UplinkGuard, &packet, forwarded, Reason::HookMissing);
     }
@@ -75,7 +76,7 @@ fn safe_6_a_tagged_packet_that_is_not_one_is_dropped() {
     };
     for packet in [
         Packet {
-            first: Some(0x44),
+            first: Some(FIRSTS[0]),
             ..Packet::tcp(INSIDE, ORIGIN, SYN)
         },
         Packet {

@@ -6,7 +6,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::packet::{ACK, Body, Endpoint, FIN, Packet, RST, SYN, Tcp};
+use super::{Address, Endpoint, KEPT, Packet, RANDOM};
+use crate::packet::{ACK, Body, FIN, RST, SYN, Tcp};
 
 /// Who talks to whom: protocol, inside, origin.
 pub(crate) type Key = (u8, Endpoint, Endpoint);
@@ -57,18 +58,18 @@ pub(crate) enum Fate {
 
 /// The model.
 pub(crate) struct Model {
-    pub(crate) addresses: Vec<[u8; 4]>,
+    pub(crate) addresses: Vec<Address>,
     pub(crate) cap: usize,
     pub(crate) flows: HashMap<Key, Flow>,
     /// Ports that rest although their endpoints have a newer flow: protocol, egress, origin, and what
     /// the connection had sent at last.
     resting: HashMap<(u8, Endpoint, Endpoint), u32>,
     /// Where each host's flows go first.
-    preferred: HashMap<[u8; 4], [u8; 4]>,
+    preferred: HashMap<Address, Address>,
 }
 
 impl Model {
-    pub(crate) fn new(addresses: &[[u8; 4]], cap: usize) -> Self {
+    pub(crate) fn new(addresses: &[Address], cap: usize) -> Self {
         Self {
             addresses: addresses.to_vec(),
             cap,
@@ -79,7 +80,7 @@ impl Model {
     }
 
     /// Flows that count (CAP-1).
-    pub(crate) fn active(&self, protocol: u8, egress: [u8; 4], origin: Endpoint) -> usize {
+    pub(crate) fn active(&self, protocol: u8, egress: Address, origin: Endpoint) -> usize {
         self.flows
             .iter()
             .filter(|((of, _, to), flow)| {
@@ -137,7 +138,8 @@ impl Model {
             self.addresses.contains(&egress.0),
             "{egress:?} is not of the pool"
         );
-        assert!(egress.1 >= 2_048, "CAP-8: {egress:?}");
+        let kept = egress.1 == inside.1 && egress.1 >= KEPT;
+        assert!(kept || egress.1 >= RANDOM, "CAP-8: {egress:?}");
         assert!(
             self.active(protocol, egress.0, origin) < self.cap,
             "CAP-1: {egress:?}"
@@ -173,7 +175,7 @@ impl Model {
             assert!(ahead(sequence, last), "CAP-7: {egress:?}");
         }
         // CAP-8: the client's port is kept when it is free.
-        if egress.1 != inside.1 && inside.1 >= 2_048 {
+        if egress.1 != inside.1 && inside.1 >= KEPT {
             let wanted = (egress.0, inside.1);
             let taken: HashSet<Endpoint> = self
                 .flows

@@ -4,27 +4,25 @@
 use egress_common::reason::Reason;
 use egress_common::settings::{MarkSelector, zone_flag};
 
-use crate::harness::{DataPlane, Hook, done, tagged, unbound};
-use crate::packet::{ACK, Packet, SYN};
+use super::errors::{NO_PORT, later};
+use super::{Address, DataPlane, EGRESS, INSIDE, MARTIANS, ORIGIN, Packet, QUERIES, STRANGER, at};
+use crate::harness::{Hook, done, tagged, unbound};
+use crate::packet::{ACK, SYN};
 use crate::run::{Meta, Verdict};
-use crate::world::{
-    DISABLED, DISABLED_ZONE, EGRESS, ENABLED, INSIDE, INSIDE_INTERFACE, ORIGIN, POOL, STRANGER,
-    World, ZONE,
-};
+use crate::world::{self, DISABLED_ZONE, ENABLED, INSIDE_INTERFACE, POOL, World, ZONE};
 
-fn kinds(from: [u8; 4], to: [u8; 4]) -> Vec<Packet> {
+const DISABLED: Address = at(world::DISABLED);
+
+fn kinds(from: Address, to: Address) -> Vec<Packet> {
     let (a, b) = ((from, 40_000), (to, 443));
     vec![
         Packet::tcp(a, b, SYN),
         Packet::tcp(a, b, ACK).payload(b"late"),
         Packet::udp(a, b, b"hello"),
         Packet::other(from, to, 47, b"gre"),
-        Packet::icmp(from, to, 3, 4, &[0x45; 28]),
-        Packet {
-            fragment: 0x2000,
-            ..Packet::udp(a, b, b"fragment")
-        },
-        Packet::udp(a, ([224, 0, 0, 251], 5_353), b"multicast"),
+        Packet::icmp(from, to, NO_PORT.0, NO_PORT.1, &[0x45; 28]),
+        later(Packet::tcp(a, b, ACK).payload(b"the rest")),
+        Packet::udp(a, (MARTIANS[0], 5_353), b"multicast"),
     ]
 }
 
@@ -67,12 +65,12 @@ fn policy_7_exempt_destinations_pass_untouched() {
     let Some(plane) = DataPlane::of(world) else {
         return;
     };
-    for packet in kinds(INSIDE.0, [203, 0, 113, 9]) {
-        if packet.destination[0] != 224 {
+    for packet in kinds(INSIDE.0, at([203, 0, 113, 9])) {
+        if packet.destination != MARTIANS[0] {
             plane.passes(&packet);
         }
     }
-    plane.leaves(&Packet::tcp(INSIDE, ([203, 0, 112, 9], 443), SYN));
+    plane.leaves(&Packet::tcp(INSIDE, (at([203, 0, 112, 9]), 443), SYN));
 }
 
 #[test]
@@ -80,8 +78,8 @@ fn policy_7_pings_pass_untouched() {
     let Some(plane) = DataPlane::new() else {
         return;
     };
-    for kind in [8, 0, 13, 17] {
-        plane.passes(&Packet::icmp(INSIDE.0, ORIGIN.0, kind, 0, b"ping"));
+    for kind in QUERIES {
+        plane.passes(&Packet::icmp(INSIDE.0, ORIGIN.0, *kind, 0, b"ping"));
     }
 }
 

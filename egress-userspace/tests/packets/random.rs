@@ -4,18 +4,19 @@
 use egress_common::reason::Reason;
 use egress_common::slot::State;
 
-use crate::harness::{DataPlane, Hook};
-use crate::model::{Fate, Life, Model};
-use crate::packet::{ACK, Endpoint, FIN, PSH, Packet, RST, SYN};
+use super::model::{Fate, Life, Model};
+use super::{Address, DataPlane, EGRESS, EGRESS_2, Endpoint, Packet, at};
+use crate::harness::Hook;
+use crate::packet::{ACK, FIN, PSH, RST, SYN};
 use crate::run::{Meta, Verdict};
 use crate::seed::{Random, cases};
-use crate::world::{EGRESS, EGRESS_2, World};
+use crate::world::{self, World};
 
-const ADDRESSES: [[u8; 4]; 2] = [EGRESS, EGRESS_2];
+const ADDRESSES: [Address; 2] = [EGRESS, EGRESS_2];
 const CAP: u32 = 4;
-const HOSTS: [[u8; 4]; 3] = [[10, 1, 0, 2], [10, 1, 0, 3], [10, 1, 7, 9]];
+const HOSTS: [Address; 3] = [at([10, 1, 0, 2]), at([10, 1, 0, 3]), at([10, 1, 7, 9])];
 const PORTS: [u16; 5] = [80, 2_048, 40_000, 40_001, 65_535];
-const ORIGINS: [Endpoint; 2] = [([192, 0, 2, 7], 443), ([192, 0, 2, 8], 53)];
+const ORIGINS: [Endpoint; 2] = [(at([192, 0, 2, 7]), 443), (at([192, 0, 2, 8]), 53)];
 const CONTROLS: [u8; 12] = [
     SYN,
     SYN,
@@ -120,7 +121,7 @@ fn packet(random: &mut Random, model: &Model) -> (Packet, bool) {
 #[test]
 fn the_programs_do_what_the_model_says() {
     let world = World::default()
-        .with_addresses(&ADDRESSES)
+        .with_addresses(&[world::EGRESS, world::EGRESS_2])
         .with_capacity(CAP)
         .with_flows(32_768);
     if !crate::harness::permitted() {

@@ -1,11 +1,16 @@
 //! CAP-5, NAT-10, NAT-11: what is refused is answered at once, and correctly.
 
-use egress_common::key::TCP;
+use egress_common::key::{TCP, UDP};
 use egress_common::reason::Reason;
 
-use crate::harness::{DataPlane, Hook};
-use crate::packet::{ACK, Body, FIN, PSH, Packet, RST, SYN, Tcp};
-use crate::world::{INSIDE, ORIGIN, World};
+use super::errors::Kind;
+use super::{
+    DataPlane, Endpoint, INSIDE, NO_PROTOCOL, OPTIONS, ORIGIN, PROHIBITED, Packet, answer_to,
+    network_options, quoted,
+};
+use crate::harness::Hook;
+use crate::packet::{ACK, Body, FIN, PSH, RST, SYN, Tcp};
+use crate::world::World;
 
 fn full() -> Option<DataPlane> {
     let plane = DataPlane::of(World::default().with_capacity(1))?;
@@ -14,28 +19,26 @@ fn full() -> Option<DataPlane> {
     Some(plane)
 }
 
-const LATE: crate::packet::Endpoint = (INSIDE.0, 50_000);
+const LATE: Endpoint = (INSIDE.0, 50_000);
 
 /// The RST that is expected for `packet`.
 fn reset(packet: &Packet, sequence: u32, acknowledgment: u32, control: u8) -> Packet {
     let (from, to) = (packet.receiver(), packet.sender());
-    Packet {
-        to: packet.from,
-        from: packet.to,
-        vlans: packet.vlans.clone(),
-        id: 0,
-        ttl: 64,
-        options: vec![1; packet.options.len()],
-        body: Body::Tcp(Tcp {
-            source: from.1,
-            destination: to.1,
-            sequence,
-            acknowledgment,
-            control,
-            ..Tcp::default()
-        }),
-        ..Packet::tcp(from, to, control)
-    }
+    let body = Body::Tcp(Tcp {
+        source: from.1,
+        destination: to.1,
+        sequence,
+        acknowledgment,
+        control,
+        ..Tcp::default()
+    });
+    answer_to(
+        packet,
+        Packet {
+            body,
+            ..Packet::tcp(from, to, control)
+        },
+    )
 }
 
 #[test]
@@ -54,12 +57,12 @@ fn cap_5_a_syn_above_the_cap_is_answered_with_the_rst_of_rfc_9293() {
             ..packet
         },
         |packet| Packet {
-            options: vec![1; 4],
+            options: OPTIONS[0].to_vec(),
             tos: 0x10,
             ..packet
         },
         |packet| Packet {
-            options: vec![7; 40],
+            options: OPTIONS[1].to_vec(),
             ..packet
         },
         |packet| Packet {
@@ -89,15 +92,16 @@ fn cap_5_udp_above_the_cap_is_answered_administratively_prohibited() {
         return;
     };
     for length in [0, 1, 8, 9, 1_000] {
-        for options in [vec![], vec![1; 12], vec![1; 40]] {
+        for options in network_options(UDP) {
             let packet = Packet {
                 options,
                 ..Packet::udp(LATE, ORIGIN, &vec![0x5a; length])
             };
-            check_unreachable(&plane, &packet, 13);
+            check_unreachable(&plane, &packet, PROHIBITED);
         }
     }
-    assert_eq!(plane.reason(Reason::CapReached), 15);
+    let refused = 5 * network_options(UDP).len() as u64;
+    assert_eq!(plane.reason(Reason::CapReached), refused);
 }
 
 #[test]
@@ -110,7 +114,7 @@ fn safe_1_a_protocol_that_cannot_be_translated_is_answered_protocol_unreachable(
             check_unreachable(
                 &plane,
                 &Packet::other(INSIDE.0, ORIGIN.0, protocol, payload),
-                2,
+                NO_PROTOCOL,
             );
         }
     }
@@ -118,21 +122,12 @@ fn safe_1_a_protocol_that_cannot_be_translated_is_answered_protocol_unreachable(
     assert_eq!(plane.free(), 1_024);
 }
 
-fn check_unreachable(plane: &DataPlane, packet: &Packet, code: u8) {
+fn check_unreachable(plane: &DataPlane, packet: &Packet, (kind, code, rest): Kind) {
     let answer = plane.answered(packet);
     let sent = packet.ip_bytes();
-    let quoted = sent.len().min(20 + packet.options.len() + 8);
-    assert_eq!(
-        answer,
-        Packet {
-            to: packet.from,
-            from: packet.to,
-            id: 0,
-            ttl: 64,
-            options: vec![1; packet.options.len()],
-            ..Packet::icmp(packet.destination, packet.source, 3, code, &sent[..quoted])
-        }
-    );
+    let mut expected = Packet::icmp(packet.destination, packet.source, kind, code, &[]);
+    expected.body = Body::Icmp(kind, code, rest, sent[..quoted(packet)].to_vec());
+    assert_eq!(answer, answer_to(packet, expected));
 }
 
 #[test]

@@ -43,6 +43,34 @@ fn network_options(_protocol: u8) -> Vec<Vec<u8>> {
     (0..=40).step_by(4).map(|length| vec![1; length]).collect()
 }
 
+/// The least port that a client keeps where it is free, and the least that is given out.
+const KEPT: u16 = 2_048;
+const RANDOM: u16 = 2_048;
+/// Types of ICMP messages that are no errors.
+const QUERIES: &[u8] = &[0, 8, 13, 14, 15, 16, 17, 18];
+/// What refuses a packet (RFC 5508 REQ-8), and what says that its protocol cannot be translated.
+const PROHIBITED: errors::Kind = (3, 13, [0; 4]);
+const NO_PROTOCOL: errors::Kind = (3, 2, [0; 4]);
+
+/// An answer to `packet` as the data plane makes it of it: options become no-ops.
+fn answer_to(packet: &Packet, answer: Packet) -> Packet {
+    Packet {
+        to: packet.from,
+        from: packet.to,
+        vlans: packet.vlans.clone(),
+        id: 0,
+        ttl: 64,
+        options: vec![1; packet.options.len()],
+        ..answer
+    }
+}
+
+/// Bytes of a packet that an error quotes: its header and eight more (RFC 792).
+fn quoted(packet: &Packet) -> usize {
+    let all = packet.ip_bytes().len();
+    all.min(HEADER + packet.options.len() + 8)
+}
+
 /// The address that has this one's part in a world.
 const fn at(address: [u8; 4]) -> V4 {
     address
@@ -64,6 +92,8 @@ mod errors;
 mod field;
 #[path = "full.rs"]
 mod full;
+#[path = "guard.rs"]
+mod guard;
 #[path = "hops.rs"]
 mod hops;
 #[path = "icmp.rs"]
@@ -72,23 +102,37 @@ mod icmp;
 mod length;
 #[path = "link.rs"]
 mod link;
+#[path = "malformed.rs"]
+mod malformed;
 #[path = "martian.rs"]
 mod martian;
+#[path = "model.rs"]
+mod model;
 #[path = "opening.rs"]
 mod opening;
 #[path = "options.rs"]
 mod options;
 #[path = "over.rs"]
 mod over;
+#[path = "passing.rs"]
+mod passing;
 #[path = "quarantine.rs"]
 mod quarantine;
+#[path = "random.rs"]
+mod random;
 #[path = "realm.rs"]
 mod realm;
+#[path = "refusal.rs"]
+mod refusal;
 #[path = "rfc.rs"]
 mod rfc;
 #[path = "sweep.rs"]
 mod sweep;
 #[path = "translation.rs"]
 mod translation;
+#[path = "unanswered.rs"]
+mod unanswered;
 #[path = "versions.rs"]
 mod versions;
+#[path = "wire.rs"]
+mod wire;

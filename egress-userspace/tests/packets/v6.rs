@@ -53,6 +53,39 @@ fn network_options(protocol: u8) -> Vec<Vec<u8>> {
     none.chain((0..=31).map(of)).collect()
 }
 
+/// The least port that a client keeps where it is free, and the least that is given out.
+const KEPT: u16 = 1;
+const RANDOM: u16 = 1_024;
+/// Types of ICMP messages that are no errors.
+const QUERIES: &[u8] = &[128, 129];
+/// What refuses a packet, and what says that its protocol cannot be translated: the pointer is to the field that
+/// names it (RFC 4443, 3.4).
+const PROHIBITED: errors::Kind = (1, 1, [0; 4]);
+const NO_PROTOCOL: errors::Kind = (4, 1, [0, 0, 0, 6]);
+
+/// An answer to `packet` as the data plane makes it of it: extension headers become one option that is skipped.
+fn answer_to(packet: &Packet, answer: Packet) -> Packet {
+    let mut options = packet.options.clone();
+    if let Some(extensions) = options.len().checked_sub(1) {
+        let units = (extensions / 8 - 1) as u8;
+        let option = [60, answer.protocol, units, 0x1e, (extensions - 4) as u8];
+        options[..option.len()].copy_from_slice(&option);
+    }
+    Packet {
+        to: packet.from,
+        from: packet.to,
+        vlans: packet.vlans.clone(),
+        ttl: 64,
+        options,
+        ..answer
+    }
+}
+
+/// Bytes of a packet that an error quotes: as many as we keep.
+fn quoted(packet: &Packet) -> usize {
+    packet.ip_bytes().len().min(304)
+}
+
 /// The address that has this one's part in a world.
 const fn at(address: [u8; 4]) -> V6 {
     crate::family::v6_of(address)
@@ -74,6 +107,8 @@ mod errors;
 mod field;
 #[path = "full.rs"]
 mod full;
+#[path = "guard.rs"]
+mod guard;
 #[path = "hops.rs"]
 mod hops;
 #[path = "icmp.rs"]
@@ -82,23 +117,37 @@ mod icmp;
 mod length;
 #[path = "link.rs"]
 mod link;
+#[path = "malformed.rs"]
+mod malformed;
 #[path = "martian.rs"]
 mod martian;
+#[path = "model.rs"]
+mod model;
 #[path = "opening.rs"]
 mod opening;
 #[path = "options.rs"]
 mod options;
 #[path = "over.rs"]
 mod over;
+#[path = "passing.rs"]
+mod passing;
 #[path = "quarantine.rs"]
 mod quarantine;
+#[path = "random.rs"]
+mod random;
 #[path = "realm.rs"]
 mod realm;
+#[path = "refusal.rs"]
+mod refusal;
 #[path = "rfc.rs"]
 mod rfc;
 #[path = "sweep.rs"]
 mod sweep;
 #[path = "translation.rs"]
 mod translation;
+#[path = "unanswered.rs"]
+mod unanswered;
 #[path = "versions.rs"]
 mod versions;
+#[path = "wire.rs"]
+mod wire;

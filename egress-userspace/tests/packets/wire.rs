@@ -2,10 +2,11 @@
 
 use egress_common::reason::Reason;
 
-use crate::harness::{DataPlane, Hook, done};
-use crate::packet::{ACK, Packet, RST, SYN};
+use super::errors::{PING, later};
+use super::{DataPlane, EGRESS, FIRSTS, INSIDE, ORIGIN, Packet, STRANGER, at};
+use crate::harness::{Hook, done};
+use crate::packet::{ACK, RST, SYN};
 use crate::run::{Meta, Verdict};
-use crate::world::{EGRESS, INSIDE, ORIGIN, STRANGER};
 
 #[test]
 fn zone_4_the_tag_of_a_wire_is_cleared() {
@@ -31,13 +32,13 @@ fn safe_3_unsolicited_packets_to_an_egress_ip_are_dropped() {
     for packet in [
         Packet::tcp(ORIGIN, (EGRESS, egress.1 + 1), SYN),
         Packet::tcp((ORIGIN.0, ORIGIN.1 + 1), egress, ACK),
-        Packet::tcp(([192, 0, 2, 9], ORIGIN.1), egress, RST),
+        Packet::tcp((at([192, 0, 2, 9]), ORIGIN.1), egress, RST),
         Packet::udp(ORIGIN, egress, b"the port is TCP's"),
         Packet::other(ORIGIN.0, EGRESS, 47, b"gre"),
     ] {
         plane.dropped(Hook::UplinkIngress, &packet, Reason::Unsolicited);
     }
-    let ping = Packet::icmp(ORIGIN.0, EGRESS, 8, 0, b"ping");
+    let ping = Packet::icmp(ORIGIN.0, EGRESS, PING, 0, b"ping");
     plane.dropped(Hook::UplinkIngress, &ping, Reason::Unsolicited);
 }
 
@@ -46,10 +47,10 @@ fn safe_3_what_cannot_be_read_does_not_arrive_at_an_egress_ip() {
     let Some(plane) = DataPlane::new() else {
         return;
     };
-    for first in [0x43, 0x4f, 0x65] {
+    for first in FIRSTS {
         let packet = Packet {
-            first: Some(first),
-            ..Packet::udp(ORIGIN, (EGRESS, 1), b"not IPv4")
+            first: Some(*first),
+            ..Packet::udp(ORIGIN, (EGRESS, 1), b"no packet")
         };
         plane.dropped(Hook::UplinkIngress, &packet, Reason::Malformed);
     }
@@ -62,13 +63,10 @@ fn what_is_not_for_an_egress_ip_arrives_untouched() {
     };
     for packet in [
         Packet::tcp(ORIGIN, INSIDE, SYN),
+        later(Packet::tcp(ORIGIN, INSIDE, ACK).payload(b"the rest")),
         Packet {
-            fragment: 0x2000,
-            ..Packet::udp(ORIGIN, INSIDE, b"fragment")
-        },
-        Packet {
-            first: Some(0x43),
-            ..Packet::udp(ORIGIN, INSIDE, b"not IPv4")
+            first: Some(FIRSTS[0]),
+            ..Packet::udp(ORIGIN, INSIDE, b"no packet")
         },
     ] {
         let outcome = plane.back(&packet);
