@@ -329,34 +329,47 @@ fn enabling_a_zone_resets_what_was_open_before() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft"]) else {
         return Ok(());
     };
+    let on = resources(by_source());
     let off = Resources {
         enabled: false,
-        ..Resources::default()
+        ..on.clone()
     };
     let site = Site::start(&Plan {
         resources: off.clone(),
         ..Plan::default()
     })?;
     let node = site.node(BOUND);
-    let listener = peer::listen(&site.node(A), at_a(&site, Family::V4))?;
-    let mut before = Peers::connect(&node, Caller::default(), &listener)?;
-    ensure!(!POOL.map(Into::into).contains(&before.seen.ip()));
+    let listeners = Family::ALL
+        .into_iter()
+        .map(|family| Ok((family, peer::listen(&site.node(A), at_a(&site, family))?)))
+        .collect::<Result<Vec<_>>>()?;
+    let connect = |from_pool: bool| {
+        let each = listeners.iter().map(|(family, listener)| {
+            let peers = Peers::connect(&node, Caller::default(), listener)?;
+            ensure!(family.is_egress(peers.seen.ip()) == from_pool, "{peers:?}");
+            Ok(peers)
+        });
+        each.collect::<Result<Vec<_>>>()
+    };
+    let mut before = connect(false)?;
     let is = |enabled: bool| {
         move |gateway: &egress_tests::gateway::Gateway| {
             let zones = gateway.json(&["zones"])?;
             Ok(zones[0]["name"] == ZONE_NAME && zones[0]["enabled"] == enabled)
         }
     };
-    site.gateway.reload(&Resources::default(), is(true))?;
-    let check = site.watch()?;
-    before.inside.write_all(b"?")?;
-    was_reset(&mut before.inside, CONNECT_LIMIT, "the inside")?;
-    let mut during = Peers::connect(&node, Caller::default(), &listener)?;
-    ensure!(POOL.map(Into::into).contains(&during.seen.ip()));
+    site.gateway.reload(&on, is(true))?;
+    let check = watch(&site)?;
+    for peers in &mut before {
+        peers.inside.write_all(b"?")?;
+        was_reset(&mut peers.inside, CONNECT_LIMIT, "the inside")?;
+    }
+    let mut during = connect(true)?;
     // Disabling leaves it where it was admitted.
     check.finish()?;
     site.gateway.reload(&off, is(false))?;
-    during.exchange()?;
-    ensure!(site.active(at_a(&site, Family::V4), "tcp")? == 1);
-    Ok(())
+    for peers in &mut during {
+        peers.exchange()?;
+    }
+    active(&site, 1)
 }
