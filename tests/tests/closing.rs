@@ -36,11 +36,9 @@ fn impatient() -> Server {
 
 /// A pool of both families, and what selects the zone's traffic.
 fn resources(selectors: String) -> Resources {
-    let addresses = POOL.iter().map(ToString::to_string);
     Resources {
-        addresses: addresses.chain([RANGE.to_string()]).collect(),
         selectors,
-        ..Resources::default()
+        ..Resources::both_families()
     }
 }
 

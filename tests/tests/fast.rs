@@ -17,10 +17,7 @@ use egress_tests::{
     offload::{self, Offload},
     origin::{ECHO_PORT, HTTP_PORT},
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
-    standard::{
-        A, BOUND, BOUND_ADDRESS, GATEWAY, INSIDE_BOUND, NET, POOL, RANGE, UPLINK, ZONE_PREFIX,
-        ZONE_PREFIX_V6,
-    },
+    standard::{A, BOUND, BOUND_ADDRESS, GATEWAY, INSIDE_BOUND, NET, POOL, RANGE, UPLINK},
 };
 use serde_json::Value;
 
@@ -38,15 +35,7 @@ fn start(accelerate: bool) -> Result<Site> {
             accelerate,
             ..Server::default()
         },
-        resources: Resources {
-            addresses: POOL
-                .iter()
-                .map(ToString::to_string)
-                .chain([RANGE.to_string()])
-                .collect(),
-            selectors: format!("sources = [\"{ZONE_PREFIX}\", \"{ZONE_PREFIX_V6}\"]"),
-            ..Resources::default()
-        },
+        resources: Resources::both_families(),
         ..Plan::default()
     })?;
     site.node(GATEWAY).nft(

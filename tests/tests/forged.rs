@@ -16,7 +16,7 @@ use egress_tests::{
     packet::{ACK, Transport},
     path::{Family, learned},
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
-    standard::{A, BOUND, GATEWAY, NET, POOL, RANGE, UPLINK, ZONE_PREFIX, ZONE_PREFIX_V6},
+    standard::{A, BOUND, GATEWAY, NET, UPLINK},
     wait,
 };
 
@@ -187,13 +187,8 @@ fn nat_4_a_forged_error_changes_nothing_unless_its_numbers_fit_and_never_ends_a_
     let Some(_turn) = needs::turn(TEST, &["nft"]) else {
         return Ok(());
     };
-    let addresses = POOL.iter().map(ToString::to_string);
     let site = Site::start(&Plan {
-        resources: Resources {
-            addresses: addresses.chain([RANGE.to_string()]).collect(),
-            selectors: format!("sources = [\"{ZONE_PREFIX}\", \"{ZONE_PREFIX_V6}\"]"),
-            ..Resources::default()
-        },
+        resources: Resources::both_families(),
         ..Plan::default()
     })?;
     for family in Family::ALL {

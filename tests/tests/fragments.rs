@@ -142,7 +142,6 @@ fn only_the_pool(seen: &BTreeMap<IpAddr, u64>) -> Result<()> {
 
 /// A pool of both families, and a zone by source, or by the mark that a proxy sets.
 fn plan(kind: Kind, masquerade: Masquerade) -> Plan {
-    let addresses = POOL.iter().map(ToString::to_string);
     Plan {
         network: Options {
             kind,
@@ -150,11 +149,10 @@ fn plan(kind: Kind, masquerade: Masquerade) -> Plan {
             ..Options::default()
         },
         resources: Resources {
-            addresses: addresses.chain([RANGE.to_string()]).collect(),
             selectors: format!(
                 "sources = [\"{ZONE_PREFIX}\", \"{ZONE_PREFIX_V6}\"]\nmarks = [{MARK}]\n"
             ),
-            ..Resources::default()
+            ..Resources::both_families()
         },
         ..Plan::default()
     }

@@ -19,9 +19,7 @@ use egress_tests::{
     pattern,
     peer::{self, Caller, Peers},
     site::{Plan, Site},
-    standard::{
-        A, BOUND, GATEWAY, INSIDE_BOUND, NET, POOL, RANGE, UPLINK, ZONE_PREFIX, ZONE_PREFIX_V6,
-    },
+    standard::{A, BOUND, GATEWAY, INSIDE_BOUND, NET, UPLINK},
 };
 
 /// What every link between the client and the origin takes.
@@ -41,13 +39,8 @@ const DEVICES: [(&str, &str); 6] = [
 ];
 
 fn start(offloads: bool) -> Result<Site> {
-    let addresses = POOL.iter().map(ToString::to_string);
     let site = Site::start(&Plan {
-        resources: Resources {
-            addresses: addresses.chain([RANGE.to_string()]).collect(),
-            selectors: format!("sources = [\"{ZONE_PREFIX}\", \"{ZONE_PREFIX_V6}\"]"),
-            ..Resources::default()
-        },
+        resources: Resources::both_families(),
         ..Plan::default()
     })?;
     for (node, device) in DEVICES {

@@ -14,10 +14,7 @@ use egress_tests::{
     path::{Family, PATIENCE, echo, learned},
     service,
     site::{Plan, Site},
-    standard::{
-        A, B, BOUND, GATEWAY, Masquerade, NET, Options, POOL, RANGE, UPLINK, ZONE_PREFIX,
-        ZONE_PREFIX_V6,
-    },
+    standard::{A, B, BOUND, GATEWAY, Masquerade, NET, Options, UPLINK},
 };
 
 /// What the hop behind the uplink takes, and what the gateway's route to the inside takes.
@@ -27,17 +24,12 @@ const INSIDE: u32 = 1_300;
 const FALLEN: u32 = 1_280;
 
 fn start(masquerade: Masquerade) -> Result<Site> {
-    let addresses = POOL.iter().map(ToString::to_string);
     let site = Site::start(&Plan {
         network: Options {
             masquerade,
             ..Options::default()
         },
-        resources: Resources {
-            addresses: addresses.chain([RANGE.to_string()]).collect(),
-            selectors: format!("sources = [\"{ZONE_PREFIX}\", \"{ZONE_PREFIX_V6}\"]"),
-            ..Resources::default()
-        },
+        resources: Resources::both_families(),
         ..Plan::default()
     })?;
     for node in [BOUND, A] {

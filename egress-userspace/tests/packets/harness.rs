@@ -1,6 +1,9 @@
 //! A data plane in a box: the real programs with maps of their own, pinned nowhere and attached to
 //! nothing.
 
+mod look;
+mod send;
+
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
@@ -14,23 +17,23 @@ use egress_common::ended::{self, Ended};
 use egress_common::expiry::Progress;
 use egress_common::family::{V4, V6};
 use egress_common::fragment::{Datagram, FRAME, FRAMES};
-use egress_common::free::{self, FreeList};
-use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
-use egress_common::reason::{Counter, Reason};
+use egress_common::free::FreeList;
+use egress_common::key::{OriginKey, Reference};
+use egress_common::reason::Counter;
 use egress_common::settings::{
     Candidate, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
     MAX_ZONES, MarkSelector, Pool, Prefixed as _, Selected, Settings, Switch, VERSION_BITS, Zone,
     egress_flag, role, zone_flag,
 };
 use egress_common::siphash::Secret;
-use egress_common::slot::{Slot, State, flag};
+use egress_common::slot::Slot;
 use egress_common::tag::{Tag, TagField};
 
 use crate::family::{Family, TWIN_BITS, twin};
 use crate::index::{HASH_KEY, Index};
 use crate::load::Lease;
-use crate::packet::{ACK, Endpoint, Net, Packet, SYN};
-use crate::run::{Meta, Outcome, Verdict, run};
+use crate::packet::Endpoint;
+use crate::run::{Meta, Verdict};
 use crate::world::{INSIDE_INTERFACE, UPLINK, UPLINK_MAC, World};
 
 /// This load, as the sweep reports it.
@@ -354,283 +357,6 @@ where
         self.load.fd(hook).as_raw_fd()
     }
 
-    /// Runs a program on raw bytes; `None` if the kernel does not take such a packet.
-    #[track_caller]
-    pub(crate) fn try_bytes(&self, hook: Hook, bytes: &[u8], meta: Meta) -> Option<Outcome> {
-        match run(self.load.fd(hook), bytes, meta) {
-            Ok(outcome) => Some(outcome),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => None,
-            Err(error) => panic!("{hook:?}: {error}"),
-        }
-    }
-
-    /// Runs a program.
-    #[track_caller]
-    pub(crate) fn run<B: Net>(&self, hook: Hook, packet: &Packet<B>, meta: Meta) -> Outcome {
-        self.try_bytes(hook, &packet.bytes(), meta)
-            .expect("a packet the kernel takes")
-    }
-
-    /// A packet of the host's own, or one whose zone its source tells, leaves by the uplink.
-    #[track_caller]
-    pub(crate) fn out<B: Net>(&self, packet: &Packet<B>) -> Outcome {
-        self.run(Hook::UplinkEgress, packet, Meta::default())
-    }
-
-    /// A packet arrives on the uplink; a device has summed it.
-    #[track_caller]
-    pub(crate) fn back<B: Net>(&self, packet: &Packet<B>) -> Outcome {
-        self.run(
-            Hook::UplinkIngress,
-            packet,
-            Meta {
-                summed: true,
-                ..Meta::default()
-            },
-        )
-    }
-
-    /// A packet leaves; it must be translated, and only that: returns what it leaves with.
-    #[track_caller]
-    pub(crate) fn leaves<B: Net>(&self, packet: &Packet<B>) -> Endpoint<B> {
-        let outcome = self.out(packet);
-        assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
-        assert_eq!(outcome.mark, done(self.world.mark_mask), "{packet:?}");
-        let sender = Packet::<B>::read(&outcome.bytes).sender();
-        assert_ne!(sender.0, packet.source, "{packet:?}");
-        assert_eq!(outcome.bytes, packet.clone().sent_from(sender).bytes());
-        sender
-    }
-
-    /// A packet arrives; it must be translated back to `inside`, and only that.
-    #[track_caller]
-    pub(crate) fn arrives<B: Net>(&self, packet: &Packet<B>, inside: Endpoint<B>) {
-        let outcome = self.back(packet);
-        assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
-        assert_eq!(outcome.mark, 0);
-        assert_eq!(outcome.bytes, packet.clone().sent_to(inside).bytes());
-    }
-
-    /// A packet leaves just as it is, marked as dealt with.
-    #[track_caller]
-    pub(crate) fn passes<B: Net>(&self, packet: &Packet<B>) {
-        let outcome = self.out(packet);
-        assert_eq!(outcome.verdict, Verdict::Next, "{packet:?}");
-        assert_eq!(outcome.mark, done(self.world.mark_mask), "{packet:?}");
-        assert_eq!(outcome.bytes, packet.bytes());
-    }
-
-    /// A packet is answered: it comes back to where it came from as another one.
-    #[track_caller]
-    pub(crate) fn answered<B: Net>(&self, packet: &Packet<B>) -> Packet<B> {
-        let outcome = self.out(packet);
-        assert_eq!(outcome.verdict, Verdict::Redirect, "{packet:?}");
-        assert_eq!(outcome.mark, 0);
-        let answer = Packet::<B>::read(&outcome.bytes);
-        assert_eq!((answer.to, answer.from), (packet.from, packet.to));
-        assert_eq!(answer.source, packet.destination);
-        assert_eq!(answer.destination, packet.source);
-        answer
-    }
-
-    /// A packet is dropped for this reason, and for no other.
-    #[track_caller]
-    pub(crate) fn dropped<B: Net>(&self, hook: Hook, packet: &Packet<B>, reason: Reason) {
-        self.dropped_with(hook, packet, Meta::default(), reason);
-    }
-
-    /// A packet is dropped for this reason, and for no other.
-    #[track_caller]
-    pub(crate) fn dropped_with<B: Net>(
-        &self,
-        hook: Hook,
-        packet: &Packet<B>,
-        meta: Meta,
-        reason: Reason,
-    ) {
-        let before = self.reason(reason);
-        let outcome = self.run(hook, packet, meta);
-        assert_eq!(outcome.verdict, Verdict::Drop, "{packet:?}");
-        assert_eq!(self.reason(reason), before + 1, "{reason:?}: {packet:?}");
-    }
-
-    /// An inside host opens a connection and the origin accepts: what it leaves with.
-    #[track_caller]
-    pub(crate) fn establish<B: Net>(
-        &self,
-        inside: Endpoint<B>,
-        origin: Endpoint<B>,
-        numbers: (u32, u32),
-    ) -> Endpoint<B> {
-        let (ours, theirs) = numbers;
-        let egress = self.leaves(&Packet::tcp(inside, origin, SYN).numbers(ours, 0));
-        let ours = ours.wrapping_add(1);
-        let answer = Packet::tcp(origin, egress, SYN | ACK).numbers(theirs, ours);
-        self.arrives(&answer, inside);
-        let ack = Packet::tcp(inside, origin, ACK).numbers(ours, theirs.wrapping_add(1));
-        assert_eq!(self.leaves(&ack), egress);
-        egress
-    }
-
-    /// Packets counted under a reason.
-    pub(crate) fn reason(&self, reason: Reason) -> u64 {
-        let counters = self.reasons.get(&(reason as u32), 0).unwrap();
-        counters.iter().map(|counter| counter.packets).sum()
-    }
-
-    /// Packets counted under every reason.
-    pub(crate) fn all_reasons(&self) -> Vec<(Reason, u64)> {
-        Reason::ALL
-            .iter()
-            .map(|reason| (*reason, self.reason(*reason)))
-            .filter(|(_, n)| *n != 0)
-            .collect()
-    }
-
-    /// The counter of an egress IP, an origin and a protocol.
-    pub(crate) fn count(&self, egress: A, origin: Endpoint<A>, protocol: u8) -> Option<Count<A>> {
-        let key = OriginKey {
-            egress,
-            origin: origin.0,
-            origin_port: origin.1,
-            protocol,
-            pad: 0,
-        };
-        let reference = self.origins.get(&key, 0).ok()?;
-        let count = self.counts.get(&reference.index, 0).unwrap();
-        assert_eq!((count.key, count.generation), (key, reference.generation));
-        Some(count)
-    }
-
-    /// Connections of an egress IP to an origin.
-    pub(crate) fn active(&self, egress: A, origin: Endpoint<A>, protocol: u8) -> u32 {
-        self.count(egress, origin, protocol)
-            .map_or(0, |count| count.active)
-    }
-
-    /// Connections in all counters.
-    pub(crate) fn all_active(&self) -> u32 {
-        self.counts.iter().map(|count| count.unwrap().active).sum()
-    }
-
-    /// The slot number of a flow.
-    pub(crate) fn index(
-        &self,
-        inside: Endpoint<A>,
-        origin: Endpoint<A>,
-        protocol: u8,
-    ) -> Option<u32> {
-        self.index_in(0, inside, origin, protocol)
-    }
-
-    /// The slot number of a flow of a realm.
-    pub(crate) fn index_in(
-        &self,
-        realm: u16,
-        inside: Endpoint<A>,
-        origin: Endpoint<A>,
-        protocol: u8,
-    ) -> Option<u32> {
-        let key = FlowKey {
-            inside: inside.0,
-            origin: origin.0,
-            inside_port: inside.1,
-            origin_port: origin.1,
-            protocol,
-            realm,
-            ..FlowKey::default()
-        };
-        self.flow(&key)
-    }
-
-    /// The slot number of a flow.
-    pub(crate) fn flow(&self, key: &FlowKey<A>) -> Option<u32> {
-        self.flows.find(key.hash(&HASH_KEY), |slot| {
-            self.slots.get(&slot, 0).unwrap().flow == *key
-        })
-    }
-
-    /// The slot number of a flow, as its origin names it.
-    pub(crate) fn holder(&self, key: &ReverseKey<A>) -> Option<u32> {
-        self.reverse.find(key.hash(&HASH_KEY), |slot| {
-            self.slots.get(&slot, 0).unwrap().reverse() == *key
-        })
-    }
-
-    /// The record of a flow.
-    pub(crate) fn slot(
-        &self,
-        inside: Endpoint<A>,
-        origin: Endpoint<A>,
-        protocol: u8,
-    ) -> Option<Slot<A>> {
-        let index = self.index(inside, origin, protocol)?;
-        Some(self.slots.get(&index, 0).unwrap())
-    }
-
-    /// The state of a flow.
-    pub(crate) fn state(
-        &self,
-        inside: Endpoint<A>,
-        origin: Endpoint<A>,
-        protocol: u8,
-    ) -> Option<State> {
-        self.slot(inside, origin, protocol)
-            .map(|slot| slot.word().state)
-    }
-
-    /// Slots on the free lists, counted one by one.
-    pub(crate) fn free(&self) -> usize {
-        let mut seen = std::collections::HashSet::new();
-        for list in 0..self.world.lists {
-            let mut next = self.free_slots.get(&list, 0).unwrap().first;
-            while next != free::NONE {
-                assert!(seen.insert(next), "slot {next} is on a list twice");
-                next = self.slots.get(&next, 0).unwrap().last_seen.0;
-            }
-        }
-        seen.len()
-    }
-
-    /// Whether everything agrees: counters with slots, indexes with slots, free lists with states.
-    #[track_caller]
-    pub(crate) fn consistent(&self) {
-        let mut counted = std::collections::HashMap::new();
-        let (mut linked, mut owners, mut free) = (0, 0, 0);
-        for (index, slot) in self.slots.iter().enumerate() {
-            let slot = slot.unwrap();
-            let state = slot.word().state;
-            let index = index as u32;
-            if state.is_counted() {
-                *counted.entry(slot.counted()).or_insert(0u32) += 1;
-            }
-            if state.is_linked() {
-                linked += 1;
-                assert_eq!(self.holder(&slot.reverse()), Some(index), "{slot:?}");
-                if !slot.word().has(flag::ORPHAN) {
-                    owners += 1;
-                    assert_eq!(self.flow(&slot.flow), Some(index), "{slot:?}");
-                }
-            }
-            free += usize::from(state == State::Free);
-        }
-        assert_eq!(self.reverse.len(), linked, "entries of no slot");
-        assert_eq!(self.flows.len(), owners, "entries of no flow");
-        self.reverse.at_rest();
-        self.flows.at_rest();
-        assert_eq!(free, self.free(), "free slots");
-        let known: std::collections::HashMap<OriginKey<A>, u32> = self
-            .origins
-            .iter()
-            .map(|entry| {
-                let (key, reference) = entry.unwrap();
-                (key, self.counts.get(&reference.index, 0).unwrap().active)
-            })
-            .filter(|(_, active)| *active != 0)
-            .collect();
-        assert_eq!(known, counted, "counters against slots");
-    }
-
     /// Replaces a slot's record.
     pub(crate) fn overwrite(&mut self, index: u32, slot: Slot<A>) {
         self.slots.set(index, slot, 0).unwrap();
@@ -695,27 +421,6 @@ where
         packet.extend(Ended::new::<A>(slot).bytes());
         let outcome = self.try_bytes(Hook::EndFlow, &packet, Meta::default());
         outcome.unwrap().verdict == Verdict::Other(1)
-    }
-
-    /// A packet of an origin is answered: it goes back to where it came from as another one, marked as dealt
-    /// with.
-    #[track_caller]
-    pub(crate) fn turned_round<B: Net>(&self, packet: &Packet<B>) -> Packet<B> {
-        // Whose sum a device has made is not compared: it is dropped when the packet is made longer.
-        let outcome = self.run(Hook::UplinkIngress, packet, Meta::default());
-        assert_eq!(
-            outcome.verdict,
-            Verdict::Redirect,
-            "{packet:?} {:?}",
-            self.all_reasons()
-        );
-        assert_eq!(outcome.mark, done(self.world.mark_mask));
-        let answer = Packet::read(&outcome.bytes);
-        assert_eq!(
-            (answer.source, answer.destination),
-            (packet.destination, packet.source)
-        );
-        answer
     }
 
     /// Uses up what may be said for a long time to come.

@@ -76,63 +76,7 @@ const fn at(address: [u8; 4]) -> V4 {
     address
 }
 
-#[path = "admission.rs"]
-mod admission;
-#[path = "checksum.rs"]
-mod checksum;
-#[path = "choice.rs"]
-mod choice;
-#[path = "closing.rs"]
-mod closing;
-#[path = "concurrency.rs"]
-mod concurrency;
+#[path = "alike.rs"]
+mod alike;
 #[path = "icmp/four.rs"]
 mod errors;
-#[path = "field.rs"]
-mod field;
-#[path = "full.rs"]
-mod full;
-#[path = "guard.rs"]
-mod guard;
-#[path = "hops.rs"]
-mod hops;
-#[path = "icmp.rs"]
-mod icmp;
-#[path = "length.rs"]
-mod length;
-#[path = "link.rs"]
-mod link;
-#[path = "malformed.rs"]
-mod malformed;
-#[path = "martian.rs"]
-mod martian;
-#[path = "model.rs"]
-mod model;
-#[path = "opening.rs"]
-mod opening;
-#[path = "options.rs"]
-mod options;
-#[path = "over.rs"]
-mod over;
-#[path = "passing.rs"]
-mod passing;
-#[path = "quarantine.rs"]
-mod quarantine;
-#[path = "random.rs"]
-mod random;
-#[path = "realm.rs"]
-mod realm;
-#[path = "refusal.rs"]
-mod refusal;
-#[path = "rfc.rs"]
-mod rfc;
-#[path = "sweep.rs"]
-mod sweep;
-#[path = "translation.rs"]
-mod translation;
-#[path = "unanswered.rs"]
-mod unanswered;
-#[path = "versions.rs"]
-mod versions;
-#[path = "wire.rs"]
-mod wire;
