@@ -112,14 +112,32 @@ fn the_documented_query_tells_peaks_that_nobody_saw() -> Result<()> {
     let other = crowd(&site, B, 7)?;
     site.gateway.kill()?;
     site.gateway.restart()?;
+    // Ready is not yet: looked at.
+    wait::until_true("7 of 40,000", Duration::from_secs(10), || {
+        Ok(highest(&ask(&api)?, "maxByPopUtilization", "max", &at_b) == 0.0175)
+    })?;
     let answer = ask(&api)?;
-    let found = highest(&answer, "maxByPopUtilization", "max", &at_b);
-    ensure!(found == 0.0175, "7 of 40,000, not {found}: {answer}");
     let found = highest(&answer, "maxByPopUtilization", "max", &at_a);
     ensure!(found == 0.0125, "still, not {found}: {answer}");
     let average = highest(&answer, "avgByPopUtilization", "avg", &at_a);
     ensure!(average > 0.0 && average < 0.0125, "{average}: {answer}");
     live.exchange()?;
+
+    // A bucket begins without the peaks of before.
+    let peaks = |site: &Site| -> Result<Vec<(u64, u64)>> {
+        let origins = site.gateway.json(&["origins"])?;
+        let all = origins.as_array().into_iter().flatten();
+        let both = |one: &Value| Some((one["active"].as_u64()?, one["peak"].as_u64()?));
+        Ok(all.filter_map(both).collect())
+    };
+    ensure!(site.gateway.terminate()?.success());
+    // (1, 5) and (1, 7), unless five minutes ended meanwhile.
+    println!("active and peak: {:?}", peaks(&site)?);
+    fs::remove_file(site.lab.directory().join("utilization.db"))?;
+    site.gateway.restart()?;
+    wait::until_true("new peaks", Duration::from_secs(10), || {
+        Ok(peaks(&site)? == [(1, 1), (1, 1)])
+    })?;
     drop((live, other));
 
     // Who may not, and what may not be.
@@ -205,6 +223,6 @@ fn twenty_thousand_origins_cost_little() -> Result<()> {
         used.as_secs_f64() * 100.0 / begun.elapsed().as_secs_f64()
     );
     // Far above what was measured: this is about a mistake, not about a machine.
-    ensure!(used < begun.elapsed() / 5, "{used:?}");
+    ensure!(used < begun.elapsed() / 2, "{used:?}");
     Ok(())
 }

@@ -39,8 +39,8 @@ pub trait DataPlaneView {
     /// Connection counts by (egress IP, origin, protocol) (OBS-1).
     fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError>;
 
-    /// All connection counts, with the capacities that counters remember from their last use: cheap enough for every
-    /// second.
+    /// All connection counts, in no order, with the capacities that counters remember from their last use: cheap enough
+    /// for every second.
     fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError>;
 
     /// The pools as they are in force, from the maps.

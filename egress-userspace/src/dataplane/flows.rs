@@ -332,11 +332,36 @@ fn origin_record<A: Tabled>(count: &Count<A>) -> Option<OriginRecord> {
         origin: socket(count.key.origin, count.key.origin_port),
         protocol: protocol(count.key.protocol)?,
         active: count.active.into(),
-        peak: count.peak.into(),
+        // The peaks of before may have been taken.
+        peak: count.peak.max(count.active).into(),
         capacity: count.capacity.into(),
         utilization: utilization(count.active.into(), count.capacity.into()),
         refused: count.refused,
     })
+}
+
+/// All connection counts, in no order; among them, for a moment, some that have just been given up.
+pub(super) fn counts(maps: &Maps) -> Result<Vec<OriginRecord>, DataPlaneError> {
+    let mut found = Vec::new();
+    counts_family::<V4>(maps, &mut found)?;
+    counts_family::<V6>(maps, &mut found)?;
+    Ok(found)
+}
+
+/// Does without the index: it would take a system call for each.
+fn counts_family<A: Tabled>(
+    maps: &Maps,
+    found: &mut Vec<OriginRecord>,
+) -> Result<(), DataPlaneError>
+where
+    Count<A>: Pod,
+    OriginKey<A>: Pod,
+{
+    let counts = maps.records::<Count<A>>(&name::<A>("COUNTS"))?;
+    let all = (0..counts.len()).filter_map(|index| counted(&counts, index));
+    // Free records have no key, and those astray no protocol.
+    found.extend(all.filter_map(|count| origin_record(&count)));
+    Ok(())
 }
 
 /// All connection counts; their peaks begin anew.

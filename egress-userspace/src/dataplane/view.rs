@@ -224,7 +224,7 @@ impl DataPlaneView for View {
     }
 
     fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        flows::origins(&self.maps, &OriginFilter::default())
+        flows::counts(&self.maps)
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {

@@ -34,6 +34,8 @@ pub struct Series {
     pub max: u64,
     /// The most that were admitted at once.
     pub capacity: u64,
+    /// The look that found it last.
+    pub seen: u64,
 }
 
 /// A bucket that is being filled.
@@ -45,6 +47,8 @@ pub struct Bucket {
     pub covered: u64,
     /// When it was looked at last, ms since 1970.
     pub until: i64,
+    /// How often it was looked at.
+    pub looks: u64,
     /// Counts that were not zero all the time.
     pub series: HashMap<Key, Series>,
 }
@@ -81,6 +85,7 @@ impl Bucket {
             start: Self::of(now),
             covered: 0,
             until: now,
+            looks: 0,
             series: series.collect(),
         }
     }
@@ -88,26 +93,23 @@ impl Bucket {
     /// Enters the counts of now, `elapsed` ms after the last ones; in between they went evenly from those to these.
     /// The records' peaks are since the beginning of the bucket.
     pub fn enter(&mut self, now: i64, elapsed: u64, counts: &[OriginRecord]) {
-        let mut ended: HashMap<Key, &mut Series> = HashMap::new();
-        let mut new: Vec<(Key, Series)> = Vec::new();
-        for (key, series) in &mut self.series {
-            ended.insert(*key, series);
-        }
+        self.looks += 1;
         for count in counts {
             let key = Key::from(count);
-            if let Some(series) = ended.remove(&key) {
-                series.enter(count, elapsed);
-            } else if count.active > 0 || count.peak > 0 {
-                let mut series = Series::default();
-                series.enter(count, elapsed);
-                new.push((key, series));
+            let series = match self.series.get_mut(&key) {
+                Some(series) => series,
+                None if count.active > 0 || count.peak > 0 => self.series.entry(key).or_default(),
+                None => continue,
+            };
+            series.enter(count, elapsed);
+            series.seen = self.looks;
+        }
+        // The counters of the others were given up, as happens only to those at zero.
+        for series in self.series.values_mut() {
+            if series.seen != self.looks {
+                series.pass(0, elapsed);
             }
         }
-        // Their counters were given to others, as happens only to those at zero.
-        for series in ended.into_values() {
-            series.pass(0, elapsed);
-        }
-        self.series.extend(new);
         self.covered += elapsed;
         self.until = now;
     }
@@ -150,6 +152,7 @@ impl Bucket {
             let series = Series {
                 looked_up: false,
                 sum: 0,
+                seen: 0,
                 max: series.active,
                 ..series.clone()
             };
@@ -159,6 +162,7 @@ impl Bucket {
             start,
             covered: 0,
             until: self.until,
+            looks: 0,
             series: series.collect(),
         }
     }

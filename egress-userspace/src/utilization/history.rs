@@ -182,6 +182,7 @@ impl History {
                     start: row.get(0)?,
                     covered: row.get(1)?,
                     until: row.get(2)?,
+                    looks: 0,
                     series: std::collections::HashMap::new(),
                 })
             });
@@ -304,6 +305,7 @@ fn series(row: &Columns<'_>) -> rusqlite::Result<Option<(Key, Series)>> {
         sum: row.get(5)?,
         max: row.get(6)?,
         capacity: row.get(7)?,
+        seen: 0,
     };
     Ok(key.map(|key| (key, series)))
 }
@@ -325,11 +327,13 @@ mod tests {
             sum,
             max: 40_000,
             capacity: 40_000,
+            seen: 0,
         };
         Bucket {
             start,
             covered: 299_000,
             until: (start + 299) * 1000,
+            looks: 0,
             series: [
                 (key(1, Protocol::Tcp), series(u64::from(u32::MAX) * 4)),
                 (key(1, Protocol::Udp), series(0)),

@@ -49,6 +49,7 @@ impl Bench {
                 covered: 300_000,
                 until: (start + 300) * 1000,
                 series: all,
+                ..Bucket::begin(0, &[])
             };
             history.save(&bucket, "sjc").unwrap();
         }
