@@ -99,6 +99,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                 trouble.note("looking after the hooks", controller.dataplane_mut().repair());
             }
             _ = housekeeping.tick() => {
+                notify::alive();
                 let mut controller = service.controller();
                 if !controller.is_detached() {
                     trouble.note("housekeeping", controller.dataplane_mut().tidy());

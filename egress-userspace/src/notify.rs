@@ -20,6 +20,14 @@ pub(crate) fn reloading() {
     send(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
 }
 
+/// It goes on: for a unit with `WatchdogSec`, to be said more often than that.
+pub(crate) fn alive() {
+    // Elsewhere nobody waits for it.
+    if std::env::var_os("WATCHDOG_USEC").is_some() {
+        send("WATCHDOG=1");
+    }
+}
+
 /// The daemon ends; the data plane goes on.
 pub(crate) fn stopping() {
     send("STOPPING=1");

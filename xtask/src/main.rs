@@ -8,6 +8,7 @@ use clap::Parser;
 
 mod bench;
 mod build;
+mod dist;
 mod fuzz;
 mod kernels;
 mod lab;
@@ -34,6 +35,8 @@ enum Task {
     Run(run::Args),
     /// Set up a lab of network namespaces and work in it
     Lab(lab::Args),
+    /// Build a Debian package, at target/dist
+    Dist(dist::Args),
     /// Measure
     Bench(bench::Args),
     /// Look for inputs and packets that break a promise
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::main(args),
         Task::Guest => Ok(kernels::guest::main()),
         Task::Build(args) => build::main(args).map(|()| ExitCode::SUCCESS),
+        Task::Dist(args) => dist::main(args).map(|()| ExitCode::SUCCESS),
         Task::Run(args) => run::main(args).map(|()| ExitCode::SUCCESS),
         Task::Lab(args) => lab::main(args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::main(args).map(|()| ExitCode::SUCCESS),

@@ -14,6 +14,7 @@ mod origins;
 mod place;
 mod pool;
 mod pools;
+mod reference;
 mod run;
 mod status;
 mod table;
@@ -90,6 +91,11 @@ enum Command {
     Why(why::Args),
     /// Remove programs, pins and helper interfaces.
     Detach(place::Place),
+    /// Print the completion script of a shell.
+    Completions(reference::Completions),
+    /// Write manual pages into a directory.
+    #[command(hide = true)]
+    Manual(reference::Manual),
 }
 
 /// How a command ended.
@@ -195,6 +201,8 @@ fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, CliErro
         Command::Token { change } => token::run(context, change),
         Command::Why(args) => why::run(context, args),
         Command::Detach(place) => detach::run(context, &place),
+        Command::Completions(args) => reference::completions(context, &args),
+        Command::Manual(args) => reference::manual(&args),
     }
 }
 

@@ -391,3 +391,42 @@ fn detach_waits_for_a_daemon_that_is_starting() {
         "it did not wait until the start had failed"
     );
 }
+
+#[test]
+fn every_command_has_a_manual_page_and_is_completed() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(
+        directory.path().join("egress-gone.1"),
+        "of an older version",
+    )
+    .unwrap();
+    let (exit, ..) = egress(directory.path(), false, "manual ./");
+    assert_eq!(exit, Exit::Done);
+    let pages: std::collections::BTreeSet<String> = std::fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let (_, help, _) = egress(directory.path(), false, "--help");
+    let commands: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .map_while(|line| line.split_whitespace().next())
+        .collect();
+    assert!(commands.len() > 10, "{help}");
+    for command in commands.iter().filter(|command| **command != "help") {
+        let page = format!("egress-{command}.1");
+        assert!(pages.contains(&page), "{page} of {pages:?}");
+    }
+    assert!(pages.contains("egress-zone-enable.1") && pages.contains("egress.1"));
+    assert!(!pages.contains("egress-gone.1"));
+    let page = std::fs::read_to_string(directory.path().join("egress-zone-enable.1")).unwrap();
+    assert!(page.contains("\\-\\-pool"), "{page}");
+    for shell in ["bash", "zsh", "fish"] {
+        let (exit, script, _) = egress(directory.path(), false, &format!("completions {shell}"));
+        assert_eq!(exit, Exit::Done);
+        for command in &commands {
+            assert!(script.contains(command), "{command} in {shell}");
+        }
+    }
+}
