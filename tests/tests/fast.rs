@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
     time::Duration,
 };
 
@@ -15,9 +17,13 @@ use egress_tests::{
     leak::Rules,
     needs, netns, odd,
     offload::{self, Offload},
-    origin::{ECHO_PORT, HTTP_PORT},
+    origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
+    packet::Transport,
+    path::Family,
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
-    standard::{A, BOUND, BOUND_ADDRESS, GATEWAY, INSIDE_BOUND, NET, POOL, RANGE, UPLINK},
+    standard::{
+        A, BOUND, BOUND_ADDRESS, BOUND_ADDRESS_V6, GATEWAY, INSIDE_BOUND, NET, POOL, RANGE, UPLINK,
+    },
 };
 use serde_json::Value;
 
@@ -251,4 +257,90 @@ fn a_router_that_was_replaced_is_found_by_live_flows() -> Result<()> {
     let outcome = clients.check(LIMIT)?;
     println!("it took {} ms", outcome.elapsed_us / 1000);
     all_succeeded(&outcome, 2)
+}
+
+/// The address of the gateway towards its clients.
+fn gateway(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 1, 0, 1).into(),
+        Family::V6 => {
+            let mut segments = BOUND_ADDRESS_V6.segments();
+            segments[7] = 1;
+            segments.into()
+        }
+    }
+}
+
+/// Datagrams of this socket have one hop left.
+fn limit_to_one_hop(socket: &UdpSocket, family: Family) -> Result<()> {
+    let (level, name) = match family {
+        Family::V4 => (libc::IPPROTO_IP, libc::IP_TTL),
+        Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+    };
+    let one: libc::c_int = 1;
+    // SAFETY: the value is as long as said.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const one).cast(),
+            size_of_val(&one) as u32,
+        )
+    };
+    ensure!(status == 0, "{}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// A packet of a live flow that may go no hop further is the kernel's, which says so with its own address.
+#[test]
+fn the_last_hop_of_a_live_flow_is_the_gateways() -> Result<()> {
+    const TEST: &str = "the_last_hop_of_a_live_flow_is_the_gateways";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    for accelerate in [true, false] {
+        let site = start(accelerate)?;
+        for family in Family::ALL {
+            last_hop(&site, family)
+                .with_context(|| format!("{family:?}, accelerate = {accelerate}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn last_hop(site: &Site, family: Family) -> Result<()> {
+    let any: IpAddr = match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let client = site.node(BOUND).run(|| UdpSocket::bind((any, 0)))??;
+    client.set_read_timeout(Some(CONNECT_LIMIT))?;
+    client.connect(family.at(site, A, UDP_PORT))?;
+    for _ in 0..3 {
+        client.send(b"who am I?")?;
+        client.recv(&mut [0; 100]).context("no answer")?;
+    }
+    let inside = Capture::start(&site.node(BOUND), "eth0")?;
+    let uplink = Capture::start(&site.node(NET), UPLINK)?;
+    limit_to_one_hop(&client, family)?;
+    client.send(b"not far")?;
+    // Time exceeded.
+    let too_late = match family {
+        Family::V4 => 11,
+        Family::V6 => 3,
+    };
+    inside.wait_for("the gateway's answer", CONNECT_LIMIT, |frames| {
+        let mut packets = frames.iter().filter_map(Frame::packet);
+        packets.any(|packet| {
+            packet.source == gateway(family)
+                && matches!(packet.transport, Transport::Icmp { kind, .. } if kind == too_late)
+        })
+    })?;
+    let left = uplink.finish()?;
+    let mut left = left.iter().filter_map(Frame::packet);
+    let left = left.find(|packet| packet.destination_port() == Some(UDP_PORT));
+    ensure!(left.is_none(), "it left: {left:?}");
+    Ok(())
 }

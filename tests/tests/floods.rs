@@ -11,7 +11,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use egress_tests::{
     config::Server,
     flood::{self, Hop},
+    leak::LeakCheck,
     needs,
+    netns::Namespace,
     peer::{self, Caller, Peers},
     seed::Random,
     site::{CONNECT_LIMIT, Plan, Site},
@@ -134,6 +136,15 @@ fn cap_6_half_open_flows_make_room_and_established_ones_do_not() -> Result<()> {
     Ok(())
 }
 
+/// Connections, what watches them, and where a flood from outside begins: the router, and its way to the gateway.
+fn from_the_wire() -> Result<(Held, LeakCheck, Namespace, Hop)> {
+    let held = Held::start(4_096)?;
+    let check = held.site.watch()?;
+    let node = held.site.node(NET);
+    let hop = Hop::between((&node, UPLINK), (&held.site.node(GATEWAY), UPLINK))?;
+    Ok((held, check, node, hop))
+}
+
 #[test]
 fn safe_3_what_nobody_asked_for_takes_no_place_and_is_counted() -> Result<()> {
     const TEST: &str = "safe_3_what_nobody_asked_for_takes_no_place_and_is_counted";
@@ -142,10 +153,7 @@ fn safe_3_what_nobody_asked_for_takes_no_place_and_is_counted() -> Result<()> {
         return Ok(());
     };
     let mut random = Random::announced(TEST);
-    let mut held = Held::start(4_096)?;
-    let check = held.site.watch()?;
-    let node = held.site.node(NET);
-    let hop = Hop::between((&node, UPLINK), (&held.site.node(GATEWAY), UPLINK))?;
+    let (mut held, check, node, hop) = from_the_wire()?;
     let taken: Vec<_> = held.peers.iter().map(|peers| peers.seen).collect();
     let next = || {
         let port = loop {
@@ -186,10 +194,7 @@ fn nat_7_forged_resets_and_errors_end_nothing() -> Result<()> {
         return Ok(());
     };
     let mut random = Random::announced(TEST);
-    let mut held = Held::start(4_096)?;
-    let check = held.site.watch()?;
-    let node = held.site.node(NET);
-    let hop = Hop::between((&node, UPLINK), (&held.site.node(GATEWAY), UPLINK))?;
+    let (mut held, check, node, hop) = from_the_wire()?;
     let origin = v4(held.site.at_a(PORT))?;
     let seen: Vec<_> = held
         .peers
