@@ -362,6 +362,8 @@ pub enum Fate {
     Pass = 2,
     /// They are dropped.
     Dropped = 3,
+    /// They belong to another server, whose number stands in place of the flow's, and are sent on (FWD-5).
+    Elsewhere = 4,
 }
 
 impl Fate {
@@ -372,6 +374,7 @@ impl Fate {
             0 => Self::Awaited,
             1 => Self::Flow,
             2 => Self::Pass,
+            4 => Self::Elsewhere,
             _ => Self::Dropped,
         }
     }

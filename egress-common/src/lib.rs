@@ -12,6 +12,7 @@
 //! | [`port`], [`siphash`] | slices, quotas, and the choice of a source port |
 //! | [`placement`], [`handover`] | which server owns which slices, and how one changes hands |
 //! | [`forward`], [`distance`] | to which server a new connection goes, and how far another location is |
+//! | [`peer`] | the other servers, and what is theirs |
 //! | [`slot`], [`tcp`] | the record of a flow and its TCP state |
 //! | [`icmp`] | ICMP errors: what they quote, and what a NAT rewrites in them |
 //! | [`clock`], [`expiry`], [`ended`] | points in time, when a flow ends, and who is told |
@@ -44,6 +45,7 @@ pub mod ipv6;
 pub mod key;
 pub mod layout;
 pub mod packet;
+pub mod peer;
 pub mod placement;
 #[cfg(feature = "user")]
 mod pod;

@@ -7,6 +7,7 @@ use crate::free::FreeList;
 use crate::index::{Bucket, HashKey};
 use crate::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use crate::layout::Layout;
+use crate::peer::{Owners, Peer, PeerNumber, Traffic, Tunnel};
 use crate::reason::Counter;
 use crate::settings::{
     Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MarkSelector, Pool,
@@ -46,6 +47,9 @@ pod!(
     MarkSelector,
     OriginKey<V4>,
     OriginKey<V6>,
+    Owners,
+    Peer,
+    PeerNumber,
     Pool,
     Reference,
     ReverseKey<V4>,
@@ -56,5 +60,7 @@ pod!(
     Slot<V4>,
     Slot<V6>,
     Switch,
+    Traffic,
+    Tunnel,
     Zone,
 );

@@ -67,6 +67,10 @@ reasons! {
     FragmentNoFirst = 29, "fragment_no_first", "a fragment waited five seconds for the first one of its datagram (NAT-6)";
     FragmentsFull = 30, "fragments_full", "no room to wait for a first fragment: too many of this source, too many gaps, or a frame beyond 2,048 bytes (NAT-6)";
     FragmentRefused = 31, "fragment_refused", "other fragments of the same datagram were refused, or its flow is over (NAT-6)";
+    TunnelStranger = 32, "tunnel_stranger", "a packet through the tunnel from an address that is no known server's (FWD-6)";
+    TunnelStray = 33, "tunnel_stray", "a packet through the tunnel that is not for an egress IP, or says what this version does not know (FWD-6)";
+    SteeredTwice = 34, "steered_twice", "a reply that came through the tunnel and belongs to yet another server: servers disagree about who owns what, and nothing is sent on twice (FWD-5)";
+    PeerUnreachable = 35, "peer_unreachable", "a reply for another server that cannot be sent there: the tunnel is down (FWD-5)";
 }
 
 impl Reason {

@@ -256,6 +256,8 @@ impl CgroupPath {
 pub struct EgressAddress {
     /// See [`egress_flag`].
     pub flags: u32,
+    /// Of an IPv6 range that is another server's: that server's number ([`crate::peer`]); else 0.
+    pub owner: u32,
 }
 
 /// Bits of [`EgressAddress::flags`].
@@ -264,6 +266,8 @@ pub mod egress_flag {
     pub const ANSWER: u32 = 1 << 0;
     /// It left its pool; live flows remain.
     pub const RETIRED: u32 = 1 << 1;
+    /// Another server owns it, or some of its slices: what is not this server's is sent on (FWD-5).
+    pub const SHARED: u32 = 1 << 2;
 }
 
 /// An interface one of our programs is attached to, by interface index.
@@ -294,6 +298,8 @@ pub mod role {
     pub const INSIDE: u32 = 1;
     /// Traffic leaves here.
     pub const UPLINK: u32 = 2;
+    /// Other servers are reached here.
+    pub const TUNNEL: u32 = 3;
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use egress_common::icmp::Quote;
 use egress_common::index::Bucket;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::packet::{self, Header, Ip, Malformed};
+use egress_common::port::SLICE_SHIFT;
 use egress_common::range::Range;
 use egress_common::reason::Reason;
 use egress_common::reply;
@@ -58,6 +59,8 @@ pub trait Family: Selectable + Quote + Header + Range {
     fn free_counts(list: u32) -> Option<*mut FreeList>;
     fn candidate(index: u32) -> Option<Candidate<Self>>;
     fn egress(address: &Self) -> Option<EgressAddress>;
+    /// The number of the other server that owns this port of a shared address; 0 if none does.
+    fn owner(address: &Self, known: &EgressAddress, port: u16) -> u32;
     /// First candidate of a pool, and how many there are.
     fn candidates(pool: &Pool) -> (u32, u32);
     /// This CPU's record of a packet that came in.
@@ -159,6 +162,15 @@ impl Family for V4 {
     #[inline(always)]
     fn egress(address: &Self) -> Option<EgressAddress> {
         copied(EGRESS4.get_ptr(address))
+    }
+    #[inline(always)]
+    fn owner(address: &Self, _known: &EgressAddress, port: u16) -> u32 {
+        let slice = (port >> SLICE_SHIFT) as usize;
+        SLICES4
+            .get_ptr(address)
+            // SAFETY: a map value that the daemon replaces as a whole.
+            .and_then(|owners| unsafe { (*owners).peers.get(slice).copied() })
+            .unwrap_or(0) as u32
     }
 
     #[inline(always)]

@@ -87,6 +87,10 @@ impl Family for V6 {
         EGRESS6.get(&host6(0, *address)).copied()
     }
     #[inline(always)]
+    fn owner(_address: &Self, known: &EgressAddress, _port: u16) -> u32 {
+        known.owner
+    }
+    #[inline(always)]
     fn candidates(pool: &Pool) -> (u32, u32) {
         (pool.first6, pool.count6)
     }

@@ -16,6 +16,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use egress_common::fragment::{FRAME, FRAMES, LIFETIME, WINDOW};
 use egress_common::reason::Reason;
+use egress_common::tag::Tag;
 use egress_common::word::Word;
 
 use crate::family::End;
@@ -28,6 +29,8 @@ use crate::word::MapWord;
 
 /// Word of a buffer that somebody fills or empties. Any greater one is the time it was filled.
 const BUSY: u64 = 1;
+/// Beside the place of a network header: the frame came through the tunnel.
+pub const TUNNELLED: u32 = 1 << 31;
 /// Buffers looked at in a tick of the sweep: all of them in a second.
 const AGED: u32 = FRAMES as u32 / 100 + 1;
 
@@ -40,7 +43,7 @@ pub struct Buffer {
     owner: u64,
     /// Length of the frame, bytes.
     length: u32,
-    /// Where its network header starts.
+    /// Where its network header starts, and [`TUNNELLED`].
     network: u32,
     bytes: [u8; FRAME],
 }
@@ -282,6 +285,10 @@ unsafe fn send<A: Fragmented>(release: &Release<A>, buffer: *mut Buffer) -> Resu
             let frame = Frame::now(&ctx);
             A::write(&frame, network, End::Source, release.inside, release.egress)?;
             A::renumber(&frame, network, release.identification as u32)?;
+        }
+        if release.flags != 0 {
+            let tunnelled = (*buffer).network & TUNNELLED != 0;
+            verdict::set_tag(&ctx, if tunnelled { Tag::Done } else { Tag::None });
         }
         if bpf_clone_redirect(release.ctx, verdict::interface(&ctx), release.flags) != 0 {
             return Err(());

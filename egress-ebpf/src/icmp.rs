@@ -43,11 +43,12 @@ pub struct Outer<A> {
     pub destination: A,
 }
 
-/// Where an error goes that was translated back.
-pub struct Delivery {
-    /// The flow's packets leave by its interface instead of the routing table (realms).
-    pub redirect: bool,
-    pub interface: u32,
+/// What became of a message that arrived.
+pub enum Arriving {
+    /// It was translated back. A realm's leaves by this interface instead of the routing table.
+    Flow { redirect: Option<u32> },
+    /// It is about a packet of no flow here, which left from this port.
+    Unknown { port: u16 },
 }
 
 /// Translates a message to an egress IP back, if it is an error about what a flow has sent.
@@ -55,7 +56,7 @@ pub struct Delivery {
 /// # Errors
 /// Why it must be dropped.
 #[inline(always)]
-pub fn arriving<A: Family>(ctx: &TcContext, outer: &Outer<A>) -> Result<Delivery, Reason> {
+pub fn arriving<A: Family>(ctx: &TcContext, outer: &Outer<A>) -> Result<Arriving, Reason> {
     let mut frame = Frame::quotes(ctx);
     let Some(error) = icmp::read::<A>(&frame, outer.network, outer.message, outer.length) else {
         let kind = frame.u8(outer.message as usize).map(A::icmp_kind);
@@ -69,7 +70,11 @@ pub fn arriving<A: Family>(ctx: &TcContext, outer: &Outer<A>) -> Result<Delivery
     if error.source != outer.destination {
         return Err(Reason::IcmpError);
     }
-    let found = flow::incoming(&error.sent()).ok_or(Reason::IcmpError)?;
+    let Some(found) = flow::incoming(&error.sent()) else {
+        return Ok(Arriving::Unknown {
+            port: error.source_port,
+        });
+    };
     if found.word.has(flag::EXPIRED) {
         return Err(Reason::IcmpError);
     }
@@ -97,9 +102,8 @@ pub fn arriving<A: Family>(ctx: &TcContext, outer: &Outer<A>) -> Result<Delivery
         },
     )
     .ok_or(Reason::Malformed)?;
-    Ok(Delivery {
-        redirect: found.word.has(flag::REDIRECT),
-        interface,
+    Ok(Arriving::Flow {
+        redirect: found.word.has(flag::REDIRECT).then_some(interface),
     })
 }
 

@@ -9,6 +9,7 @@
 //! | tc egress of the uplink, last | [`guard`]: nothing of a bound zone passes that [`uplink`] has not seen |
 //! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, answer for a flow that is [`over`], or drop; [`icmp`]; [`arp`], [`ndp`] |
 //! | tracepoints | [`cgroup`]: selected cgroups that are created anew, and those that are gone |
+//! | tc ingress of the tunnel | [`tunnel`]: what other servers have sent on ([`steer`]) is taken for arrived on the uplink |
 //! | a timer | [`sweep`]: end idle flows, free what ended |
 //! | both of the uplink's | [`fragment`], [`held`]: fragments in any order |
 //! | run by the daemon | [`end`]: end a flow, and put on the way in what tells both ends |
@@ -61,8 +62,10 @@ mod refuse;
 mod reply;
 mod report;
 mod slots;
+mod steer;
 mod sweep;
 mod translate;
+mod tunnel;
 mod uplink;
 mod verdict;
 mod word;
@@ -97,6 +100,13 @@ pub fn uplink_guard(ctx: TcContext) -> i32 {
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
     globals::mark_variant();
     reply::run(&ctx)
+}
+
+/// Everything that other servers send.
+#[classifier]
+pub fn tunnel_ingress(ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    tunnel::run(&ctx)
 }
 
 /// A cgroup was created.

@@ -22,6 +22,7 @@ use egress_common::free::FreeList;
 use egress_common::index::{Bucket, HashKey, buckets};
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::layout::Layout;
+use egress_common::peer::{MAX_PEERS, Owners, Peer, PeerNumber, Traffic, Tunnel, Underlay};
 use egress_common::reason::{Counter, Event, Reason};
 use egress_common::reply;
 use egress_common::settings::{
@@ -90,6 +91,20 @@ pub static EGRESS4: HashMap<V4, EgressAddress, 65_536, NO_PREALLOC> = HashMap::n
 pub static EGRESS6: LpmTrie<PrefixV6, EgressAddress, 65_536> = LpmTrie::new();
 #[btf_map]
 pub static DEVICES: HashMap<u32, Device, 1_024, NO_PREALLOC> = HashMap::new();
+
+// Other servers, and what is theirs (FWD-5, FWD-6).
+#[btf_map]
+pub static TUNNEL: Array<Tunnel, 1> = Array::new();
+#[btf_map]
+pub static PEERS: Array<Peer, { MAX_PEERS as usize }> = Array::new();
+#[btf_map]
+pub static PEER_NUMBERS: HashMap<Underlay, PeerNumber, { MAX_PEERS as usize }, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+pub static PEER_TRAFFIC: PerCpuArray<Traffic, { MAX_PEERS as usize }> = PerCpuArray::new();
+/// Of IPv6 ranges the owner stands in `EGRESS6`.
+#[btf_map]
+pub static SLICES4: HashMap<V4, Owners, 65_536, NO_PREALLOC> = HashMap::new();
 
 // Flows and counts.
 #[btf_map]

@@ -68,6 +68,8 @@ pub mod next {
     pub const LATER: i32 = 0x109;
     /// A first fragment that takes the default egress, and the later ones with it.
     pub const PASS: i32 = 0x107;
+    /// It arrived at the wrong server: it is sent on to its owner.
+    pub const ELSEWHERE: i32 = 0x10b;
     /// A first fragment has been dealt with; later ones that were held follow it.
     pub const RELEASE: i32 = 0x108;
 }

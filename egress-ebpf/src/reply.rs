@@ -6,6 +6,7 @@ use egress_common::family::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V
 use egress_common::key::{ReverseKey, TCP};
 use egress_common::packet::{self, Fragment, Ip, Segment};
 use egress_common::reason::Reason;
+use egress_common::settings::{EgressAddress, egress_flag};
 use egress_common::slot::flag;
 use egress_common::tag::Tag;
 use egress_common::tcp::Way;
@@ -14,22 +15,23 @@ use crate::family::{End, Family};
 use crate::flow::{self, Arrival};
 use crate::fragment::{self, Fragmented};
 use crate::frame::Frame;
-use crate::icmp::Outer;
+use crate::icmp::{Arriving, Outer};
 use crate::link;
 use crate::outgoing::next;
 use crate::translate::{self, Endpoint, Place};
 use crate::verdict::{self, NEXT};
-use crate::{arp, fast, icmp, over, report};
+use crate::{arp, fast, globals, icmp, over, report, steer};
 
 pub fn run(ctx: &TcContext) -> i32 {
-    // A wire does not speak for our marks.
+    // A wire does not speak for our marks. The tunnel's program does: nothing goes through it twice.
+    let mark = verdict::mark(ctx);
     verdict::set_tag(ctx, Tag::None);
     let Some(network) = link::network(ctx) else {
         return NEXT;
     };
     match network.ethertype {
-        ETHERTYPE_IPV4 => packet::<V4>(ctx, network.offset),
-        ETHERTYPE_IPV6 => packet::<V6>(ctx, network.offset),
+        ETHERTYPE_IPV4 => packet::<V4>(ctx, network.offset, mark),
+        ETHERTYPE_IPV6 => packet::<V6>(ctx, network.offset, mark),
         ETHERTYPE_ARP => arp::answer(ctx, network.offset),
         _ => NEXT,
     }
@@ -46,25 +48,38 @@ pub struct Incoming<A> {
     pub origin_port: u16,
     /// The slot it belongs to, once that is known.
     slot: u32,
+    /// What its destination is.
+    pub address: EgressAddress,
+    /// The server that owns it, once it is known to be another one.
+    pub owner: u32,
+    /// The mark it came with, read only where it counts: the verifier would look at everything in between twice.
+    mark: u32,
 }
 
 /// An IP packet.
 #[inline(always)]
-fn packet<A: Fragmented>(ctx: &TcContext, offset: usize) -> i32 {
+fn packet<A: Fragmented>(ctx: &TcContext, offset: usize, mark: u32) -> i32 {
     let Some(packet) = A::incoming() else {
         return report::drop(ctx, Reason::Contended);
     };
     // SAFETY: programs are not preempted by others on the same CPU, and each asks only once.
     let packet = unsafe { &mut *packet };
+    packet.mark = mark;
     let mut step = read(ctx, packet, offset);
     if step == next::MESSAGE {
-        step = message(ctx, &packet.ip);
+        step = message(ctx, packet);
     }
     if step == next::LATER {
-        return fragment::back::later(ctx, &packet.ip);
+        step = fragment::back::later(ctx, packet);
+        // None of the steps below: the verifier would look at all of them once more.
+        return if step == next::ELSEWHERE {
+            elsewhere(ctx, packet)
+        } else {
+            step
+        };
     }
     if step == next::KNOWN && matches!(packet.ip.fragment, Fragment::First) {
-        step = fragment::back::first(ctx, &packet.ip);
+        step = fragment::back::first(ctx, packet);
     }
     if step == next::KNOWN {
         step = known(ctx, packet);
@@ -75,7 +90,37 @@ fn packet<A: Fragmented>(ctx: &TcContext, offset: usize) -> i32 {
     if step == next::LEAVE {
         step = back(ctx, packet);
     }
+    if step == next::ELSEWHERE {
+        step = elsewhere(ctx, packet);
+    }
     step
+}
+
+/// Sends the packet on to its owner, unless it has been sent on already.
+#[inline(never)]
+fn elsewhere<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
+    if packet.is_tunnelled() {
+        return report::drop(ctx, Reason::SteeredTwice);
+    }
+    steer::send(ctx, packet.owner, packet.ip.network())
+}
+
+impl<A: Family> Incoming<A> {
+    /// Whether it came through the tunnel.
+    #[inline(always)]
+    pub fn is_tunnelled(&self) -> bool {
+        matches!(globals::tag_field().read(self.mark), Tag::Done)
+    }
+
+    /// The packet is of no flow here. If another server owns the port it is for, it belongs there (FWD-5).
+    #[inline(always)]
+    pub fn missed(&mut self, port: u16) -> bool {
+        if self.address.flags & egress_flag::SHARED == 0 {
+            return false;
+        }
+        self.owner = A::owner(&self.ip.destination, &self.address, port);
+        self.owner != 0
+    }
 }
 
 /// Reads the headers. What is no IP packet the kernel drops; but it forwards whatever extension headers
@@ -94,9 +139,10 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>, offset: usize) -> 
     if answered != verdict::DECLINED {
         return answered;
     }
-    if A::egress(&packet.ip.destination).is_none() {
+    let Some(address) = A::egress(&packet.ip.destination) else {
         return NEXT;
-    }
+    };
+    packet.address = address;
     // No origin is an egress IP itself: a forger's, or what left to itself (RFC 4787 REQ-9).
     if packet.ip.source == packet.ip.destination {
         return report::drop(ctx, Reason::Unsolicited);
@@ -119,7 +165,8 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>, offset: usize) -> 
 /// An ICMP message: an error about a flow goes to its inside (NAT-4). Anything else was not asked for: a
 /// ping, or an answer to one that did not leave from here.
 #[inline(never)]
-fn message<A: Family>(ctx: &TcContext, ip: &Ip<A>) -> i32 {
+fn message<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> i32 {
+    let ip = &packet.ip;
     let outer = Outer {
         network: ip.network_at,
         message: ip.transport_at,
@@ -127,14 +174,19 @@ fn message<A: Family>(ctx: &TcContext, ip: &Ip<A>) -> i32 {
         source: ip.source,
         destination: ip.destination,
     };
-    let verdict = icmp::arriving(ctx, &outer).and_then(|delivery| {
-        if !delivery.redirect {
-            Ok(NEXT)
-        } else if last_hop::<A>(&Frame::now(ctx), ip.network()) {
-            Err(Reason::Malformed)
-        } else {
-            deliver::<A>(ctx, ip.network(), delivery.interface)
+    let network = ip.network();
+    let verdict = icmp::arriving(ctx, &outer).and_then(|arriving| match arriving {
+        Arriving::Flow { redirect: None } => Ok(NEXT),
+        Arriving::Flow {
+            redirect: Some(interface),
+        } => {
+            if last_hop::<A>(&Frame::now(ctx), network) {
+                return Err(Reason::Malformed);
+            }
+            deliver::<A>(ctx, network, interface)
         }
+        Arriving::Unknown { port } if packet.missed(port) => Ok(next::ELSEWHERE),
+        Arriving::Unknown { .. } => Err(Reason::IcmpError),
     });
     verdict.unwrap_or_else(|reason| report::drop(ctx, reason))
 }
@@ -164,7 +216,13 @@ fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<i32
         pad: 0,
         pad2: 0,
     };
-    let found = flow::incoming(&key).ok_or(Reason::Unsolicited)?;
+    let Some(found) = flow::incoming(&key) else {
+        return if packet.missed(packet.egress_port) {
+            Ok(next::ELSEWHERE)
+        } else {
+            Err(Reason::Unsolicited)
+        };
+    };
     if ip.protocol == TCP {
         packet.segment = packet::tcp(frame, ip.transport(), rest).map_err(|_| Reason::Malformed)?;
     } else if matches!(ip.fragment, Fragment::Whole) {

@@ -25,6 +25,34 @@ pub struct Desired {
     pub timers: Timers,
     /// How a refusal is told to the inside host (CAP-5).
     pub refuse: Refuse,
+    /// The other servers, if they reach each other.
+    pub tunnel: Option<DesiredTunnel>,
+}
+
+/// The way to the other servers, and what is theirs (FWD-5, FWD-6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredTunnel {
+    /// Where this server is reached.
+    pub own: IpAddr,
+    /// Name of the interface.
+    pub device: String,
+    /// UDP port, the same on all servers.
+    pub port: u16,
+    /// The others, in the order of the file; at least one.
+    pub peers: Vec<DesiredPeer>,
+}
+
+/// Another server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredPeer {
+    /// Its name.
+    pub name: String,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// IPv4 egress IPs and the slices of each that it owns, at least one of each.
+    pub slices: Vec<(Ipv4Addr, u32)>,
+    /// The IPv6 ranges that it uses.
+    pub ranges: Vec<Ipv6Net>,
 }
 
 /// A tenant's traffic and what becomes of it.

@@ -1,12 +1,13 @@
 //! Which server owns what of an egress address: locations and placements, divided (POOL-5, POOL-6).
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use egress_common::placement::{Group, Member, digest, divide};
 use egress_common::port::ALL_SLICES;
 use ipnet::Ipv6Net;
 
+use crate::desired::DesiredPeer;
 use crate::resource::{Address, DataCenter, Location, Resources, Server};
 
 /// Bits of an IPv6 range that hold the server's number, behind the prefix (POOL-6).
@@ -151,6 +152,42 @@ pub fn part_of(resources: &Resources, server: &str, range: Ipv6Net) -> Option<Ip
     }
 }
 
+/// Where the server of this name is reached by the others, and what each of those owns; `None` where it has no
+/// tunnel, or there is nobody else (FWD-5).
+pub fn others(resources: &Resources, server: &str) -> Option<(IpAddr, Vec<DesiredPeer>)> {
+    let all = || servers(resources);
+    let own = all().find(|one| one.server.name == server)?.server.tunnel?;
+    let mut peers: Vec<DesiredPeer> = all()
+        .filter(|one| one.server.name != server)
+        .filter_map(|one| {
+            Some(DesiredPeer {
+                name: one.server.name.clone(),
+                address: one.server.tunnel?,
+                slices: Vec::new(),
+                ranges: Vec::new(),
+            })
+        })
+        .collect();
+    for address in resources.pools.iter().flat_map(|pool| &pool.addresses) {
+        match *address {
+            Address::V4(address) => {
+                for (owner, slices) in owners(resources, address) {
+                    let found = peers.iter_mut().find(|peer| peer.name == owner.server.name);
+                    if let Some(peer) = found {
+                        peer.slices.push((address, slices));
+                    }
+                }
+            }
+            Address::V6(range) => {
+                for peer in &mut peers {
+                    peer.ranges.extend(part_of(resources, &peer.name, range));
+                }
+            }
+        }
+    }
+    (!peers.is_empty()).then_some((own, peers))
+}
+
 /// The part of a range that belongs to the server of this number: the prefix goes on with it.
 pub fn numbered(range: Ipv6Net, number: u16) -> Option<Ipv6Net> {
     if range.prefix_len() > LONGEST_DIVIDED {
@@ -220,6 +257,37 @@ shares = [ { data_center = "ams01", share = 1 } ]
         let eleven = Ipv4Addr::new(192, 0, 2, 11);
         assert_eq!(slices_of(&model, "ams01-s1", eleven), ALL_SLICES);
         assert_eq!(slices_of(&model, "fra01-s1", eleven), 0);
+    }
+
+    #[test]
+    fn fwd_5_what_others_own_is_what_this_server_does_not() {
+        let mut model = model();
+        assert_eq!(others(&model, "fra01-s1"), None, "they have no tunnel");
+        let mut next = 1;
+        for location in &mut model.locations {
+            let all = location.data_centers.iter_mut();
+            for server in all.flat_map(|one| &mut one.servers) {
+                server.tunnel = Some(Ipv4Addr::new(10, 9, 0, next).into());
+                next += 1;
+            }
+        }
+        let (own, peers) = others(&model, "fra01-s1").unwrap();
+        assert_eq!(own, IpAddr::from([10, 9, 0, 1]));
+        let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
+        assert_eq!(names, ["fra01-s2", "ams01-s1"]);
+        let ten = Ipv4Addr::new(192, 0, 2, 10);
+        let theirs = |peer: &DesiredPeer| {
+            let of_ten = peer.slices.iter().find(|(address, _)| *address == ten);
+            of_ten.map_or(0, |(_, slices)| *slices)
+        };
+        let mut all = slices_of(&model, "fra01-s1", ten);
+        for peer in &peers {
+            assert_eq!(all & theirs(peer), 0);
+            all |= theirs(peer);
+        }
+        assert_eq!(all, ALL_SLICES);
+        assert_eq!(peers[0].ranges, ["2001:db8:aa:0:2::/80".parse().unwrap()]);
+        assert_eq!(others(&model, "nobody"), None);
     }
 
     #[test]

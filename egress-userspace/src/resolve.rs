@@ -1,7 +1,8 @@
 //! From resources and configuration to what the data plane shall do: a pure function.
 
 pub use crate::desired::{
-    Candidate, Desired, DesiredMark, DesiredPool, DesiredPrefix, DesiredZone, Selectors,
+    Candidate, Desired, DesiredMark, DesiredPeer, DesiredPool, DesiredPrefix, DesiredTunnel,
+    DesiredZone, Selectors,
 };
 
 use egress_common::port;
@@ -113,6 +114,12 @@ pub fn resolve(
         exempt: config.exempt.clone(),
         timers: config.timers,
         refuse: config.dataplane.refuse,
+        tunnel: placed::others(resources, name).map(|(own, peers)| DesiredTunnel {
+            own,
+            device: config.tunnel.device.clone(),
+            port: config.tunnel.port,
+            peers,
+        }),
     })
 }
 

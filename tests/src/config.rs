@@ -22,6 +22,10 @@ pub const ZONE_ID: &str = "023e105f4ecef8ad9ca31a8372d0c353";
 /// What `egress.toml` says, apart from paths.
 #[derive(Clone, Debug)]
 pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// Its data center.
+    pub data_center: String,
     /// The uplinks.
     pub uplink: Vec<String>,
     /// The inside interfaces.
@@ -39,6 +43,8 @@ pub struct Server {
 impl Default for Server {
     fn default() -> Self {
         Self {
+            name: "lab-s1".to_owned(),
+            data_center: "lab".to_owned(),
             uplink: vec![UPLINK.to_owned()],
             inside: vec![INSIDE_BOUND.to_owned(), INSIDE_UNBOUND.to_owned()],
             accelerate: true,
@@ -84,12 +90,14 @@ impl Server {
     #[must_use]
     pub fn text(&self, directory: &Path, pin: &Path) -> String {
         format!(
-            "[server]\nname = \"lab-s1\"\ndata_center = \"lab\"\nlocation = \"lab\"\n\n\
+            "[server]\nname = \"{name}\"\ndata_center = \"{data_center}\"\nlocation = \"lab\"\n\n\
              [dataplane]\nuplink = {uplink}\ninside = {inside}\naccelerate = {accelerate}\n\
              max_flows = {max_flows}\npin = \"{pin}\"\n{dataplane}\n\n{sections}\n\n\
              [store]\nsqlite = \"{directory}/egress.db\"\n\n\
              [control]\nsocket = \"{directory}/egress.sock\"\n\n\
              [resources]\nfile = \"resources.toml\"\n",
+            name = self.name,
+            data_center = self.data_center,
             uplink = quoted(&self.uplink),
             inside = quoted(&self.inside),
             accelerate = self.accelerate,

@@ -25,6 +25,7 @@
 //! | [`config`], [`gateway`] | the real daemon in the gateway's namespace |
 //! | [`api`] | the HTTP API by curl |
 //! | [`site`] | the standard network with origins and daemon |
+//! | [`pair`] | two servers that share an egress IP |
 //! | [`cgroup`] | running a command in a cgroup of its own |
 //! | [`programs`] | where other people's programs are |
 //! | [`service`] | real servers and clients, other people's programs |
@@ -52,6 +53,7 @@ pub mod odd;
 pub mod offload;
 pub mod origin;
 pub mod packet;
+pub mod pair;
 pub mod path;
 pub mod pattern;
 pub mod pcap;

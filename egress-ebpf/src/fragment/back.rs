@@ -6,31 +6,44 @@
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::programs::TcContext;
 use egress_common::fragment::{Direction, Fate};
-use egress_common::key::{ReverseKey, TCP, realm};
-use egress_common::packet::{self, Ip};
+use egress_common::key::{Reference, ReverseKey, TCP, realm};
+use egress_common::packet;
 use egress_common::reason::Reason;
 use egress_common::slot::flag;
+use egress_common::tag::Tag;
 use egress_common::tcp::Way;
 
-use super::{Fragmented, answer, flow, note, reason};
+use super::{Fragmented, answer, fated, flow, note, reason};
 use crate::family::End;
 use crate::flow as flows;
 use crate::frame::Frame;
-use crate::held::Release;
+use crate::held::{Release, TUNNELLED};
 use crate::outgoing::next;
-use crate::reply::{deliver, last_hop};
+use crate::reply::{Incoming, deliver, last_hop};
 use crate::report;
 use crate::verdict::{self, NEXT};
 
 /// A later fragment: translated, held or dropped.
 #[inline(never)]
-pub fn later<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> i32 {
-    translated(ctx, ip).unwrap_or_else(|reason| report::drop(ctx, reason))
+pub fn later<A: Fragmented>(ctx: &TcContext, packet: &mut Incoming<A>) -> i32 {
+    translated(ctx, packet).unwrap_or_else(|reason| report::drop(ctx, reason))
+}
+
+/// Takes note of the fragment, and of where it came from: what is held may not go through the tunnel twice.
+#[inline(always)]
+fn noted_back<A: Fragmented>(ctx: &TcContext, packet: &Incoming<A>) -> Result<(), Reason> {
+    note(ctx, &packet.ip, realm::COMMON, Direction::Back).ok_or(Reason::Contended)?;
+    if packet.is_tunnelled() {
+        let work = A::work().ok_or(Reason::Contended)?;
+        // SAFETY: this CPU's own record.
+        unsafe { (*work).network |= TUNNELLED };
+    }
+    Ok(())
 }
 
 #[inline(always)]
-fn translated<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> Result<i32, Reason> {
-    note(ctx, ip, realm::COMMON, Direction::Back).ok_or(Reason::Contended)?;
+fn translated<A: Fragmented>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<i32, Reason> {
+    noted_back(ctx, packet)?;
     let answer = super::later::<A>(ctx);
     if answer == answer::HELD {
         return Ok(verdict::used_up());
@@ -40,9 +53,15 @@ fn translated<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> Result<i32, Reason>
     }
     let work = A::work().ok_or(Reason::Contended)?;
     // SAFETY: this CPU's own record.
-    if unsafe { (*work).fate } != Fate::Flow as u32 {
+    let (fate, flow_of) = unsafe { ((*work).fate, (*work).flow) };
+    if fate == Fate::Elsewhere as u32 {
+        packet.owner = flow_of.index;
+        return Ok(next::ELSEWHERE);
+    }
+    if fate != Fate::Flow as u32 {
         return Err(Reason::FragmentRefused);
     }
+    let ip = &packet.ip;
     let found = flow::<A>().ok_or(Reason::FragmentRefused)?;
     if found.word.has(flag::EXPIRED) {
         return Err(Reason::FragmentRefused);
@@ -67,14 +86,15 @@ fn translated<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> Result<i32, Reason>
 
 /// A first fragment is noted, and takes the ordinary way; or a verdict.
 #[inline(never)]
-pub fn first<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> i32 {
-    noted(ctx, ip).unwrap_or_else(|reason| report::drop(ctx, reason))
+pub fn first<A: Fragmented>(ctx: &TcContext, packet: &mut Incoming<A>) -> i32 {
+    noted(ctx, packet).unwrap_or_else(|reason| report::drop(ctx, reason))
 }
 
 #[inline(always)]
-fn noted<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> Result<i32, Reason> {
+fn noted<A: Fragmented>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<i32, Reason> {
     let frame = Frame::now(ctx);
-    note(ctx, ip, realm::COMMON, Direction::Back).ok_or(Reason::Contended)?;
+    noted_back(ctx, packet)?;
+    let ip = &packet.ip;
     let (transport, rest) = (ip.transport(), ip.payload());
     // The smallest fragment there can be has the ports, if it is one of ours (RFC 1858).
     if ip.protocol == TCP {
@@ -92,20 +112,33 @@ fn noted<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> Result<i32, Reason> {
         protocol: ip.protocol,
         pad: 0,
         pad2: 0,
-    })
-    .ok_or(Reason::Unsolicited)?;
-    if found.word.has(flag::EXPIRED) {
-        return Err(Reason::Unsolicited);
-    }
-    let answer = super::first::<A>(ctx, &found);
+    });
+    let work = A::work().ok_or(Reason::Contended)?;
+    let (answer, step) = match found {
+        Some(found) if found.word.has(flag::EXPIRED) => return Err(Reason::Unsolicited),
+        Some(found) => (super::first::<A>(ctx, &found), next::KNOWN),
+        None if packet.missed(egress_port) => {
+            // SAFETY: this CPU's own record.
+            unsafe {
+                (*work).flow = Reference {
+                    index: packet.owner,
+                    generation: 0,
+                };
+            }
+            (fated::<A>(ctx, Fate::Elsewhere), next::ELSEWHERE)
+        }
+        None => return Err(Reason::Unsolicited),
+    };
     if let Some(reason) = reason(answer) {
         return Err(reason);
     }
-    let work = A::work().ok_or(Reason::Contended)?;
     // SAFETY: this CPU's own record.
     let work = unsafe { &*work };
     if work.held == 0 {
-        return Ok(next::KNOWN);
+        return Ok(step);
+    }
+    if packet.is_tunnelled() {
+        verdict::set_tag(ctx, Tag::Done);
     }
     Ok(Release::new(ctx, work, BPF_F_INGRESS as u64).run(ctx))
 }

@@ -83,6 +83,21 @@ fn text(status: &Status) -> String {
             &rows,
         ));
     }
+    if !status.dataplane.peers.is_empty() {
+        let row = |peer: &crate::dataplane::api::PeerStatus| {
+            vec![
+                peer.address.to_string(),
+                peer.sent_packets.to_string(),
+                peer.received_packets.to_string(),
+            ]
+        };
+        let rows: Vec<_> = status.dataplane.peers.iter().map(row).collect();
+        parts.push(table::render(
+            &["SERVER", "SENT ON", "RECEIVED"],
+            &[1, 2],
+            &rows,
+        ));
+    }
     if !status.dataplane.draining.is_empty() {
         parts.push(pool::left(&status.dataplane.draining));
     }

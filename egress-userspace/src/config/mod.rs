@@ -8,6 +8,7 @@ mod resources;
 mod server;
 mod store;
 mod timers;
+mod tunnel;
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ pub use resources::ResourcesFile;
 pub use server::Server;
 pub use store::Store;
 pub use timers::Timers;
+pub use tunnel::Tunnel;
 
 use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
 use crate::document::{self, Table};
@@ -46,10 +48,12 @@ pub struct Config {
     pub api: Option<Api>,
     /// `[resources]`: the file applied at start and on SIGHUP.
     pub resources: ResourcesFile,
+    /// `[tunnel]`: this server's end of the tunnel to the other servers.
+    pub tunnel: Tunnel,
 }
 
 /// The top-level keys of this kind of file; `egress validate` tells the kinds apart by them.
-pub const SECTIONS: [&str; 9] = [
+pub const SECTIONS: [&str; 10] = [
     "server",
     "dataplane",
     "exempt",
@@ -58,6 +62,7 @@ pub const SECTIONS: [&str; 9] = [
     "control",
     "api",
     "resources",
+    "tunnel",
     "cluster",
 ];
 
@@ -124,6 +129,7 @@ impl Config {
                 .section("resources")
                 .map(|table| ResourcesFile::read(table, directory))
                 .unwrap_or_default(),
+            tunnel: root.section("tunnel").map(Tunnel::read).unwrap_or_default(),
         };
         if let Some(cluster) = root.get("cluster", "") {
             report.warning(

@@ -40,8 +40,7 @@ impl Known {
         })
     }
 
-    fn insert(&mut self, address: &Address, flags: u32) -> Result<(), DataPlaneError> {
-        let value = EgressAddress { flags };
+    fn insert(&mut self, address: &Address, value: EgressAddress) -> Result<(), DataPlaneError> {
         match address {
             Address::V4(address) => self.ipv4.insert(address.octets(), value, 0),
             Address::V6(net) => self.ipv6.insert(&key(net), value, 0),
@@ -68,12 +67,15 @@ fn failed(error: MapError) -> DataPlaneError {
     DataPlaneError::failed("changing the maps of egress IPs", error)
 }
 
-fn read(maps: &Maps) -> Result<BTreeMap<Address, u32>, DataPlaneError> {
+/// Egress IPs and what each is to this server.
+pub(super) type Addresses = BTreeMap<Address, EgressAddress>;
+
+fn read(maps: &Maps) -> Result<Addresses, DataPlaneError> {
     let known = Known::open(maps)?;
     let single = known
         .ipv4
         .iter()
-        .map(|entry| entry.map(|(address, value)| (Address::V4(address.into()), value.flags)));
+        .map(|entry| entry.map(|(address, value)| (Address::V4(address.into()), value)));
     let mut found = single
         .collect::<Result<BTreeMap<_, _>, _>>()
         .map_err(reading)?;
@@ -84,7 +86,7 @@ fn read(maps: &Maps) -> Result<BTreeMap<Address, u32>, DataPlaneError> {
             && let Ok(length) = u8::try_from(length)
             && let Ok(net) = Ipv6Net::new(address.into(), length)
         {
-            found.insert(Address::V6(net), value.flags);
+            found.insert(Address::V6(net), value);
         }
     }
     Ok(found)
@@ -98,7 +100,7 @@ fn reading(error: MapError) -> DataPlaneError {
 pub(super) fn retired(maps: &Maps) -> Result<BTreeSet<Address>, DataPlaneError> {
     Ok(read(maps)?
         .into_iter()
-        .filter(|(_, flags)| flags & egress_flag::RETIRED != 0)
+        .filter(|(_, known)| known.flags & egress_flag::RETIRED != 0)
         .map(|(address, _)| address)
         .collect())
 }
@@ -129,15 +131,35 @@ pub(super) fn check_not_own(desired: &Desired) -> Result<(), DataPlaneError> {
     })
 }
 
-fn flags(answer: bool) -> u32 {
-    if answer { egress_flag::ANSWER } else { 0 }
+/// What the addresses are to this server: those of its own pools, and those that are other servers', in part or as
+/// a whole. Of IPv6 ranges these have numbers.
+pub(super) fn wanted(
+    own: impl IntoIterator<Item = Address>,
+    answer: bool,
+    shared: &BTreeSet<Address>,
+    ranges: &BTreeMap<Address, u32>,
+) -> Addresses {
+    let flags = if answer { egress_flag::ANSWER } else { 0 };
+    let mut all: Addresses = own
+        .into_iter()
+        .map(|address| (address, EgressAddress { flags, owner: 0 }))
+        .collect();
+    for address in shared {
+        all.entry(*address).or_default().flags |= egress_flag::SHARED;
+    }
+    for (range, owner) in ranges {
+        let value = all.entry(*range).or_default();
+        value.flags |= egress_flag::SHARED;
+        value.owner = *owner;
+    }
+    all
 }
 
 /// Refuses more addresses than fit, before anything is changed.
-pub(super) fn check(maps: &Maps, wanted: &BTreeSet<Address>) -> Result<(), DataPlaneError> {
+pub(super) fn check(maps: &Maps, wanted: &Addresses) -> Result<(), DataPlaneError> {
     let retired = read(maps)?
         .keys()
-        .filter(|address| !wanted.contains(address))
+        .filter(|address| !wanted.contains_key(address))
         .count();
     // Together, though each family has its own map: nobody has so many.
     if wanted.len() + retired > CAPACITY {
@@ -153,26 +175,21 @@ pub(super) fn check(maps: &Maps, wanted: &BTreeSet<Address>) -> Result<(), DataP
     Ok(())
 }
 
-/// What [`add`] changed: addresses and the flags they had, if they were there.
-pub(super) type Added = Vec<(Address, Option<u32>)>;
+/// What [`add`] changed: addresses and what they were, if they were there.
+pub(super) type Added = Vec<(Address, Option<EgressAddress>)>;
 
 /// Makes the addresses egress IPs; returns those that were not, or not in the same way. After a failure all is as
 /// it was, as far as possible.
-pub(super) fn add(
-    maps: &Maps,
-    wanted: &BTreeSet<Address>,
-    answer: bool,
-) -> Result<Added, DataPlaneError> {
+pub(super) fn add(maps: &Maps, wanted: &Addresses) -> Result<Added, DataPlaneError> {
     let known = read(maps)?;
     let mut map = Known::open(maps)?;
     let mut added = Added::new();
-    let flags = flags(answer);
-    for address in wanted {
+    for (address, value) in wanted {
         let before = known.get(address).copied();
-        if before == Some(flags) {
+        if before == Some(*value) {
             continue;
         }
-        if let Err(error) = map.insert(address, flags) {
+        if let Err(error) = map.insert(address, *value) {
             take_out(maps, &added);
             return Err(error);
         }
@@ -186,7 +203,7 @@ pub(super) fn take_out(maps: &Maps, added: &Added) {
     let undone = Known::open(maps).and_then(|mut map| {
         for (address, before) in added {
             match before {
-                Some(flags) => map.insert(address, *flags),
+                Some(value) => map.insert(address, *value),
                 None => map.remove(address),
             }?;
         }
@@ -197,18 +214,18 @@ pub(super) fn take_out(maps: &Maps, added: &Added) {
     }
 }
 
-/// Retires all other addresses.
-pub(super) fn retire(
-    maps: &Maps,
-    wanted: &BTreeSet<Address>,
-    answer: bool,
-) -> Result<u64, DataPlaneError> {
-    let flags = flags(answer) | egress_flag::RETIRED;
+/// Retires all other addresses. What was answered for still is, if anything is at all.
+pub(super) fn retire(maps: &Maps, wanted: &Addresses, answer: bool) -> Result<u64, DataPlaneError> {
+    let answer = if answer { egress_flag::ANSWER } else { 0 };
     let mut map = Known::open(maps)?;
     let mut changed = 0;
     for (address, known) in read(maps)? {
-        if !wanted.contains(&address) && known != flags {
-            map.insert(&address, flags)?;
+        let retired = EgressAddress {
+            flags: known.flags & answer | egress_flag::RETIRED,
+            owner: 0,
+        };
+        if !wanted.contains_key(&address) && known != retired {
+            map.insert(&address, retired)?;
             changed += 1;
         }
     }
@@ -220,7 +237,7 @@ pub(super) fn forget_unused(maps: &Maps) -> Result<Vec<Address>, DataPlaneError>
     let known = read(maps)?;
     let mut unused: BTreeSet<Address> = known
         .iter()
-        .filter(|(_, flags)| **flags & egress_flag::RETIRED != 0)
+        .filter(|(_, known)| known.flags & egress_flag::RETIRED != 0)
         .map(|(address, _)| *address)
         .collect();
     if unused.is_empty() {

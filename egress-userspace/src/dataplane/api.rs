@@ -327,6 +327,24 @@ pub struct DataPlaneStatus {
     /// Addresses that take no new flows, with those that are left on them (POOL-9).
     #[serde(default)]
     pub draining: Vec<DrainingStatus>,
+    /// The other servers that this one reaches (FWD-6).
+    #[serde(default)]
+    pub peers: Vec<PeerStatus>,
+}
+
+/// What went between this server and another one through the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// Packets that arrived here and were sent on to it (FWD-5).
+    pub sent_packets: u64,
+    /// Their bytes, before the tunnel's headers.
+    pub sent_bytes: u64,
+    /// Packets that arrived there and were sent on to this server.
+    pub received_packets: u64,
+    /// Their bytes, likewise.
+    pub received_bytes: u64,
 }
 
 /// An address that takes no new flows while live ones finish.

@@ -15,6 +15,7 @@ use super::lock::Lock;
 use super::neighbours;
 use super::pins::{Pins, State};
 use super::privileges;
+use super::tunnel;
 use crate::dataplane::api::DataPlaneError;
 
 /// Removes what belongs to a pin directory: programs, guard and pins. Returns what it removed, one line each;
@@ -40,6 +41,12 @@ pub(super) fn everything(pins: &Pins) -> Result<Vec<String>, DataPlaneError> {
     }
     let mut removed = departed(pins, |_, _| false)?;
     removed.extend(births::remove(pins)?);
+    let tunnels = tunnel::remove(pins)?;
+    removed.extend(
+        tunnels
+            .iter()
+            .map(|name| format!("tunnel: interface {name}")),
+    );
     removed.extend(guard::remove(pins)?);
     if state == State::Present {
         let maps = pins.count_maps()?;

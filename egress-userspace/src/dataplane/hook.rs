@@ -1,4 +1,4 @@
-//! The four places where packets meet our programs.
+//! The places where packets meet our programs.
 
 use egress_common::settings::role;
 
@@ -15,6 +15,8 @@ pub(super) enum Hook {
     UplinkGuard,
     /// Translates replies back, drops what nobody asked for (SAFE-3).
     UplinkIngress,
+    /// Takes what other servers send on (FWD-6).
+    TunnelIngress,
 }
 
 /// Where in the chain of its hook a program runs.
@@ -29,11 +31,12 @@ pub(super) enum Order {
 impl Hook {
     /// In the order in which they are attached: at no instant does a packet of a bound zone meet an uplink
     /// without the program that would stop it.
-    pub(super) const ALL: [Self; 4] = [
+    pub(super) const ALL: [Self; 5] = [
         Self::UplinkGuard,
         Self::UplinkEgress,
         Self::UplinkIngress,
         Self::InsideIngress,
+        Self::TunnelIngress,
     ];
 
     /// Those of an uplink, in attach order.
@@ -43,6 +46,9 @@ impl Hook {
     /// Those of an inside interface.
     pub(super) const INSIDE: [Self; 1] = [Self::InsideIngress];
 
+    /// That of the tunnel.
+    pub(super) const TUNNEL: [Self; 1] = [Self::TunnelIngress];
+
     /// The program's name in the object, in pins and in what is printed.
     pub(super) const fn program(self) -> &'static str {
         match self {
@@ -50,6 +56,7 @@ impl Hook {
             Self::UplinkEgress => "uplink_egress",
             Self::UplinkGuard => "uplink_guard",
             Self::UplinkIngress => "uplink_ingress",
+            Self::TunnelIngress => "tunnel_ingress",
         }
     }
 
@@ -61,7 +68,7 @@ impl Hook {
     /// Which packets it sees.
     pub(super) const fn direction(self) -> Direction {
         match self {
-            Self::InsideIngress | Self::UplinkIngress => Direction::Ingress,
+            Self::InsideIngress | Self::UplinkIngress | Self::TunnelIngress => Direction::Ingress,
             Self::UplinkEgress | Self::UplinkGuard => Direction::Egress,
         }
     }
@@ -86,6 +93,7 @@ impl Hook {
     pub(super) const fn role(self) -> u32 {
         match self {
             Self::InsideIngress => role::INSIDE,
+            Self::TunnelIngress => role::TUNNEL,
             _ => role::UPLINK,
         }
     }

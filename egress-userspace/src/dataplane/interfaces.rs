@@ -26,6 +26,8 @@ pub(super) struct Interface {
     pub(super) up: bool,
     /// What its packets begin with.
     pub(super) link: Link,
+    /// Longest IP packet it takes, bytes.
+    pub(super) mtu: u32,
 }
 
 /// What the packets of an interface begin with, as the programs see them.
@@ -126,10 +128,12 @@ fn parse(body: &[u8]) -> Option<Interface> {
         mac: [0; 6],
         up: flags & libc::IFF_UP as u32 != 0,
         link: Link::of(u16::from_ne_bytes([k0, k1])),
+        mtu: 0,
     };
     for (kind, content) in netlink::attributes(body.get(INFO..)?) {
         match kind {
             libc::IFLA_IFNAME => interface.name = netlink::text(content),
+            libc::IFLA_MTU => interface.mtu = netlink::number(content).unwrap_or(0),
             libc::IFLA_ADDRESS => {
                 if let Ok(mac) = content.try_into() {
                     interface.mac = mac;

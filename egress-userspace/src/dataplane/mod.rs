@@ -13,6 +13,7 @@
 //! | `hook`, `attach`, `clsact` | where programs belong; put there by tcx link or clsact filter |
 //! | `interfaces`, `devices` | names, indices and addresses; what each is to the programs |
 //! | `tables`, `versions`, `addresses` | a configuration as map entries; two versions and a switch; egress IPs |
+//! | `tunnel`, `peers` | the interface by which servers reach each other; who they are and what is theirs |
 //! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
 //! | `watcher` | when to look whether everything is still in place |
@@ -43,6 +44,7 @@ mod maps;
 mod neighbours;
 mod netlink;
 mod object;
+mod peers;
 mod pins;
 mod plane;
 mod privileges;
@@ -51,6 +53,7 @@ mod ruleset;
 mod start;
 mod sys;
 mod tables;
+mod tunnel;
 mod types;
 mod versions;
 mod view;

@@ -23,6 +23,19 @@ pub(super) struct Message {
     pub(super) body: Vec<u8>,
 }
 
+/// An attribute's bytes, for one that holds others.
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = ATTRIBUTE + value.len();
+    let mut bytes = u16::try_from(length)
+        .unwrap_or(u16::MAX)
+        .to_ne_bytes()
+        .to_vec();
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(value);
+    pad(&mut bytes);
+    bytes
+}
+
 /// A message to send.
 pub(super) struct Request {
     bytes: Vec<u8>,
@@ -49,12 +62,7 @@ impl Request {
 
     /// Adds an attribute.
     pub(super) fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
-        let length = ATTRIBUTE + value.len();
-        self.bytes
-            .extend_from_slice(&u16::try_from(length).unwrap_or(u16::MAX).to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(value);
-        pad(&mut self.bytes);
+        self.bytes.extend(attribute(kind, value));
         self
     }
 

@@ -5,11 +5,12 @@ mod reading;
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{MapData, RingBuf};
+use egress_common::peer::Tunnel;
 use egress_common::settings::Device;
 use egress_common::tag::TagField;
 use ipnet::IpNet;
 
-use super::addresses;
+use super::addresses::{self, Addresses};
 use super::attach::{self, Kind, Outcome};
 use super::births;
 use super::cgroups::{self, Cgroups};
@@ -24,12 +25,14 @@ use super::lock::{Lock, Starting};
 use super::maps::Maps;
 use super::neighbours;
 use super::object::Object;
+use super::peers;
 use super::pins::Pins;
 use super::privileges;
 use super::ruleset::Surroundings;
 use super::start;
 use super::sys;
 use super::tables::Tables;
+use super::tunnel;
 use super::versions;
 use super::view::View;
 use super::watcher::Watcher;
@@ -62,6 +65,8 @@ pub struct Plane {
     absent_cgroups: BTreeSet<String>,
     /// How many selected cgroups had been created when we looked last.
     births: u64,
+    /// Name of the tunnel's interface, if there is to be one.
+    tunnel: Option<String>,
     /// Hooks of interfaces that left the configuration are yet to be taken off.
     departed: bool,
     /// What the sweep has ended and nobody has told yet.
@@ -152,6 +157,7 @@ impl Plane {
             found_cgroups: Cgroups::new(),
             absent_cgroups: BTreeSet::new(),
             births: 0,
+            tunnel: None,
             departed: true,
             ended,
             lock,
@@ -189,7 +195,8 @@ impl Plane {
             .inside
             .iter()
             .map(|name| (name, &Hook::INSIDE[..]));
-        for (name, hooks) in uplinks.chain(insides) {
+        let tunnel = self.tunnel.iter().map(|name| (name, &Hook::TUNNEL[..]));
+        for (name, hooks) in uplinks.chain(insides).chain(tunnel) {
             let interface = Interface::find(name)?;
             let before = self.seen.insert(name.clone(), interface.clone());
             match (&before, &interface) {
@@ -249,6 +256,65 @@ impl Plane {
         failure.map_or(Ok(done), Err)
     }
 
+    /// Makes the tunnel's interface and puts its program on it, or does without.
+    fn dig(&mut self, desired: &Desired) -> Result<(), DataPlaneError> {
+        let wanted = desired.tunnel.as_ref().map(|tunnel| tunnel.device.clone());
+        let made = match &desired.tunnel {
+            Some(tunnel) => Some(tunnel::ensure(&self.pins, tunnel)?),
+            None => None,
+        };
+        let seen = wanted.as_ref().and_then(|name| self.seen.get(name));
+        if self.tunnel == wanted && (wanted.is_none() || seen == Some(&made)) {
+            return Ok(());
+        }
+        if let Some(before) = self
+            .tunnel
+            .take()
+            .filter(|before| Some(before) != wanted.as_ref())
+        {
+            self.seen.remove(&before);
+            self.departed = true;
+        }
+        self.tunnel = wanted;
+        for line in self.attach()? {
+            tracing::info!("{line}");
+        }
+        Ok(())
+    }
+
+    /// Enters the other servers in the maps; returns what addresses are theirs, and how much changed.
+    fn meet(&mut self, desired: &Desired) -> Result<(Theirs, u64), DataPlaneError> {
+        let Some(tunnel) = &desired.tunnel else {
+            return Ok((Theirs::default(), 0));
+        };
+        let (numbers, mut changed) = peers::enter(&self.maps, tunnel)?;
+        let end = Tunnel {
+            interface: self.index(&tunnel.device).unwrap_or(0),
+            // Where there is none, packets are dropped.
+            uplink: self.ready.first().copied().unwrap_or(0),
+            own: peers::underlay(tunnel.own),
+        };
+        changed += u64::from(peers::set_end(&self.maps, end)?);
+        let theirs = Theirs {
+            shared: peers::shared(tunnel),
+            ranges: peers::ranges(tunnel, &numbers),
+        };
+        Ok((theirs, changed))
+    }
+
+    /// Takes out of the maps what is no server's any more, and the tunnel if nobody is left.
+    fn part(&mut self, desired: &Desired) -> Result<u64, DataPlaneError> {
+        if desired.tunnel.is_none() && peers::end(&self.maps)?.is_none() {
+            return Ok(0);
+        }
+        let mut changed = peers::forget(&self.maps, desired.tunnel.as_ref())?;
+        if desired.tunnel.is_none() {
+            changed += u64::from(peers::set_end(&self.maps, Tunnel::default())?);
+            tunnel::remove(&self.pins)?;
+        }
+        Ok(changed)
+    }
+
     fn index(&self, name: &str) -> Option<u32> {
         Some(self.seen.get(name)?.as_ref()?.index)
     }
@@ -277,6 +343,7 @@ impl Plane {
         let cgroups = self.cgroups(desired)?;
         let moved = u64::from(cgroups != self.found_cgroups);
         self.found_cgroups = cgroups.clone();
+        self.dig(desired)?;
         let interfaces = self
             .seen
             .iter()
@@ -284,7 +351,13 @@ impl Plane {
             .collect();
         let tables = Tables::of(desired, &self.config, self.field, &interfaces, &cgroups)?;
         let surroundings = self.surroundings(cgroups);
-        let egress_ips = tables.addresses();
+        let (theirs, met) = self.meet(desired)?;
+        let egress_ips = addresses::wanted(
+            tables.addresses(),
+            self.config.answer_arp,
+            &theirs.shared,
+            &theirs.ranges,
+        );
         addresses::check(&self.maps, &egress_ips)?;
         let version = versions::in_force(&self.maps)?;
         let old = match self.tables.take() {
@@ -309,10 +382,11 @@ impl Plane {
             }
             report.version = u64::from(next);
         } else {
-            let added = addresses::add(&self.maps, &egress_ips, self.config.answer_arp)?;
+            let added = addresses::add(&self.maps, &egress_ips)?;
             report.changed += added.len() as u64;
             report.changed += moved.max(tables.take_up_cgroups(&self.maps, version)?);
         }
+        report.changed += met;
         self.tables = Some(tables);
         self.view.rename(desired.names());
         self.desired = Some(desired.clone());
@@ -322,6 +396,12 @@ impl Plane {
             Ok(retired) => report.changed += retired,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "addresses that left the pools remain egress IPs for now");
+            }
+        }
+        match self.part(desired) {
+            Ok(parted) => report.changed += parted,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "what is known of servers that are gone remains for now");
             }
         }
         if !guarded && let Err(error) = self.guard.settle(desired, &surroundings) {
@@ -341,10 +421,10 @@ impl Plane {
     fn switch(
         &self,
         tables: &Tables,
-        egress_ips: &BTreeSet<Address>,
+        egress_ips: &Addresses,
         version: u32,
     ) -> Result<(), DataPlaneError> {
-        let added = addresses::add(&self.maps, egress_ips, self.config.answer_arp)?;
+        let added = addresses::add(&self.maps, egress_ips)?;
         // Packets that began before the last switch may still be reading what we are about to overwrite.
         sys::wait_for_running_programs();
         tables
@@ -389,6 +469,7 @@ impl Plane {
         let keep = |interface: &str, hook: Hook| {
             let names = match hook {
                 Hook::InsideIngress => &self.config.inside,
+                Hook::TunnelIngress => return self.tunnel.as_deref() == Some(interface),
                 _ => &self.config.uplink,
             };
             names.iter().any(|name| name == interface)
@@ -423,6 +504,13 @@ impl Plane {
     }
 }
 
+/// Egress IPs that are other servers', as a whole or in part.
+#[derive(Default)]
+struct Theirs {
+    shared: BTreeSet<Address>,
+    ranges: BTreeMap<Address, u32>,
+}
+
 fn selects_cgroups(desired: &Desired) -> bool {
     desired
         .zones
@@ -447,6 +535,10 @@ impl DataPlane for Plane {
         // Not asked when what is in force is put back: an address that was given to an interface later must not
         // keep the guard from being repaired.
         addresses::check_not_own(desired)?;
+        if let Some(tunnel) = &desired.tunnel {
+            let uplinks = self.ready_uplinks();
+            tunnel::check(tunnel, &uplinks, &self.config.inside)?;
+        }
         self.put(desired)
     }
 

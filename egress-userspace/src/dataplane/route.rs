@@ -42,6 +42,14 @@ pub(super) fn of(traveller: &Traveller) -> Result<Route, DataPlaneError> {
     ask(traveller.destination, source, entering, traveller.mark)
 }
 
+/// The index of the interface by which this host's own packets from `source` reach an address; `None` where none does.
+pub(super) fn out(destination: IpAddr, source: IpAddr) -> Result<Option<u32>, DataPlaneError> {
+    Ok(match ask(destination, Some(source), None, 0)? {
+        Route::By(index) => Some(index),
+        Route::Here | Route::None(_) => None,
+    })
+}
+
 fn ask(
     destination: IpAddr,
     source: Option<IpAddr>,

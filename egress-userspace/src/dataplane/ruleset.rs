@@ -86,6 +86,7 @@ pub(super) fn script(
     };
     writer.frame();
     writer.early();
+    writer.tunnel();
     writer.own();
     writer.forwarding();
     writer.leaving();
@@ -152,6 +153,11 @@ impl<'a> Writer<'a> {
                 "add chain inet {table} {chain} {{ type filter hook {hook} priority {priority}; policy accept; }}"
             ));
         }
+        if self.desired.tunnel.is_some() {
+            self.line(format_args!(
+                "add chain inet {table} arriving {{ type filter hook prerouting priority -300; policy accept; }}"
+            ));
+        }
         self.line(format_args!("add chain inet {table} sources"));
         for chain in self.stamp_chains() {
             self.line(format_args!("add chain inet {table} {chain}"));
@@ -177,6 +183,39 @@ impl<'a> Writer<'a> {
         for chain in ["early", "delivered"] {
             self.rule(chain, &rule);
         }
+    }
+
+    /// The tunnel's own packets are no zone's, whatever their source; and nobody inside sends in a server's name
+    /// (FWD-6).
+    fn tunnel(&mut self) {
+        let Some(tunnel) = &self.desired.tunnel else {
+            return;
+        };
+        let family = if tunnel.own.is_ipv4() { "ip" } else { "ip6" };
+        let peers = list(tunnel.peers.iter().map(|peer| peer.address));
+        let names = list(
+            self.surroundings
+                .inside_names
+                .iter()
+                .map(|name| format!("{name:?}")),
+        );
+        if !names.is_empty() {
+            self.rule(
+                "arriving",
+                format_args!(
+                    "iifname {{ {names} }} {family} saddr {{ {}, {peers} }} counter drop",
+                    tunnel.own
+                ),
+            );
+        }
+        let done = format!("{} ^ {}", self.cleared(), self.tag(Tag::Done));
+        self.rule(
+            "own",
+            format_args!(
+                "{family} saddr {} {family} daddr {{ {peers} }} udp dport {} {done} accept",
+                tunnel.own, tunnel.port
+            ),
+        );
     }
 
     /// The statement that takes the tag out of a mark.

@@ -20,12 +20,13 @@ use super::guard;
 use super::hook::Hook;
 use super::interfaces::Interface;
 use super::maps::Maps;
+use super::peers;
 use super::pins::Pins;
 use super::privileges;
 use super::route::{self, Route};
 use super::tables::Tables;
 use super::versions;
-use crate::config::{Attach, Dataplane};
+use crate::config::{Attach, Dataplane, Tunnel};
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
     HookStatus, Names, OriginFilter, OriginRecord, PoolLive, ReasonCount, TableStatus, Traveller,
@@ -90,7 +91,17 @@ impl View {
         } else {
             Vec::new()
         };
-        for (name, hooks) in uplinks.chain(insides) {
+        let tunnel = peers::end(&self.maps)?;
+        let tunnel = match tunnel {
+            Some(tunnel) => Interface::all()?
+                .into_iter()
+                .find(|interface| interface.index == tunnel.interface)
+                // One that was deleted has no name left.
+                .map_or_else(|| Some(Tunnel::default().device), |found| Some(found.name)),
+            None => None,
+        };
+        let tunnel = tunnel.iter().map(|name| (name, &Hook::TUNNEL[..]));
+        for (name, hooks) in uplinks.chain(insides).chain(tunnel) {
             let interface = Interface::find(name)?;
             for hook in hooks {
                 let attached = match &interface {
@@ -202,6 +213,7 @@ impl DataPlaneView for View {
             ],
             reasons: self.reasons()?,
             draining: self.draining()?,
+            peers: peers::status(&self.maps)?,
         })
     }
 

@@ -1,5 +1,7 @@
 //! A location: data centers of one city, and the servers in them.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use serde::{Deserialize, Serialize};
 
 use super::name;
@@ -34,10 +36,13 @@ pub struct Server {
     pub name: String,
     /// What tells its part of every IPv6 range (POOL-6); unique, from 1.
     pub number: Option<u16>,
+    /// Where the other servers reach it (FWD-6); unspecified when it was refused.
+    pub tunnel: Option<IpAddr>,
 }
 
 impl Location {
-    /// Notes data centers and servers under "data_center", "server" and "number", counted through the location.
+    /// Notes data centers and servers under "data_center", "server", "number" and "tunnel", counted through the
+    /// location.
     pub(super) fn read(mut table: Table<'_, '_>, places: &mut ObjectPlaces<'_>) -> Self {
         places.whole(table.span());
         let name = required(&mut table, "name = \"frankfurt\"", "name", 0, places);
@@ -78,17 +83,23 @@ impl Server {
                 .and_then(|number| u16::try_from(number).ok())
                 .unwrap_or(REFUSED)
         });
-        if let Some(tunnel) = table.get("tunnel", "") {
-            tunnel.refuse(
-                format!(
-                    "`tunnel` of server {name} cannot be used: connections are not forwarded between servers in \
-                     this version"
-                ),
-                "remove it",
-            );
-        }
+        let tunnel = table.get("tunnel", "tunnel = \"10.9.0.1\"").map(|value| {
+            places.item("tunnel", at, value.span());
+            let address: Option<IpAddr> = value.parsed("an IP address");
+            if address.is_some_and(|address| address.is_unspecified()) {
+                value.refuse(
+                    format!("server {name} cannot be reached at the unspecified address"),
+                    "write the address of an interface by which the servers reach each other",
+                );
+            }
+            address.unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+        });
         table.finish();
-        Self { name, number }
+        Self {
+            name,
+            number,
+            tunnel,
+        }
     }
 }
 

@@ -78,6 +78,7 @@ fn ann_1_other_arp_is_the_kernels() {
         EGRESS,
         EgressAddress {
             flags: egress_flag::RETIRED,
+            owner: 0,
         },
     );
     assert_eq!(arrive(&plane, &frame).verdict, Verdict::Next);
@@ -86,6 +87,7 @@ fn ann_1_other_arp_is_the_kernels() {
         EGRESS,
         EgressAddress {
             flags: egress_flag::ANSWER,
+            owner: 0,
         },
     );
     plane.change(|world| world.settings.answer_arp = 0);

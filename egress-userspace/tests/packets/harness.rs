@@ -49,17 +49,19 @@ pub(crate) enum Hook {
     UplinkEgress,
     UplinkGuard,
     UplinkIngress,
+    TunnelIngress,
     Arm,
     EndFlow,
     Inject,
 }
 
 impl Hook {
-    pub(crate) const ALL: [(Self, &'static str); 7] = [
+    pub(crate) const ALL: [(Self, &'static str); 8] = [
         (Self::InsideIngress, "inside_ingress"),
         (Self::UplinkEgress, "uplink_egress"),
         (Self::UplinkGuard, "uplink_guard"),
         (Self::UplinkIngress, "uplink_ingress"),
+        (Self::TunnelIngress, "tunnel_ingress"),
         (Self::Arm, "arm"),
         (Self::EndFlow, "end_flow"),
         (Self::Inject, "inject"),
@@ -278,7 +280,11 @@ where
                     *candidate,
                 );
                 let flags = egress_flag::ANSWER;
-                self.hash("EGRESS4", candidate.address, EgressAddress { flags });
+                self.hash(
+                    "EGRESS4",
+                    candidate.address,
+                    EgressAddress { flags, owner: 0 },
+                );
                 if world.ranges.is_none() {
                     self.range(version, first, &twin(candidate));
                 }
@@ -302,7 +308,7 @@ where
         self.array::<Candidate<V6>>("CANDIDATES6", version * MAX_CANDIDATES + nth, *range);
         let key = Key::new(VERSION_BITS + range.length, V6::data(0, range.address));
         let flags = egress_flag::ANSWER;
-        self.prefix("EGRESS6", &key, EgressAddress { flags });
+        self.prefix("EGRESS6", &key, EgressAddress { flags, owner: 0 });
     }
 
     /// Makes a version of the configuration the one that counts.

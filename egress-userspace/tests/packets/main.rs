@@ -43,5 +43,6 @@ mod ipv6;
 mod seed;
 mod shares;
 mod slices;
+mod steering;
 mod v4;
 mod v6;

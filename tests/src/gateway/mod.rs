@@ -63,10 +63,30 @@ impl Gateway {
             directory: lab.directory(),
             pin: lab.pin(),
         };
+        Self::on(
+            lab.node(standard::GATEWAY),
+            files,
+            binary,
+            server,
+            resources,
+        )
+    }
+
+    /// As [`Gateway::prepare`], on a node and with files of one's own.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn on(
+        namespace: Namespace,
+        files: Files,
+        binary: &Path,
+        server: &Server,
+        resources: &Resources,
+    ) -> Result<Self> {
         files.write_server(server)?;
         files.write_resources(resources)?;
         Ok(Self {
-            namespace: lab.node(standard::GATEWAY),
+            namespace,
             binary: binary.to_owned(),
             files,
             child: None,

@@ -4,6 +4,7 @@ mod eligible;
 mod placement;
 mod pool;
 mod server;
+mod tunnel;
 mod zone;
 
 use std::collections::HashMap;
@@ -36,6 +37,7 @@ pub fn check(resources: &Resources, places: &Places, config: Option<&Config>, re
         config.map_or(0, |config| config.dataplane.mark_mask),
     );
     placement::check(&checker, config);
+    tunnel::check(&checker);
     if let Some(config) = config {
         server::check(&checker, config);
     }

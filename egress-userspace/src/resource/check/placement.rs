@@ -164,16 +164,16 @@ fn owners(checker: &Checker<'_, '_>, place: Place, placement: &Placement) {
             );
         }
     }
-    if found.len() > 1 {
+    if found.len() > 1 && found.iter().any(|(one, _)| one.server.tunnel.is_none()) {
         checker.warning(
             place,
             format!(
-                "{} is split over {} servers, but this version neither forwards connections nor steers replies \
-                 between servers: the network must bring each reply to the server that owns its port",
+                "{} is split over {} servers that do not reach each other: the network must bring each reply to \
+                 the server that owns its port",
                 placement.address,
                 found.len()
             ),
-            "place each address in a data center with one server, until it does",
+            "give each server its `tunnel` address, and replies are sent on to their owners",
         );
     }
 }

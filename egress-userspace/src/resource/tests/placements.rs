@@ -180,13 +180,7 @@ fn placements_name_what_exists_once() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_refused_by_name() {
-    let found = errors_with("number = 1", "number = 1\ntunnel = \"10.9.0.1\"");
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert!(
-        found[0].contains("`tunnel` of server fra01-s1"),
-        "{found:?}"
-    );
+fn unknown_keys_are_refused_and_what_needs_more_is_warned_of() {
     let found = errors_with("number = 1", "number = 1\ntunel = \"10.9.0.1\"");
     assert!(found[0].contains("unknown key `tunel`"), "{found:?}");
     let text = format!("{SAMPLE}{PLACED}");
@@ -196,6 +190,81 @@ fn what_is_not_there_yet_is_refused_by_name() {
         found[0].contains("192.0.2.10 is split over 2 servers"),
         "{found:?}"
     );
+}
+
+/// The sample, its servers reached at these addresses; an empty one is left out.
+fn reached(addresses: [&str; 2]) -> String {
+    let mut text = format!("{SAMPLE}{PLACED}");
+    for (number, address) in (1..).zip(addresses) {
+        if !address.is_empty() {
+            let number = format!("number = {number}\n");
+            text = text.replacen(&number, &format!("{number}tunnel = \"{address}\"\n"), 1);
+        }
+    }
+    text
+}
+
+#[test]
+fn fwd_6_servers_reach_each_other_at_addresses_of_their_own() {
+    for addresses in [["10.9.0.1", "10.9.0.2"], ["2001:db8:9::1", "2001:db8:9::2"]] {
+        assert_eq!(errors(&reached(addresses), None), [""; 0]);
+        let said = warnings(&reached(addresses), None);
+        assert!(
+            !said.iter().any(|w| w.contains("is split over")),
+            "{said:?}"
+        );
+    }
+    let line = |nth| {
+        let text = reached(["10.9.0.1", "10.9.0.1"]);
+        let mut all = text.lines().enumerate();
+        let found = all
+            .by_ref()
+            .filter(|(_, line)| line.starts_with("tunnel"))
+            .nth(nth);
+        found.unwrap().0 + 1
+    };
+    assert_eq!(
+        errors(&reached(["10.9.0.1", "10.9.0.1"]), None),
+        [format!(
+            "{}:10: server ams01-s1 is reached at 10.9.0.1, and so is server fra01-s1: it would be its own peer",
+            line(1)
+        )]
+    );
+    for (addresses, said) in [
+        (
+            ["10.9.0.1", ""],
+            "server ams01-s1 has no `tunnel` address, and others have",
+        ),
+        (
+            ["", "10.9.0.1"],
+            "server fra01-s1 has no `tunnel` address, and others have",
+        ),
+        (
+            ["10.9.0.1", "2001:db8:9::2"],
+            "the tunnel has one address family",
+        ),
+        (["10.9.0.1", "127.0.0.1"], "it is a loopback address"),
+        (["10.9.0.1", "224.0.0.9"], "it is a multicast address"),
+        (
+            ["10.9.0.1", "255.255.255.255"],
+            "it is the broadcast address",
+        ),
+        (["2001:db8:9::1", "fe80::1"], "it is a link-local address"),
+        (
+            ["2001:db8:9::1", "::ffff:10.9.0.2"],
+            "an IPv4 address written as IPv6",
+        ),
+        (
+            ["10.9.0.1", "192.0.2.10"],
+            "it is an egress IP of pool partners",
+        ),
+        (["10.9.0.1", "0.0.0.0"], "at the unspecified address"),
+        (["10.9.0.1", "ams01"], "`tunnel` must be an IP address"),
+    ] {
+        let found = errors(&reached(addresses), None);
+        assert_eq!(found.len(), 1, "{addresses:?}: {found:?}");
+        assert!(found[0].contains(said), "{addresses:?}: {found:?}");
+    }
 }
 
 #[test]

@@ -65,7 +65,7 @@ pub(crate) fn configure(plane: &mut DataPlane) {
         plane.array("CANDIDATES6", nth as u32, candidate);
         let key = Key::new(VERSION_BITS + length, V6::data(0, address));
         let flags = egress_flag::ANSWER;
-        plane.prefix("EGRESS6", &key, EgressAddress { flags });
+        plane.prefix("EGRESS6", &key, EgressAddress { flags, owner: 0 });
     }
     let pools = plane.elements::<Pool>("POOLS");
     let pool = Pool {

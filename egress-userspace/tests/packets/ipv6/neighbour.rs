@@ -151,6 +151,7 @@ fn ann_1_other_solicitations_are_the_kernels() {
         &key,
         EgressAddress {
             flags: egress_flag::RETIRED,
+            owner: 0,
         },
     );
     let outcome = plane.run(Hook::UplinkIngress, &ours, Meta::default());

@@ -1,0 +1,128 @@
+//! tc ingress of the tunnel: what a known server has sent on is handed to the uplink, as if it had arrived there
+//! (FWD-5). Nothing else comes in by the tunnel, and nothing goes from it to the host itself (FWD-6).
+
+use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_TUNINFO_IPV6, bpf_tunnel_key};
+use aya_ebpf::helpers::{bpf_redirect, bpf_skb_get_tunnel_key, bpf_skb_load_bytes};
+use aya_ebpf::programs::TcContext;
+use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
+use egress_common::packet::Network;
+use egress_common::peer::{REPLY, Tunnel, Underlay, mapped, unmapped};
+use egress_common::reason::Reason;
+use egress_common::tag::Tag;
+
+use crate::family::Family;
+use crate::frame::Frame;
+use crate::maps::{DEVICES, PEER_NUMBERS, PEER_TRAFFIC};
+use crate::{link, report, steer, verdict};
+
+pub fn run(ctx: &TcContext) -> i32 {
+    match accepted(ctx) {
+        Ok(tunnel) => arrive(ctx, &tunnel),
+        Err(reason) => report::drop(ctx, reason),
+    }
+}
+
+/// Who sent the packet, and whether it is what that server may send.
+#[inline(always)]
+fn accepted(ctx: &TcContext) -> Result<Tunnel, Reason> {
+    let tunnel = steer::tunnel().ok_or(Reason::TunnelStranger)?;
+    let (sender, id) = sender(ctx, &tunnel.own).ok_or(Reason::TunnelStranger)?;
+    // SAFETY: the daemon replaces values as a whole.
+    let number = unsafe { PEER_NUMBERS.get(&sender) }.ok_or(Reason::TunnelStranger)?;
+    let network = link::network(ctx).ok_or(Reason::TunnelStray)?;
+    if id != REPLY || !is_for_egress_ip(ctx, &network) {
+        return Err(Reason::TunnelStray);
+    }
+    if let Some(traffic) = PEER_TRAFFIC.get_ptr_mut(number.number) {
+        // SAFETY: this CPU's own element; nothing else writes it meanwhile.
+        unsafe {
+            (*traffic).received_packets += verdict::segments(ctx) as u64;
+            (*traffic).received_bytes += ctx.len() as u64;
+        }
+    }
+    Ok(tunnel)
+}
+
+/// The sender's address and the tunnel id, from the headers that the kernel has taken off.
+#[inline(always)]
+fn sender(ctx: &TcContext, own: &Underlay) -> Option<(Underlay, u32)> {
+    // SAFETY: all-zero is a valid key.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let single = unmapped(own).is_some();
+    let flags = if single { 0 } else { BPF_F_TUNINFO_IPV6 };
+    // SAFETY: the helper fills in the key, whose size is given.
+    let status = unsafe {
+        bpf_skb_get_tunnel_key(
+            ctx.skb.skb,
+            &raw mut key,
+            size_of::<bpf_tunnel_key>() as u32,
+            flags as u64,
+        )
+    };
+    if status != 0 {
+        return None;
+    }
+    // SAFETY: the kernel has filled in the member that goes with the flags.
+    let sender = unsafe {
+        if single {
+            mapped(key.__bindgen_anon_1.remote_ipv4.to_be_bytes())
+        } else {
+            bytes(key.__bindgen_anon_1.remote_ipv6)
+        }
+    };
+    Some((sender, key.tunnel_id))
+}
+
+#[inline(always)]
+const fn bytes(words: [u32; 4]) -> Underlay {
+    let [a, b, c, d] = words;
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_ne_bytes(), b.to_ne_bytes());
+    let ([c0, c1, c2, c3], [d0, d1, d2, d3]) = (c.to_ne_bytes(), d.to_ne_bytes());
+    [
+        a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3,
+    ]
+}
+
+#[inline(always)]
+fn is_for_egress_ip(ctx: &TcContext, network: &Network) -> bool {
+    match network.ethertype {
+        ETHERTYPE_IPV4 => is_for::<V4>(ctx, network.offset) != 0,
+        ETHERTYPE_IPV6 => is_for::<V6>(ctx, network.offset) != 0,
+        _ => false,
+    }
+}
+
+/// An address on the stack, where the verifier wants whole words.
+#[repr(C, align(8))]
+struct Aligned<A>(A);
+
+/// 1 if the packet with its header at `offset` is for an egress IP. A function of its own, for the stack's sake.
+#[inline(never)]
+fn is_for<A: Family>(ctx: &TcContext, offset: usize) -> i32 {
+    let mut destination = Aligned(A::default());
+    // SAFETY: the helper checks the offset, and writes as many bytes as the address has.
+    let status = unsafe {
+        bpf_skb_load_bytes(
+            ctx.skb.skb.cast(),
+            (offset + A::HEADER - A::LEN) as u32,
+            (&raw mut destination).cast(),
+            A::LEN as u32,
+        )
+    };
+    (status == 0 && A::egress(&destination.0).is_some()) as i32
+}
+
+/// Hands the packet to the uplink: addressed to it, and marked so that it is not sent on again.
+#[inline(always)]
+fn arrive(ctx: &TcContext, tunnel: &Tunnel) -> i32 {
+    let device = DEVICES.get_ptr(tunnel.uplink);
+    let to = Frame::now(ctx).at::<6>(0);
+    let (Some(device), Some(to)) = (device, to) else {
+        return report::drop(ctx, Reason::TunnelStray);
+    };
+    // SAFETY: a map value that the daemon replaces as a whole; checked to lie within the packet.
+    unsafe { *to = (*device).mac };
+    verdict::set_tag(ctx, Tag::Done);
+    // SAFETY: the helper takes an interface: its way in.
+    unsafe { bpf_redirect(tunnel.uplink, BPF_F_INGRESS as u64) as i32 }
+}
