@@ -259,7 +259,7 @@ fn fwd_6_servers_reach_each_other_at_addresses_of_their_own() {
             "it is an egress IP of pool partners",
         ),
         (["10.9.0.1", "0.0.0.0"], "at the unspecified address"),
-        (["10.9.0.1", "ams01"], "`tunnel` must be an IP address"),
+        (["10.9.0.1", "ams01"], "\"ams01\" is not an IP address"),
     ] {
         let found = errors(&reached(addresses), None);
         assert_eq!(found.len(), 1, "{addresses:?}: {found:?}");
