@@ -193,7 +193,7 @@ impl Pair {
         } else {
             1_570
         };
-        Self::start_with(both, mtu, |_| "lab".to_owned())
+        Self::start_with(&both, mtu, |_| "lab".to_owned())
     }
 
     /// As [`Pair::start`], with resources of each server's own, its data center, and the MTU between them.
@@ -201,7 +201,7 @@ impl Pair {
     /// # Errors
     /// When a part does not start.
     pub fn start_with(
-        resources: [Resources; 2],
+        resources: &[Resources; 2],
         mtu: u32,
         data_center: impl Fn(Side) -> String,
     ) -> Result<Self> {
@@ -232,7 +232,7 @@ impl Pair {
             gateway.restart()?;
             anyhow::Ok(gateway)
         };
-        let [first, second] = &resources;
+        let [first, second] = resources;
         let gateways = [one(Side::One, first)?, one(Side::Two, second)?];
         let addresses = [ORIGIN_ADDRESS.into(), ORIGIN_ADDRESS_V6.into()];
         let origin = Origin::start(&lab.node(ORIGIN), &addresses, 2)?;

@@ -316,7 +316,7 @@ fn nothing_is_sent_on_twice_whatever_two_servers_believe() -> Result<()> {
             );
         all
     };
-    let pair = Pair::start_with([owner(Side::Two), owner(Side::One)], 1_500, |side| {
+    let pair = Pair::start_with(&[owner(Side::Two), owner(Side::One)], 1_500, |side| {
         format!("dc{}", side.number())
     })?;
     let between = Capture::start(&pair.node(Side::One.server()), UNDERLAY)?;
