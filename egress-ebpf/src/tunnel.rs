@@ -28,7 +28,7 @@ fn accepted(ctx: &TcContext) -> Result<Tunnel, Reason> {
     let tunnel = steer::tunnel().ok_or(Reason::TunnelStranger)?;
     let (sender, id) = sender(ctx, &tunnel.own).ok_or(Reason::TunnelStranger)?;
     // SAFETY: the daemon replaces values as a whole.
-    let number = unsafe { PEER_NUMBERS.get(&sender) }.ok_or(Reason::TunnelStranger)?;
+    let number = unsafe { PEER_NUMBERS.get(sender) }.ok_or(Reason::TunnelStranger)?;
     let network = link::network(ctx).ok_or(Reason::TunnelStray)?;
     if id != REPLY || !is_for_egress_ip(ctx, &network) {
         return Err(Reason::TunnelStray);

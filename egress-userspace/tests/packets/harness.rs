@@ -341,6 +341,12 @@ where
         array.iter().map(|element| element.unwrap()).collect()
     }
 
+    /// An element of a per-CPU array.
+    pub(crate) fn per_cpu<T: Pod>(&self, name: &str, index: u32) -> Vec<T> {
+        let array = map(&self.load, name, PerCpuArray::<_, T>::try_from);
+        array.get(&index, 0).unwrap().to_vec()
+    }
+
     /// Puts a prefix into a trie.
     pub(crate) fn prefix<K: Pod, T: Pod>(&mut self, name: &str, key: &Key<K>, value: T) {
         let mut trie: LpmTrie<_, K, T> = self.load.map_mut(name).expect(name).try_into().unwrap();

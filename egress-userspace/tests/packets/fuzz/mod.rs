@@ -35,6 +35,7 @@ mod world;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+pub(crate) use bpf::{Attach, attach};
 use finding::History;
 use generate::Generator;
 use oracle::Tally;
@@ -58,13 +59,17 @@ fn possible() -> bool {
     if !permitted() {
         return false;
     }
+    let thread = std::thread::current();
+    has_tcx(thread.name().unwrap_or("fuzz"))
+}
+
+/// Whether programs can be attached; says `SKIPPED` if not.
+pub(crate) fn has_tcx(test: &str) -> bool {
     let (major, minor) = kernel();
     if (major, minor) >= TCX {
         return true;
     }
-    let thread = std::thread::current();
-    let test = thread.name().unwrap_or("fuzz");
-    println!("SKIPPED: {test}: Linux {major}.{minor} has no tcx, which the driver is attached by");
+    println!("SKIPPED: {test}: Linux {major}.{minor} has no tcx, which programs are attached by");
     false
 }
 
