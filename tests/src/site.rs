@@ -15,8 +15,9 @@ use crate::{
     lab::Lab,
     leak::{LeakCheck, Rules},
     netns::Namespace,
+    offload::{self, Offload},
     origin::{self, Origin},
-    standard::{self, A, B, GATEWAY, Kind, NET, Options, POOL, UPLINK},
+    standard::{self, A, B, BOUND, GATEWAY, INSIDE_BOUND, Kind, NET, Options, POOL, UPLINK},
     wait,
 };
 
@@ -128,7 +129,7 @@ impl Site {
             bind: standard::CROWD_ADDRESSES.map(IpAddr::from).to_vec(),
             ..ClientOptions::default()
         };
-        Clients::start(&self.node(standard::BOUND), processes, &options)
+        Clients::start(&self.node(BOUND), processes, &options)
     }
 
     /// Begins to watch what leaves by the uplink; only the pool's addresses are allowed.
@@ -172,6 +173,29 @@ impl Site {
             .filter(|entry| entry["origin"] == origin.to_string() && entry["protocol"] == protocol)
             .filter_map(|entry| entry["active"].as_u64())
             .sum())
+    }
+
+    /// Clients whose packets the gateway forwards, and clients on the gateway itself whose sockets bear `mark`; the
+    /// checksums of both are left to devices, or not.
+    ///
+    /// # Errors
+    /// When one cannot be started, or a device cannot be told.
+    pub fn forwarded_and_own(
+        &self,
+        mark: u32,
+        offload: bool,
+    ) -> Result<[(&'static str, Clients); 2]> {
+        for (node, interface) in [(BOUND, "eth0"), (GATEWAY, INSIDE_BOUND), (GATEWAY, UPLINK)] {
+            offload::set(&self.node(node), interface, Offload::TxChecksum, offload)?;
+        }
+        let marked = ClientOptions {
+            mark: Some(mark),
+            ..ClientOptions::default()
+        };
+        Ok([
+            ("forwarded", self.clients(BOUND, 1)?),
+            ("own", Clients::start(&self.node(HOST), 1, &marked)?),
+        ])
     }
 
     /// Packets counted under a reason, by `egress status --json`.

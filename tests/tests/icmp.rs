@@ -12,16 +12,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     capture::{Capture, Frame},
-    client::{Clients, Options as ClientOptions, Outcome},
+    client::Outcome,
     config::Resources,
     needs,
     netns::Namespace,
-    offload::{self, Offload},
     packet::ICMP,
-    site::{HOST, Plan, Site},
+    site::{Plan, Site},
     standard::{
-        A, BOUND, BOUND_ADDRESS, GATEWAY, INSIDE_BOUND, Masquerade, NET, Options, POOL, UPLINK,
-        ZONE_PREFIX,
+        A, BOUND, BOUND_ADDRESS, GATEWAY, Masquerade, NET, Options, POOL, UPLINK, ZONE_PREFIX,
     },
 };
 
@@ -148,18 +146,7 @@ fn nat_4_errors_from_outside_reach_whoever_sent_what_they_quote() -> Result<()> 
         ))?;
         let check = site.watch()?;
         for on in [true, false] {
-            for (node, interface) in [(BOUND, "eth0"), (GATEWAY, INSIDE_BOUND), (GATEWAY, UPLINK)] {
-                offload::set(&site.node(node), interface, Offload::TxChecksum, on)?;
-            }
-            let marked = ClientOptions {
-                mark: Some(MARK),
-                ..ClientOptions::default()
-            };
-            let mut all = [
-                ("forwarded", site.clients(BOUND, 1)?),
-                ("own", Clients::start(&site.node(HOST), 1, &marked)?),
-            ];
-            for (who, clients) in &mut all {
+            for (who, mut clients) in site.forwarded_and_own(MARK, on)? {
                 let case = format!("{who}, masquerade {masquerade:?}, offload {on}");
                 // The origin's own: nobody listens at that port.
                 let outcome = clients.udp(site.at_a(9), ERRORS, LIMIT, false)?;

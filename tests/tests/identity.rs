@@ -7,12 +7,11 @@ use egress_tests::{
     client::{Churn, Clients, Closer, Options as ClientOptions, Outcome},
     config::{Resources, Server},
     needs,
-    offload::{self, Offload},
     origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
     site::{CONNECT_LIMIT, HOST, Plan, Site, all_succeeded},
     standard::{
-        BOUND, BOUND_ADDRESS, DEFAULT_EGRESS, GATEWAY, INSIDE_BOUND, Kind, Masquerade, Options,
-        POOL, UNBOUND, UNBOUND_ADDRESS, UPLINK, ZONE_PREFIX,
+        BOUND, BOUND_ADDRESS, DEFAULT_EGRESS, Kind, Masquerade, Options, POOL, UNBOUND,
+        UNBOUND_ADDRESS, ZONE_PREFIX,
     },
 };
 use serde_json::Value;
@@ -231,18 +230,7 @@ fn refusals(masquerade: Masquerade) -> Result<()> {
     all_succeeded(&holder.udp(origin, CAP, CONNECT_LIMIT, true)?, CAP)?;
 
     for on in [true, false] {
-        for (node, interface) in [(BOUND, "eth0"), (GATEWAY, INSIDE_BOUND), (GATEWAY, UPLINK)] {
-            offload::set(&site.node(node), interface, Offload::TxChecksum, on)?;
-        }
-        let marked = ClientOptions {
-            mark: Some(MARK),
-            ..ClientOptions::default()
-        };
-        let mut refused = [
-            ("forwarded", site.clients(BOUND, 1)?),
-            ("own", Clients::start(&site.node(HOST), 1, &marked)?),
-        ];
-        for (who, clients) in &mut refused {
+        for (who, mut clients) in site.forwarded_and_own(MARK, on)? {
             let case = format!("{who}, masquerade {masquerade:?}, offload {on}");
             let tcp = clients.open(origin, REFUSALS, CONNECT_LIMIT)?;
             told(&tcp, "ECONNREFUSED", &format!("TCP, {case}"))?;

@@ -26,6 +26,16 @@ fn back(egress: Endpoint, control: u8, (ours, theirs): (u32, u32), sequence: u32
     Packet::tcp(ORIGIN, egress, control).numbers(theirs.wrapping_add(sequence), ours)
 }
 
+/// The inside answers the origin's SYN, and the origin the inside's.
+fn answer(plane: &DataPlane, egress: Endpoint, (ours, theirs): (u32, u32), control: u8) {
+    let after = theirs.wrapping_add(1);
+    assert_eq!(plane.leaves(&out(SYN | ACK, (ours, after), 0)), egress);
+    // Where it has sent its SYN already, the next number follows.
+    let sequence = u32::from(control & SYN == 0);
+    let numbers = (ours.wrapping_add(1), theirs);
+    plane.arrives(&back(egress, control, numbers, sequence), INSIDE);
+}
+
 /// Both are established by the one connection, which counts once, carries data and closes.
 fn goes_on(plane: &DataPlane, egress: Endpoint, (ours, theirs): (u32, u32)) {
     let is = |state: State| assert_eq!(plane.state(INSIDE, ORIGIN, TCP), Some(state));
@@ -71,12 +81,7 @@ fn rfc_5382_req_2a_two_syns_that_cross_are_one_connection() {
         assert_eq!(plane.state(INSIDE, ORIGIN, TCP), Some(State::TcpHalfOpen));
         assert_eq!(plane.all_active(), 1);
         // The two answers cross as well.
-        let answer = out(SYN | ACK, (ours, theirs.wrapping_add(1)), 0);
-        assert_eq!(plane.leaves(&answer), egress);
-        plane.arrives(
-            &back(egress, SYN | ACK, (ours.wrapping_add(1), theirs), 0),
-            INSIDE,
-        );
+        answer(&plane, egress, numbers, SYN | ACK);
         goes_on(&plane, egress, numbers);
     }
 }
@@ -95,17 +100,7 @@ fn rfc_5382_req_2a_a_syn_that_is_lost_and_sent_again_opens_nothing_else() {
         plane.arrives(&other, INSIDE);
         assert_eq!(plane.leaves(&syn), egress);
         plane.arrives(&other, INSIDE);
-        let answer = out(SYN | ACK, (ours, theirs.wrapping_add(1)), 0);
-        assert_eq!(plane.leaves(&answer), egress);
-        plane.arrives(
-            &back(
-                egress,
-                ACK,
-                (ours.wrapping_add(1), theirs.wrapping_add(1)),
-                0,
-            ),
-            INSIDE,
-        );
+        answer(&plane, egress, numbers, ACK);
         goes_on(&plane, egress, numbers);
     }
 }
@@ -123,12 +118,7 @@ fn safe_3_the_origins_syn_alone_opens_nothing() {
         assert_eq!((plane.free(), plane.all_active()), (1_024, 0));
         let egress = plane.leaves(&out(SYN, (ours, 0), 0));
         plane.arrives(&early.sent_to(egress), INSIDE);
-        let answer = out(SYN | ACK, (ours, theirs.wrapping_add(1)), 0);
-        assert_eq!(plane.leaves(&answer), egress);
-        plane.arrives(
-            &back(egress, SYN | ACK, (ours.wrapping_add(1), theirs), 0),
-            INSIDE,
-        );
+        answer(&plane, egress, numbers, SYN | ACK);
         goes_on(&plane, egress, numbers);
     }
 }
