@@ -72,6 +72,14 @@ fn a_reader_without_a_configuration_finds_the_interfaces() {
     );
 }
 
+/// A data plane with an enabled zone.
+fn with_a_zone(config: &Dataplane) -> Plane {
+    let mut plane = Plane::open_or_create(config).unwrap();
+    let zone = desired(true, &["10.1.0.0/16"], &["192.0.2.10"]);
+    plane.apply(&zone).unwrap();
+    plane
+}
+
 #[test]
 fn safe_4_detach_leaves_nothing_and_says_so() {
     run("safe_4_detach_leaves_nothing_and_says_so", |bench| {
@@ -80,11 +88,7 @@ fn safe_4_detach_leaves_nothing_and_says_so() {
                 attach,
                 ..bench.config()
             };
-            let mut plane = Plane::open_or_create(&config).unwrap();
-            plane
-                .apply(&desired(true, &["10.1.0.0/16"], &["192.0.2.10"]))
-                .unwrap();
-            drop(plane);
+            drop(with_a_zone(&config));
             bench.assert_in_place();
             let said = detach(&bench.pin).unwrap();
             let programs = said
@@ -215,10 +219,7 @@ fn what_left_the_configuration_is_taken_off() {
                 attach,
                 ..bench.config()
             };
-            let mut plane = Plane::open_or_create(&one).unwrap();
-            plane
-                .apply(&desired(true, &["10.1.0.0/16"], &["192.0.2.10"]))
-                .unwrap();
+            let _plane = with_a_zone(&one);
             let hooks = View::open(&both, Names::default())
                 .unwrap()
                 .status()
