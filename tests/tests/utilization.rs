@@ -1,9 +1,9 @@
 //! OBS-1, OBS-2 with real connections: the documented query says what there was, whatever became of the daemon.
 
 use std::{
-    fs,
+    env, fs,
     net::UdpSocket,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -224,5 +224,99 @@ fn twenty_thousand_origins_cost_little() -> Result<()> {
     );
     // Far above what was measured: this is about a mistake, not about a machine.
     ensure!(used < begun.elapsed() / 2, "{used:?}");
+    Ok(())
+}
+
+/// Seconds since 1970.
+fn seconds() -> Result<f64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
+}
+
+/// Waits until this time.
+fn at(time: f64) -> Result<()> {
+    wait::until_true("the next step", Duration::from_secs(400), || {
+        Ok(seconds()? >= time)
+    })
+}
+
+/// Five real minutes of known connections, with a SIGKILL among them: the maximum exactly, the average within 1 %.
+/// It takes up to ten minutes, and runs where `EGRESS_UTILIZATION` is set.
+#[test]
+fn a_scripted_load_is_told_as_it_was() -> Result<()> {
+    const TEST: &str = "a_scripted_load_is_told_as_it_was";
+
+    if env::var_os("EGRESS_UTILIZATION").is_none() {
+        needs::skip(TEST, "it takes up to ten minutes; set EGRESS_UTILIZATION=1");
+        return Ok(());
+    }
+    let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
+        return Ok(());
+    };
+    let mut site = api::started()?;
+    let api = Api::new(
+        &site,
+        "acme",
+        &["zone-settings:write", "account-analytics:read"],
+    )?;
+    let on = api.patch(
+        &aegis(ZONE_ID),
+        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
+    )?;
+    ensure!(on.status == 200, "{on:?}");
+    let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
+    let node = site.node(BOUND);
+    let mut live = Vec::new();
+    let mut sum = 0.0;
+    // To this many connections, each from or to the middle of the time that its step took.
+    let mut become_ = |count: usize, end: f64| -> Result<()> {
+        while live.len() < count {
+            let begun = seconds()?;
+            live.push(Peers::connect(&node, Caller::default(), &listener)?);
+            sum += end - f64::midpoint(begun, seconds()?);
+        }
+        while live.len() > count {
+            let begun = seconds()?;
+            drop(live.pop());
+            sum -= end - f64::midpoint(begun, seconds()?);
+        }
+        Ok(())
+    };
+    let start = (seconds()? / 300.0).ceil() * 300.0;
+    let end = start + 300.0;
+    at(start + 20.0)?;
+    become_(10, end)?;
+    at(start + 80.0)?;
+    become_(40, end)?;
+    // A peak between two looks, right before the daemon dies.
+    at(start + 140.3)?;
+    become_(100, end)?;
+    become_(40, end)?;
+    site.gateway.kill()?;
+    at(start + 145.0)?;
+    site.gateway.restart()?;
+    at(start + 200.0)?;
+    become_(15, end)?;
+    at(end + 2.0)?;
+
+    let query = format!(
+        "{{ viewer {{ accounts(filter: {{ accountTag: \"{ACCOUNT}\" }}) {{ n: aegisIpUtilizationAdaptiveGroups(orderBy: [datetimeFiveMinutes_ASC]) {{ \
+           avg {{ utilization }} max {{ utilization }} dimensions {{ datetimeFiveMinutes }} }} }} }} }}"
+    );
+    let answer = api
+        .call(GRAPHQL, &["--json", &json!({ "query": query }).to_string()])?
+        .json()?;
+    let bucket = &answer["data"]["viewer"]["accounts"][0]["n"][0];
+    let expected = sum / 300.0 / 400.0;
+    let average = bucket["avg"]["utilization"].as_f64().unwrap_or_default();
+    println!("{bucket}: {expected:.4} expected");
+    ensure!(
+        bucket["max"]["utilization"] == 0.25,
+        "100 of 40,000: {answer}"
+    );
+    ensure!(
+        (average - expected).abs() <= expected / 100.0,
+        "{average}, not {expected}: {answer}"
+    );
+    drop(live);
     Ok(())
 }
