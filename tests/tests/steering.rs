@@ -367,6 +367,14 @@ fn the_tunnel_outlives_the_daemon_and_goes_with_detach() -> Result<()> {
         pair.gateway(side).wait_in_place(LIMIT)?;
     }
     live.exchange()?;
+    for side in Side::ALL {
+        let node = pair.node(side.server());
+        node.ip("link set egress0 down")?;
+        wait::until_true("the tunnel to be up again", LIMIT, || {
+            Ok(node.ip("-o link show egress0")?.contains(",UP"))
+        })?;
+    }
+    live.exchange()?;
 
     // Without other servers there is no tunnel; with them it is back.
     let one = pair.gateway(Side::One);
@@ -396,5 +404,39 @@ fn the_tunnel_outlives_the_daemon_and_goes_with_detach() -> Result<()> {
     ensure!(said.contains("tunnel: interface egress0"), "{said}");
     let links = pair.node(Side::One.server()).ip("-o link show")?;
     ensure!(!links.contains("egress0"), "{links}");
+    Ok(())
+}
+
+/// The tunnel's own packets are nobody's, though they leave by the uplink and a zone covers their source; and the servers
+/// need no network of their own.
+#[test]
+fn the_tunnel_may_cross_the_uplinks_of_a_zone_that_covers_everything() -> Result<()> {
+    const TEST: &str = "the_tunnel_may_cross_the_uplinks_of_a_zone_that_covers_everything";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let mut all = resources(Underlay::V4);
+    all.selectors = "sources = [\"0.0.0.0/0\", \"fd00:1::/64\"]".to_owned();
+    for side in Side::ALL {
+        let underlay = side.underlay(Underlay::V4).to_string();
+        let uplink = format!("203.0.{}.2", side.number());
+        all.sections = all.sections.replace(&underlay, &uplink);
+    }
+    let pair = Pair::start_with(&[all.clone(), all], 1_500, |_| "lab".to_owned())?;
+    for side in Side::ALL {
+        pair.replies_to(side.other())?;
+        let mut client = pair.clients(side)?;
+        let fetch = Fetch {
+            target: pair.at(HTTP_PORT),
+            bytes: BYTES,
+            rate: 0,
+            timeout_ms: 20_000,
+        };
+        let outcome = client.fetch(fetch, TRANSFER_LIMIT, |_| Ok(()))?;
+        ensure!(outcome.succeeded == 1, "{outcome:?}");
+        let (sent, _) = sent_on(pair.gateway(side.other()))?;
+        ensure!(sent > BYTES / 1_500, "{sent} packets were sent on");
+    }
     Ok(())
 }

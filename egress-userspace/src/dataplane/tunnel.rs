@@ -42,8 +42,14 @@ pub(super) fn ensure(pins: &Pins, tunnel: &DesiredTunnel) -> Result<Interface, D
             remove_one(&interface)?;
         }
     }
-    if let Some(interface) = found.filter(|interface| interface.up) {
-        return Ok(interface);
+    if let Some(interface) = found {
+        if !interface.up {
+            raise(&interface)?;
+        }
+        return Ok(Interface {
+            up: true,
+            ..interface
+        });
     }
     if let Some(other) = Interface::find(name)?
         && !is_ours(pins, &other)
@@ -138,12 +144,29 @@ fn refusal(reason: String, remedy: &str) -> DataPlaneError {
     }
 }
 
-/// Makes the interface, or brings it up, in one request.
-fn make(pins: &Pins, tunnel: &DesiredTunnel) -> io::Result<()> {
+/// Brings the interface up again.
+fn raise(interface: &Interface) -> Result<(), DataPlaneError> {
+    let mut header = up();
+    header[INFO_INDEX..INFO_INDEX + 4].copy_from_slice(&interface.index.to_ne_bytes());
+    Request::new(libc::RTM_NEWLINK, libc::NLM_F_ACK as u16, &header)
+        .send(libc::NETLINK_ROUTE)
+        .map(drop)
+        .map_err(|error| {
+            DataPlaneError::failed(format!("bringing up interface {}", interface.name), error)
+        })
+}
+
+/// A `struct ifinfomsg` that says: up.
+fn up() -> [u8; INFO] {
     let mut header = [0; INFO];
     let up = (libc::IFF_UP as u32).to_ne_bytes();
     header[INFO_FLAGS..INFO_FLAGS + 4].copy_from_slice(&up);
     header[INFO_CHANGE..INFO_CHANGE + 4].copy_from_slice(&up);
+    header
+}
+
+/// Makes the interface and brings it up, in one request.
+fn make(pins: &Pins, tunnel: &DesiredTunnel) -> io::Result<()> {
     let data = [
         attribute(vxlan::COLLECT_METADATA, &[1]),
         attribute(vxlan::LEARNING, &[0]),
@@ -158,7 +181,7 @@ fn make(pins: &Pins, tunnel: &DesiredTunnel) -> io::Result<()> {
     ]
     .concat();
     let flags = (libc::NLM_F_CREATE | libc::NLM_F_ACK) as u16;
-    Request::new(libc::RTM_NEWLINK, flags, &header)
+    Request::new(libc::RTM_NEWLINK, flags, &up())
         .text(libc::IFLA_IFNAME, &tunnel.device)
         .attribute(libc::IFLA_ADDRESS, &address(pins, tunnel.port))
         .attribute(libc::IFLA_LINKINFO, &info)
