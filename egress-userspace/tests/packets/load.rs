@@ -3,9 +3,9 @@
 //! Most of a test's time would be the verifier's, which finds the same every time. So tests whose worlds have the
 //! same sizes use the same load, one after the other.
 //!
-//! Promises: whoever is lent a load finds every map as it was when the load was made ([`crate::contents`]). Not lent
-//! again is a load that somebody outside of the test may still use, because its programs were attached or the sweep's
-//! timer was armed, and neither is the load of a test that failed.
+//! Promises: whoever is lent a load finds every map as it was when the load was made ([`crate::contents`]), and the
+//! sweep's timer stopped. Not lent again is a load whose programs were attached, because packets may still come, and
+//! neither is the load of a test that failed.
 
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -24,7 +24,7 @@ use egress_common::slot::Slot;
 
 use crate::contents::{Contents, data, is_constant, scribble};
 use crate::family::Family;
-use crate::harness::{DataPlane, Hook, LOAD_ID, permitted};
+use crate::harness::{DataPlane, Hook, LOAD_ID, eventually, permitted};
 use crate::packet::{ACK, Packet};
 use crate::world::{self, World};
 
@@ -34,7 +34,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eg
 static IDLE: Mutex<Vec<Load>> = Mutex::new(Vec::new());
 
 /// How many of them are kept: each has some 30 MB of maps.
-const KEPT: usize = 8;
+const KEPT: usize = 24;
 
 /// Large arrays that programs only read: of these only those elements are put back that the harness has written.
 const CONFIGURATION: [&str; 4] = ["ZONES", "POOLS", "CANDIDATES4", "CANDIDATES6"];
@@ -71,13 +71,16 @@ struct Load {
     beginning: Vec<Contents>,
     /// Maps of the configuration, and elements of theirs that were written.
     written: Vec<(&'static str, u32)>,
+    /// The sweep's timer may run.
+    armed: bool,
 }
 
 /// A load in use; given back when it is dropped.
 pub(crate) struct Lease {
     load: Option<Load>,
-    /// Somebody outside of the test may use it.
-    spent: AtomicBool,
+    /// Packets may come after the test.
+    attached: AtomicBool,
+    armed: AtomicBool,
 }
 
 impl Lease {
@@ -98,14 +101,17 @@ impl Lease {
         };
         Self {
             load: Some(load),
-            spent: AtomicBool::new(false),
+            attached: AtomicBool::new(false),
+            armed: AtomicBool::new(false),
         }
     }
 
     /// Makes every map what it was in the beginning.
     fn put_back(&mut self) {
-        let load = self.load.as_mut();
-        load.expect("until it is dropped").put_back();
+        let armed = self.armed.load(Ordering::Relaxed);
+        let load = self.load.as_mut().expect("until it is dropped");
+        load.armed |= armed;
+        load.put_back();
     }
 
     /// An element of an array is about to be written.
@@ -121,8 +127,7 @@ impl Lease {
     /// A program.
     pub(crate) fn fd(&self, hook: Hook) -> BorrowedFd<'_> {
         if hook == Hook::Arm {
-            // The timer goes on by itself.
-            self.spent.store(true, Ordering::Relaxed);
+            self.armed.store(true, Ordering::Relaxed);
         }
         let mut programs = self.load().programs.iter();
         let (_, program) = programs.find(|(of, _)| *of == hook).unwrap();
@@ -131,7 +136,7 @@ impl Lease {
 
     /// A program is attached: packets may come after the test.
     pub(crate) fn attached(&self) {
-        self.spent.store(true, Ordering::Relaxed);
+        self.attached.store(true, Ordering::Relaxed);
     }
 
     /// A map, to be kept for as long as one likes.
@@ -159,8 +164,11 @@ impl DerefMut for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.spent.load(Ordering::Relaxed) || std::thread::panicking() {
+        if self.attached.load(Ordering::Relaxed) || std::thread::panicking() {
             return;
+        }
+        if let Some(load) = &mut self.load {
+            load.armed |= self.armed.load(Ordering::Relaxed);
         }
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         idle.extend(self.load.take());
@@ -218,11 +226,13 @@ impl Load {
             ebpf,
             programs,
             written: Vec::new(),
+            armed: false,
         }
     }
 
     /// Makes every map what it was in the beginning.
     fn put_back(&mut self) {
+        self.disarm();
         let Self {
             ebpf,
             beginning,
@@ -240,6 +250,22 @@ impl Load {
             }
         }
         written.clear();
+    }
+
+    /// Stops the sweep's timer, and waits for a tick that goes on.
+    fn disarm(&mut self) {
+        if !std::mem::take(&mut self.armed) {
+            return;
+        }
+        // With the element that it is in, the kernel takes away the timer.
+        let name = "SWEEPER";
+        let sweeper = self.beginning.iter().find(|of| of.name() == name).unwrap();
+        sweeper.put_back_elements(self.ebpf.map(name).unwrap(), [0]);
+        // This is `synchronize_rcu()` by another name, and a tick is inside an RCU read-side section.
+        // SAFETY: takes two integers and no memory.
+        let status =
+            unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+        assert_eq!(status, 0, "waiting for the timer");
     }
 
     /// What all maps hold.
@@ -368,4 +394,22 @@ fn whoever_is_lent_a_load_hears_nothing_that_others_were_to_hear() {
     assert_eq!(messages(&mut plane), 0);
     let load = plane.load.load();
     assert!(load.contents() == load.beginning, "nor anything else");
+}
+
+#[test]
+fn whoever_is_lent_a_load_is_alone_with_it() {
+    let Some(mut plane) = DataPlane::new() else {
+        return;
+    };
+    let Some(other) = DataPlane::new() else {
+        return;
+    };
+    plane.arm();
+    eventually("the sweep goes on", || plane.progress().ticks > 2);
+    plane.load.put_back();
+    other.arm();
+    // As long as it would have taken for several ticks more.
+    eventually("another sweep goes on", || other.progress().ticks > 5);
+    let load = plane.load.load();
+    assert!(load.contents() == load.beginning, "the sweep is over");
 }
