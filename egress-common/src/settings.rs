@@ -27,8 +27,8 @@ pub const CGROUP_PATH: usize = 248;
 pub struct Switch {
     /// 0 or 1.
     pub version: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// 1: no flow passes routing by, since routing rules look at bits of the mark that others write on the way.
+    pub routed: u32,
 }
 
 /// Settings without a key of their own; one element a version.

@@ -11,7 +11,7 @@ use egress_common::tcp::Way;
 
 use crate::family::Family;
 use crate::flow::Found;
-use crate::maps::{DEVICES, SCRATCH_HOPS};
+use crate::maps::{DEVICES, SCRATCH_HOPS, SWITCH};
 use crate::slots;
 
 /// Next hops each CPU remembers, a power of two.
@@ -108,6 +108,10 @@ struct Block(bpf_fib_lookup);
 #[inline(never)]
 fn ask<A: Family>(ctx: &TcContext, question: &Query<A>, hop: &mut Hop) -> i32 {
     hop.interface = 0;
+    // The question is asked for a packet without marks, and rules may go by those it gets on its way.
+    if SWITCH.get(0).is_none_or(|switch| switch.routed != 0) {
+        return 0;
+    }
     // SAFETY: all-zero is a valid parameter block.
     let mut block: Block = unsafe { core::mem::zeroed() };
     let query = &mut block.0;

@@ -5,6 +5,7 @@
 //! commit is undone. A daemon that dies in between finds the commit at its next start and puts it in force then.
 
 mod draining;
+mod realms;
 mod requests;
 mod setting;
 mod take_over;
@@ -259,7 +260,9 @@ pub fn plan_file(
     }
     check(plan.after(), &places, Some(config), &report);
     if !report.has_errors() {
-        take_over::warn(&stored.resources(), &plan, &places, config, &report);
+        let before = stored.resources();
+        realms::warn(&before, &plan, &places, &report);
+        take_over::warn(&before, &plan, &places, config, &report);
     }
     let valid = !report.has_errors();
     let found = report.finish();

@@ -3,6 +3,8 @@
 //! It may die at any instant: packets go on without it, and the next start finds everything in maps, pins and
 //! store (SAFE-2). So there is nothing to save at the end, and SIGTERM only closes the socket.
 
+mod refusals;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
+
+use refusals::Refusals;
 
 use crate::api::Listener;
 use crate::config::Config;
@@ -61,7 +65,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let history = History::beside(&config.store.sqlite);
     let plane = Plane::open(claim, &config.dataplane)?;
     let mut watcher = plane.watcher()?;
-    let events = plane.events()?;
+    let events = plane.events();
     let (controller, applied) =
         Controller::start(config_path, config, Box::new(store), Box::new(plane))?;
     announce(&applied);
@@ -81,7 +85,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         }
         api = Some(listener.serve(Arc::clone(&service), tokens, &history)?);
     }
-    let log = tokio::spawn(events.run(known_names));
+    let mut refusals = Refusals::start(move || Ok(events.open()?.run(known_names.clone())))?;
     eprintln!("ready");
     notify::ready();
 
@@ -100,16 +104,19 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
             }
             _ = housekeeping.tick() => {
                 notify::alive();
-                let mut controller = service.controller();
-                if !controller.is_detached() {
-                    trouble.note("housekeeping", controller.dataplane_mut().tidy());
-                    names.send_if_modified(|known| {
-                        let now = controller.stored().names();
-                        let changed = *known != now;
-                        *known = now;
-                        changed
-                    });
+                {
+                    let mut controller = service.controller();
+                    if !controller.is_detached() {
+                        trouble.note("housekeeping", controller.dataplane_mut().tidy());
+                        names.send_if_modified(|known| {
+                            let now = controller.stored().names();
+                            let changed = *known != now;
+                            *known = now;
+                            changed
+                        });
+                    }
                 }
+                trouble.note("logging refusals", refusals.look_after().await);
             }
             _ = signals.reload.recv() => reload(&service),
             _ = signals.terminate.recv() => break,
@@ -119,7 +126,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     notify::stopping();
     drop(api);
     drop(recording);
-    log.abort();
+    refusals.stop();
     tracing::info!("the daemon ends; what is attached goes on translating");
     Ok(())
 }

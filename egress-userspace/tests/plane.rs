@@ -266,6 +266,39 @@ fn pool_6_a_retired_range_is_forgotten_though_it_contains_the_range_in_use() {
     );
 }
 
+#[test]
+fn routing_rules_that_go_by_marks_of_others_are_followed() {
+    run(
+        "routing_rules_that_go_by_marks_of_others_are_followed",
+        |bench| {
+            let mut plane = open(bench);
+            let mut wanted = desired(true, &["10.1.0.0/16"], &["192.0.2.10"]);
+            for (family, rule, routed) in [
+                ("", "fwmark 1/0xffff lookup 100", true),
+                ("", "fwmark 1 lookup 100", true),
+                ("-6 ", "fwmark 1/0xffff lookup 100", true),
+                ("", "from 10.1.0.0/16 lookup 100", false),
+                // Bits that are ours, which nobody else writes.
+                ("", "fwmark 0x10000/0xffff0000 lookup 100", false),
+            ] {
+                bench::ip(&format!("{family}rule add {rule}"));
+                assert_eq!(plane.repair().unwrap(), Vec::<String>::new());
+                assert_eq!(bench.status().routed, routed, "{family}{rule}");
+                wanted.pools[0].candidates[0].cap -= 1;
+                plane.apply(&wanted).unwrap();
+                assert_eq!(bench.status().routed, routed, "another version, {rule}");
+                // Who comes later looks as well.
+                drop(plane);
+                plane = open(bench);
+                assert_eq!(bench.status().routed, routed, "a restart, {rule}");
+                bench::ip(&format!("{family}rule del {rule}"));
+                plane.repair().unwrap();
+                assert!(!bench.status().routed, "{rule} is gone");
+            }
+        },
+    );
+}
+
 fn shell(script: &str) -> bool {
     Command::new("sh")
         .args(["-c", script])
@@ -287,12 +320,14 @@ fn safe_6_the_watcher_wakes_at_once_and_the_log_listens() {
             runtime.block_on(async {
                 let mut watcher = plane.watcher().unwrap();
                 let (_names, known) = tokio::sync::watch::channel(Names::default());
-                let log = tokio::spawn(plane.events().unwrap().run(known));
+                let log = tokio::spawn(plane.events().open().unwrap().run(known));
                 for (program, arguments) in [
                     ("tc", "qdisc add dev in0 clsact"),
                     ("tc", "qdisc del dev in0 clsact"),
                     ("nft", "add table inet other"),
                     ("nft", "flush ruleset"),
+                    ("ip", "rule add fwmark 1 lookup 100"),
+                    ("ip", "-6 rule add fwmark 1 lookup 100"),
                     ("ip", "link del up0"),
                 ] {
                     // A tick, with nothing left to say.

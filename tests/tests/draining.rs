@@ -5,11 +5,12 @@ use std::{net::Shutdown, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     config::{POOL_NAME, Resources},
+    leak::Rules,
     needs,
     path::Family,
     peer::{self, Caller, Peers, was_reset},
     site::{CONNECT_LIMIT, Plan, Site},
-    standard::{A, BOUND, NET, POOL, RANGE, UPLINK, ZONE_PREFIX, ZONE_PREFIX_V6},
+    standard::{A, BOUND, INSIDE_BOUND, NET, POOL, RANGE, UPLINK, ZONE_PREFIX, ZONE_PREFIX_V6},
 };
 use ipnet::Ipv6Net;
 use nix::sys::signal::Signal;
@@ -164,6 +165,49 @@ fn keeps_its_flows(family: Family) -> Result<()> {
     was_reset(&mut old.origin, CONNECT_LIMIT, "the origin")?;
     new.exchange()?;
     active(1)?;
+    check.finish()?;
+    Ok(())
+}
+
+/// ZONE-1, ZONE-2: addresses of a zone that is selected by interface are kept apart from all others. So its live flows
+/// end where such a selector comes or goes, and do not linger under the cap.
+#[test]
+fn connections_end_at_both_ends_where_a_zone_becomes_one_of_interfaces() -> Result<()> {
+    const TEST: &str = "connections_end_at_both_ends_where_a_zone_becomes_one_of_interfaces";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let by_source = Resources {
+        addresses: Family::ALL.map(|family| members(family)[0].clone()).into(),
+        ..only("")
+    };
+    let by_interface = Resources {
+        selectors: format!("{}\ninterfaces = [\"{INSIDE_BOUND}\"]", by_source.selectors),
+        ..by_source.clone()
+    };
+    let site = Site::start(&Plan {
+        resources: by_source.clone(),
+        ..Plan::default()
+    })?;
+    let check = site.watch_for(Rules::new().allow(POOL).allow_range(RANGE.into()))?;
+    let node = site.node(BOUND);
+    for resources in [&by_interface, &by_source] {
+        let mut all = Vec::new();
+        for family in Family::ALL {
+            let listener = peer::listen(&site.node(A), family.at(&site, A, PORT))?;
+            all.push(Peers::connect(&node, Caller::default(), &listener)?);
+        }
+        site.gateway.reload(resources, |gateway| {
+            let pools = gateway.json(&["pools"])?;
+            let addresses = pools[0]["addresses"].as_array();
+            Ok(addresses.is_some_and(|all| all.iter().all(|address| address["active"] == 0)))
+        })?;
+        for peers in &mut all {
+            was_reset(&mut peers.inside, CONNECT_LIMIT, "the inside")?;
+            was_reset(&mut peers.origin, CONNECT_LIMIT, "the origin")?;
+        }
+    }
     check.finish()?;
     Ok(())
 }

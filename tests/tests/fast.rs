@@ -24,8 +24,12 @@ use egress_tests::{
     standard::{
         A, BOUND, BOUND_ADDRESS, BOUND_ADDRESS_V6, GATEWAY, INSIDE_BOUND, NET, POOL, RANGE, UPLINK,
     },
+    wait,
 };
 use serde_json::Value;
+
+/// How long a change of the routing rules may go unnoticed on a busy machine.
+const ROUTED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Connections held open.
 const HELD: usize = 20;
@@ -342,5 +346,38 @@ fn last_hop(site: &Site, family: Family) -> Result<()> {
     let mut left = left.iter().filter_map(Frame::packet);
     let left = left.find(|packet| packet.destination_port() == Some(UDP_PORT));
     ensure!(left.is_none(), "it left: {left:?}");
+    Ok(())
+}
+
+/// A rule that goes by a mark of others sends live flows the ordinary way, on which that mark is set.
+#[test]
+fn live_flows_take_the_ordinary_way_while_routing_goes_by_marks_of_others() -> Result<()> {
+    const TEST: &str = "live_flows_take_the_ordinary_way_while_routing_goes_by_marks_of_others";
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = start(true)?;
+    let check = site.watch_for(Rules::new().allow(POOL).allow_range(RANGE.into()))?;
+    let node = site.node(GATEWAY);
+    for (change, ordinary) in [
+        ("rule add fwmark 1/0xffff lookup 100", true),
+        ("rule del fwmark 1/0xffff lookup 100", false),
+        ("-6 rule add fwmark 1 lookup 100", true),
+    ] {
+        node.ip(change)?;
+        wait::until(change, ROUTED_LIMIT, || {
+            let status = site.gateway.json(&["status"])?;
+            Ok((status["routed"] == ordinary).then_some(()))
+        })?;
+        let before = forwarded(&site)?;
+        fetch(&site, site.at_a(HTTP_PORT))?;
+        let packets = forwarded(&site)? - before;
+        println!("{change}: netfilter forwarded {packets} packets");
+        ensure!(
+            (packets >= PACKETS) == ordinary,
+            "{change}: netfilter forwarded {packets} packets"
+        );
+    }
+    check.finish()?;
     Ok(())
 }

@@ -50,6 +50,12 @@ fn text(status: &Status) -> String {
         },
         yes_no(status.dataplane.configured)
     )];
+    if status.dataplane.routed {
+        parts.push(
+            "fast path   off: a routing rule (`ip rule`, `ip -6 rule`) looks at bits of the packet mark that are not ours"
+                .to_owned(),
+        );
+    }
     if !status.dataplane.hooks.is_empty() {
         let row = |hook: &crate::dataplane::api::HookStatus| {
             vec![

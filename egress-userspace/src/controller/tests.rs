@@ -125,7 +125,7 @@ impl Bench {
     fn with(sections: &str, resources: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = format!(
-            "[dataplane]\nuplink = [\"up0\"]\n[resources]\nfile = \"r.toml\"\n[store]\nsqlite = \"egress.db\"\n{sections}"
+            "[dataplane]\nuplink = [\"up0\"]\ninside = [\"in0\"]\n[resources]\nfile = \"r.toml\"\n[store]\nsqlite = \"egress.db\"\n{sections}"
         );
         std::fs::write(directory.path().join("egress.toml"), config).unwrap();
         std::fs::write(directory.path().join("r.toml"), resources).unwrap();
@@ -199,6 +199,34 @@ fn a_dry_run_plans_and_changes_nothing() {
     assert_eq!(applied.plan.to_string(), "+ zone shop.example");
     assert_eq!(*bench.controller.stored(), before);
     assert!(bench.in_force().zones.is_empty());
+}
+
+#[test]
+fn zone_2_a_plan_says_whose_live_connections_end() {
+    let mut bench = Bench::new(&file(ZONE));
+    let by_interface = format!("{ZONE}interfaces = [\"in0\"]\n");
+    let warned = |bench: &mut Bench, rest: &str, dry_run| {
+        let source = Source::new("r.toml", file(rest));
+        let applied = bench.controller.apply(&source, dry_run).unwrap();
+        let warnings = applied.warnings.0.iter().map(ToString::to_string);
+        warnings
+            .filter(|warning| warning.contains("live connections end"))
+            .collect::<Vec<_>>()
+    };
+    let said = warned(&mut bench, &by_interface, true);
+    assert!(
+        said.len() == 1 && said[0].contains("is selected by interface from now on"),
+        "{said:?}"
+    );
+    assert_eq!(warned(&mut bench, &by_interface, false).len(), 1);
+    assert_eq!(
+        warned(&mut bench, &by_interface, false),
+        Vec::<String>::new()
+    );
+    let said = warned(&mut bench, ZONE, true);
+    assert!(said[0].contains("not selected by interface"), "{said:?}");
+    let said = warned(&mut bench, "", true);
+    assert!(said[0].contains("goes"), "{said:?}");
 }
 
 #[test]

@@ -330,6 +330,10 @@ pub struct DataPlaneStatus {
     /// The other servers that this one reaches (FWD-6).
     #[serde(default)]
     pub peers: Vec<PeerStatus>,
+    /// Whether live flows take the ordinary way although `accelerate` is set, because an `ip rule` looks at bits of the
+    /// packet mark that are not ours.
+    #[serde(default)]
+    pub routed: bool,
 }
 
 /// What went between this server and another one through the tunnel.

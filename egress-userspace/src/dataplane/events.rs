@@ -25,6 +25,26 @@ const SUMMARY: Duration = Duration::from_secs(1);
 /// Events read at a stretch: the kernel can fill the ring faster than it is read, and others share the thread.
 const BATCH: u32 = 4_096;
 
+/// Where the log is opened; it may be again once it has ended.
+#[derive(Clone, Debug)]
+pub struct Events {
+    maps: Maps,
+}
+
+impl Events {
+    pub(super) fn of(maps: &Maps) -> Self {
+        Self { maps: maps.clone() }
+    }
+
+    /// Opens the log of refusals; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The map is gone, or cannot be waited for.
+    pub fn open(&self) -> Result<EventLog, DataPlaneError> {
+        EventLog::open(&self.maps)
+    }
+}
+
 /// The reader of the ring buffer; there must be only one, and the daemon that holds the pins has it.
 pub struct EventLog {
     ring: AsyncFd<RingBuf<MapData>>,

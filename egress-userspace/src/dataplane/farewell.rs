@@ -19,7 +19,6 @@ use egress_common::packet::{IPV4_MIN, TCP_MIN, control};
 use egress_common::reply::TTL;
 use egress_common::slot::{Slot, SlotWord, State, flag};
 use egress_common::tcp;
-use ipnet::IpNet;
 
 use super::interfaces::Interface;
 use super::maps::{Maps, Records};
@@ -203,21 +202,31 @@ where
     Ok(told)
 }
 
-/// Ends every live flow of the addresses, and tells both ends; returns how many there were.
+/// What decides whether a flow is to end.
+pub(super) struct Candidate {
+    /// Its egress IP.
+    pub(super) egress: IpAddr,
+    /// The zone that was admitted.
+    pub(super) zone: u16,
+    /// Where its inside address means something.
+    pub(super) realm: u16,
+}
+
+/// Ends every live flow that is meant, and tells both ends; returns how many there were.
 pub(super) fn reset(
     maps: &Maps,
     object: &mut Object,
-    addresses: &[IpNet],
     uplinks: &[&Interface],
+    meant: impl Fn(&Candidate) -> bool,
 ) -> Result<u64, DataPlaneError> {
     let four = maps.records::<Slot<V4>>(V4::SLOTS)?;
     let six = maps.records::<Slot<V6>>(V6::SLOTS)?;
     let mut ended = 0;
     for _ in 0..ROUNDS {
-        // A program that chose one of the addresses before it drained may be about to admit a flow.
+        // A program that began before the change that it is ended for may be about to admit a flow.
         sys::wait_for_running_programs();
-        let found = reset_once(&four, object, addresses, uplinks)?
-            + reset_once(&six, object, addresses, uplinks)?;
+        let found = reset_once(&four, object, uplinks, &meant)?
+            + reset_once(&six, object, uplinks, &meant)?;
         ended += found;
         if found == 0 {
             break;
@@ -229,8 +238,8 @@ pub(super) fn reset(
 fn reset_once<A: Made>(
     slots: &Records<Slot<A>>,
     object: &mut Object,
-    addresses: &[IpNet],
     uplinks: &[&Interface],
+    meant: impl Fn(&Candidate) -> bool,
 ) -> Result<u64, DataPlaneError>
 where
     Slot<A>: aya::Pod,
@@ -244,9 +253,12 @@ where
             continue;
         }
         let Some(slot) = slots.copy(index) else { break };
-        let egress: IpAddr = slot.egress.into();
-        let meant = addresses.iter().any(|net| net.contains(&egress));
-        if slot.generation != word.generation || !meant {
+        let candidate = Candidate {
+            egress: slot.egress.into(),
+            zone: slot.zone,
+            realm: slot.flow.realm,
+        };
+        if slot.generation != word.generation || !meant(&candidate) {
             continue;
         }
         let flow = Ended::new::<A>(Reference {

@@ -49,6 +49,7 @@ mod pins;
 mod plane;
 mod privileges;
 mod route;
+mod rules;
 mod ruleset;
 mod start;
 mod sys;
@@ -60,7 +61,7 @@ mod view;
 mod watcher;
 
 pub use detach::detach;
-pub use events::EventLog;
+pub use events::{EventLog, Events};
 pub use plane::{Claim, Plane};
 pub use privileges::check as check_privileges;
 pub use view::View;

@@ -16,7 +16,7 @@ use super::births;
 use super::cgroups::{self, Cgroups};
 use super::detach;
 use super::devices;
-use super::events::EventLog;
+use super::events::Events;
 use super::farewell;
 use super::guard::Guard;
 use super::hook::Hook;
@@ -28,6 +28,7 @@ use super::object::Object;
 use super::peers;
 use super::pins::Pins;
 use super::privileges;
+use super::rules::Rules;
 use super::ruleset::Surroundings;
 use super::start;
 use super::sys;
@@ -71,6 +72,8 @@ pub struct Plane {
     departed: bool,
     /// What the sweep has ended and nobody has told yet.
     ended: RingBuf<MapData>,
+    /// Routing rules, which the fast path may not be able to follow.
+    rules: Rules,
     lock: Lock,
 }
 
@@ -160,8 +163,10 @@ impl Plane {
             tunnel: None,
             departed: true,
             ended,
+            rules: Rules::listen(field.mask)?,
             lock,
         };
+        plane.follow_rules()?;
         plane.guard.begin()?;
         plane.attach()?;
         drop(starting);
@@ -173,9 +178,29 @@ impl Plane {
         Watcher::new()
     }
 
-    /// The log of refusals; needs a tokio runtime.
-    pub fn events(&self) -> Result<EventLog, DataPlaneError> {
-        EventLog::open(&self.maps)
+    /// The log of refusals.
+    pub fn events(&self) -> Events {
+        Events::of(&self.maps)
+    }
+
+    /// Takes the fast path away while a routing rule looks at bits of the mark that others write on the way.
+    fn follow_rules(&mut self) -> Result<(), DataPlaneError> {
+        let Some(found) = self.rules.look()? else {
+            return Ok(());
+        };
+        let routed = self.config.accelerate && found.is_some();
+        if routed == versions::is_routed(&self.maps)? {
+            return Ok(());
+        }
+        versions::set_routed(&self.maps, routed)?;
+        match found.filter(|_| routed) {
+            Some(rule) => tracing::warn!(
+                "{rule} looks at bits of the packet mark that are not ours: live flows do not pass routing and \
+                 netfilter by while it is there"
+            ),
+            None => tracing::info!("live flows pass routing and netfilter by again"),
+        }
+        Ok(())
     }
 
     /// Puts every program on every configured interface that exists; says what was not in place. The interfaces
@@ -341,7 +366,7 @@ impl Plane {
         }
         self.births = self.maps.only("CGROUP_BIRTHS")?;
         let cgroups = self.cgroups(desired)?;
-        let moved = u64::from(cgroups != self.found_cgroups);
+        let elsewhere = u64::from(cgroups != self.found_cgroups);
         self.found_cgroups = cgroups.clone();
         self.dig(desired)?;
         let interfaces = self
@@ -384,9 +409,10 @@ impl Plane {
         } else {
             let added = addresses::add(&self.maps, &egress_ips)?;
             report.changed += added.len() as u64;
-            report.changed += moved.max(tables.take_up_cgroups(&self.maps, version)?);
+            report.changed += elsewhere.max(tables.take_up_cgroups(&self.maps, version)?);
         }
         report.changed += met;
+        let moved = tables.moved_realms(&old);
         self.tables = Some(tables);
         self.view.rename(desired.names());
         self.desired = Some(desired.clone());
@@ -407,6 +433,9 @@ impl Plane {
         if !guarded && let Err(error) = self.guard.settle(desired, &surroundings) {
             tracing::warn!(error = %chain(&error), "the guard keeps the rules of both configurations for now");
         }
+        if let Err(error) = self.end_strays(&moved) {
+            tracing::warn!(error = %chain(&error), "connections that are not their zone's any more were not all ended");
+        }
         if self.departed {
             match self.remove_departed() {
                 Ok(()) => self.departed = false,
@@ -416,6 +445,28 @@ impl Plane {
             }
         }
         Ok(report)
+    }
+
+    /// Ends the live flows of zones whose addresses mean something else now, and tells both ends: their packets would
+    /// find them no more, while their places under the cap stayed taken.
+    fn end_strays(&mut self, moved: &BTreeMap<u16, u16>) -> Result<(), DataPlaneError> {
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let uplinks = self.ready_uplinks();
+        let uplinks: Vec<&Interface> = uplinks.iter().collect();
+        let ended = farewell::reset(&self.maps, &mut self.object, &uplinks, |flow| {
+            moved
+                .get(&flow.zone)
+                .is_some_and(|realm| *realm != flow.realm)
+        })?;
+        if ended > 0 {
+            tracing::warn!(
+                connections = ended,
+                "ended, since their zones' `interfaces` were added or removed: both ends were told"
+            );
+        }
+        Ok(())
     }
 
     fn switch(
@@ -554,6 +605,7 @@ impl DataPlane for Plane {
             self.put(&desired)?;
         }
         let put_back = self.guard.look_after()?;
+        self.follow_rules()?;
         let mut done = attached?;
         if put_back {
             done.push("the guard was missing or changed, and was put back".to_owned());
@@ -585,7 +637,9 @@ impl DataPlane for Plane {
     fn reset(&mut self, addresses: &[IpNet]) -> Result<u64, DataPlaneError> {
         let uplinks = self.ready_uplinks();
         let uplinks: Vec<&Interface> = uplinks.iter().collect();
-        farewell::reset(&self.maps, &mut self.object, addresses, &uplinks)
+        farewell::reset(&self.maps, &mut self.object, &uplinks, |flow| {
+            addresses.iter().any(|net| net.contains(&flow.egress))
+        })
     }
 
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use egress_common::family::{V4, V6};
+use egress_common::key::realm;
 use egress_common::settings::{
     Candidate, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, Pool, Settings,
     Timers, Zone, candidate_flag, zone_flag,
@@ -51,6 +52,25 @@ pub(super) struct Tables {
 }
 
 impl Tables {
+    /// Zones whose packets are looked up in another realm than with `old`, with the one they are looked up in now. One
+    /// that is gone leaves the common one to its addresses.
+    pub(super) fn moved_realms(&self, old: &Self) -> BTreeMap<u16, u16> {
+        let has_realm = |tables: &Self, number: &u32| {
+            let zone = tables.zones.get(number);
+            zone.is_some_and(|zone| zone.flags & zone_flag::REALM != 0)
+        };
+        let moved = old.zones.keys().filter_map(|number| {
+            let now = has_realm(self, number);
+            let number16 = u16::try_from(*number).ok()?;
+            (now != has_realm(old, number)).then_some(if now {
+                (number16, realm::of_zone(number16))
+            } else {
+                (number16, realm::COMMON)
+            })
+        });
+        moved.collect()
+    }
+
     /// What the maps must hold for `desired`. Interfaces that do not exist now have no entries.
     ///
     /// # Errors

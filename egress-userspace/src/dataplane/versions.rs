@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::Pod;
-use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, MapData, MapError};
 use egress_common::family::{V4, V6};
 use egress_common::settings::{
     Candidate, CgroupKey, CgroupPath, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
@@ -16,6 +16,7 @@ use egress_common::settings::{
 
 use super::cgroups;
 use super::maps::Maps;
+use super::sys;
 use super::tables::{Prefixes, Tables};
 use crate::dataplane::api::DataPlaneError;
 
@@ -35,7 +36,21 @@ pub(super) fn is_configured(maps: &Maps) -> Result<bool, DataPlaneError> {
 
 /// Puts a version in force: one write that every packet sees or does not see.
 pub(super) fn switch(maps: &Maps, version: u32) -> Result<(), DataPlaneError> {
-    maps.set("SWITCH", 0, Switch { version, pad: 0 })
+    let now: Switch = maps.only("SWITCH")?;
+    maps.set("SWITCH", 0, Switch { version, ..now })
+}
+
+/// Whether the fast path is left alone, whatever the programs were loaded with.
+pub(super) fn is_routed(maps: &Maps) -> Result<bool, DataPlaneError> {
+    maps.only::<Switch>("SWITCH")
+        .map(|switch| switch.routed != 0)
+}
+
+/// Lets live flows pass routing by, or not.
+pub(super) fn set_routed(maps: &Maps, routed: bool) -> Result<(), DataPlaneError> {
+    let now: Switch = maps.only("SWITCH")?;
+    let routed = routed.into();
+    maps.set("SWITCH", 0, Switch { routed, ..now })
 }
 
 impl Tables {
@@ -159,14 +174,11 @@ impl Tables {
         }
         let mut ids = maps.hash::<CgroupKey, Selected>("CGROUPS")?;
         for cgroup in read_cgroups(maps, version)?.into_keys() {
-            match ids.remove(&cgroup_key(version, cgroup)) {
-                // The data plane was faster: the cgroup is gone.
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(failed("CGROUPS")(error)),
-            }
+            forget_cgroup(&mut ids, version, cgroup)?;
         }
         // One that was removed but has open sockets still is in force, and can be looked up nowhere else.
-        let mut known = read_cgroups(maps, 1 - version)?;
+        let in_force = read_cgroups(maps, 1 - version)?;
+        let mut known = in_force.clone();
         let zones: BTreeSet<u32> = self.paths.values().copied().collect();
         known.retain(|_, zone| zones.contains(zone));
         known.extend(&self.cgroups);
@@ -174,6 +186,16 @@ impl Tables {
         for (cgroup, zone) in known {
             ids.insert(cgroup_key(version, cgroup), Selected { zone }, 0)
                 .map_err(failed("CGROUPS"))?;
+        }
+        // One that has gone since it was read was taken out of both versions, perhaps before it was entered above;
+        // nobody would take it out again.
+        if in_force.is_empty() {
+            return Ok(());
+        }
+        sys::wait_for_running_programs();
+        let still = read_cgroups(maps, 1 - version)?;
+        for cgroup in in_force.into_keys().filter(|id| !still.contains_key(id)) {
+            forget_cgroup(&mut ids, version, cgroup)?;
         }
         Ok(())
     }
@@ -210,6 +232,23 @@ fn cgroup_key(version: u32, cgroup: u64) -> CgroupKey {
     CgroupKey {
         version: u64::from(version),
         cgroup,
+    }
+}
+
+/// Takes a cgroup out of a version, unless the data plane was faster: then the cgroup is gone.
+fn forget_cgroup(
+    ids: &mut HashMap<MapData, CgroupKey, Selected>,
+    version: u32,
+    cgroup: u64,
+) -> Result<(), DataPlaneError> {
+    match ids.remove(&cgroup_key(version, cgroup)) {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(failed("CGROUPS")(error)),
     }
 }
 

@@ -214,6 +214,7 @@ impl DataPlaneView for View {
             reasons: self.reasons()?,
             draining: self.draining()?,
             peers: peers::status(&self.maps)?,
+            routed: versions::is_routed(&self.maps)?,
         })
     }
 

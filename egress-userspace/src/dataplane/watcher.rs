@@ -8,6 +8,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::netlink;
+use super::rules;
 use crate::dataplane::api::DataPlaneError;
 
 /// Bit mask of the group in which changes of nftables are announced (`NFNLGRP_NFTABLES`).
@@ -19,7 +20,7 @@ const BREATH: Duration = Duration::from_millis(10);
 
 /// Says when to look whether everything is still in place.
 ///
-/// At once when the kernel announces a change of any interface, queueing discipline, filter or nftables rule, and
+/// At once when the kernel announces a change of any interface, queueing discipline, filter, routing or nftables rule, and
 /// every tenth of a second for what it does not announce. The daemon calls
 /// [`DataPlane::repair`](super::api::DataPlane::repair) after each.
 pub struct Watcher {
@@ -32,11 +33,11 @@ pub struct Watcher {
 impl Watcher {
     /// Listens in this network namespace; needs a tokio runtime.
     pub fn new() -> Result<Self, DataPlaneError> {
-        let links = (libc::RTMGRP_LINK | libc::RTMGRP_TC) as u32;
+        let links = (libc::RTMGRP_LINK | libc::RTMGRP_TC) as u32 | rules::GROUPS;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
-            links: listen(libc::NETLINK_ROUTE, links, "interfaces")?,
+            links: listen(libc::NETLINK_ROUTE, links, "interfaces and ip rules")?,
             rules: listen(libc::NETLINK_NETFILTER, NFTABLES, "nftables")?,
             ticks,
             last: None,

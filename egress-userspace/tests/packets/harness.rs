@@ -313,7 +313,7 @@ where
 
     /// Makes a version of the configuration the one that counts.
     pub(crate) fn switch(&mut self, version: u32) {
-        self.array("SWITCH", 0, Switch { version, pad: 0 });
+        self.array("SWITCH", 0, Switch { version, routed: 0 });
     }
 
     /// Changes the settings in place.

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use egress_userspace::dataplane::api::{DataPlane as _, DataPlaneView as _};
 use egress_userspace::desired::Desired;
@@ -77,6 +79,9 @@ fn active(bench: &Bench) -> u64 {
     bench.view().pools().unwrap()[0].addresses[0].active
 }
 
+/// Sockets that each keep a removed cgroup alive.
+const SOCKETS: usize = 600;
+
 const TO_ORIGIN: &str = "echo x > /dev/udp/203.0.113.9/9";
 
 #[test]
@@ -149,7 +154,7 @@ fn safe_1_a_socket_that_outlives_its_cgroup_stays_its_zones() {
         let script = "mkdir $own && exec bash -c '\
              echo $$ > $0/cgroup.procs; exec 3<>/dev/udp/203.0.113.9/9; echo $$ > $1/cgroup.procs; rmdir $0; \
              touch $2.ready; until [ -e $2.go ]; do read -t 0.01 <> <(:); done; echo x >&3' $own $root";
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let speaker = scope.spawn(|| selected.shell(&format!("{script} {go}")));
             until("the cgroup's end", || {
                 fs::exists(format!("{go}.ready")).unwrap()
@@ -169,6 +174,46 @@ fn safe_1_a_socket_that_outlives_its_cgroup_stays_its_zones() {
         }
         assert_eq!(active(bench), 1);
         // Once the socket is closed, nothing is left of it.
+        until("the entries' end", || bench.entries("CGROUPS") == 0);
+    });
+}
+
+#[test]
+fn zone_2_a_cgroup_that_goes_while_a_version_is_written_leaves_nothing() {
+    const TEST: &str = "zone_2_a_cgroup_that_goes_while_a_version_is_written_leaves_nothing";
+    run(TEST, |bench| {
+        let Some(selected) = Selected::new(TEST) else {
+            return;
+        };
+        routes();
+        let mut plane = open(bench);
+        let mut wanted = selected.desired();
+        plane.apply(&wanted).unwrap();
+        let ready = format!("/tmp/{}.ready", selected.name);
+        // Cgroups that are removed, each with a socket that keeps it alive; then one socket after the other is closed.
+        let script = format!(
+            "exec bash -c 'for ((i = 0; i < {SOCKETS}; i++)); do mkdir $0; echo $$ > $0/cgroup.procs; \
+             exec {{fd}}<>/dev/udp/203.0.113.9/9; fds+=($fd); echo $$ > $1/cgroup.procs; rmdir $0; done; touch $2; \
+             for fd in ${{fds[@]}}; do read -t 0.003 <> <(:); exec {{fd}}>&-; done' $own $root {ready}"
+        );
+        thread::scope(|scope| {
+            let speaker = scope.spawn(|| selected.shell(&script));
+            // However long that takes: the script ends in any case.
+            while !speaker.is_finished() && !fs::exists(&ready).unwrap() {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let alive = bench.entries("CGROUPS");
+            let mut versions = 0;
+            while !speaker.is_finished() {
+                versions += 1;
+                wanted.pools[0].candidates[0].cap = 39_000 + versions % 2;
+                plane.apply(&wanted).unwrap();
+            }
+            println!("{alive} entries; {versions} versions were written while they went");
+            assert!(speaker.join().unwrap());
+            assert!(alive > SOCKETS / 2 && versions > 0);
+        });
+        fs::remove_file(ready).unwrap();
         until("the entries' end", || bench.entries("CGROUPS") == 0);
     });
 }
