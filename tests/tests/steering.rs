@@ -230,6 +230,12 @@ fn only_known_servers_are_heard() -> Result<()> {
     let client = pair.node(Side::One.client());
     client.ip("address add 10.9.0.2/32 dev eth0")?;
     let forger = socket(&pair, Side::One.client(), "10.9.0.2:0".parse()?)?;
+    // Nor is it the kernel that judges it by the way it comes.
+    for interface in ["all", "in0"] {
+        let name = format!("net/ipv4/conf/{interface}/rp_filter");
+        pair.node(Side::One.server()).sysctl(&name, "0")?;
+    }
+    let unasked = reason(one, "unsolicited")?;
     let (_, received) = sent_on(one)?;
     let capture = Capture::start(&pair.node(Side::One.server()), "in0")?;
     forger.send_to(&inner, end)?;
@@ -240,6 +246,10 @@ fn only_known_servers_are_heard() -> Result<()> {
     let (_, now) = sent_on(one)?;
     // Two replies, or three if an acknowledgement comes alone; never the forged one, which would be a drop besides.
     ensure!(now > received && now <= received + 3, "{received} {now}");
+    ensure!(
+        reason(one, "unsolicited")? == unasked,
+        "the forged packet was heard"
+    );
     ensure!(reason(one, "tunnel_stranger")? == strangers + 1);
     ensure!(reason(two, "tunnel_stranger")? == 0);
 
