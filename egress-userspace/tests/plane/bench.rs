@@ -225,7 +225,9 @@ impl Drop for Bench {
             drop(child.wait());
         }
         // Whatever the test left, in whatever state.
-        drop(detach(&self.pin));
+        for pin in [self.pin.clone(), self.beside("_second")] {
+            drop(detach(&pin));
+        }
         for place in [self.pin.clone(), self.beside("-new"), self.beside("-gone")] {
             drop(fs::remove_dir_all(place));
         }
