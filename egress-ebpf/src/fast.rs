@@ -5,7 +5,7 @@
 //! nothing else. Whatever is not plain (a packet that opens a flow, options, a last hop, a packet too
 //! long for where it goes, another link layer than Ethernet, a frame for another host) takes the ordinary way.
 //! So do a flow's packets until one from the inside was met whose flow is the one that its endpoints name: then
-//! netfilter changes nothing on the way that it would have to change back, and has seen both SYNs.
+//! netfilter changes nothing on the way that it would have to change back, and has seen the handshake.
 
 use aya_ebpf::bindings::TC_ACT_REDIRECT;
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh};
@@ -83,6 +83,17 @@ fn shortcut<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     if !matches!(uplink::live(packet, &found), Live::Translate) || !is_home(ctx, &found) {
         return DECLINED;
     }
+    if !found.word.has(flag::DIRECT) {
+        // This one still goes the ordinary way: it is the last of a handshake, and connection tracking has to see
+        // all three to take the flow for established. A lost race is a packet's that advances the flow: the next one
+        // will do it.
+        advance(
+            &slots::word_of(found.slot),
+            found.word,
+            found.word.with_flags(flag::DIRECT),
+        );
+        return DECLINED;
+    }
     let query = Query {
         way: Way::Out,
         from: packet.key.inside,
@@ -97,14 +108,6 @@ fn shortcut<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     };
     if !fits(ctx, &packet.ip, &packet.segment, hop) {
         return DECLINED;
-    }
-    if !found.word.has(flag::DIRECT) {
-        // A lost race is a packet's that advances the flow: the next one will do it.
-        advance(
-            &slots::word_of(found.slot),
-            found.word,
-            found.word.with_flags(flag::DIRECT),
-        );
     }
     packet.slot = found.index;
     let verdict = uplink::leave(ctx, packet);

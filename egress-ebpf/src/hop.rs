@@ -20,6 +20,13 @@ pub const HOPS: usize = 4_096;
 const FRESH: u64 = 100_000_000;
 /// How often a packet goes through the kernel's neighbour entry, ns.
 const DUE: u64 = 2_000_000_000;
+const ONCE: u32 = 1;
+/// The kernel has lost the neighbour and looks for it.
+const ALWAYS: u32 = 2;
+/// The next hop's link-layer address is not known (`BPF_FIB_LKUP_RET_NO_NEIGH`).
+const NO_NEIGHBOUR: i64 = 7;
+/// The packet does not fit (`BPF_FIB_LKUP_RET_FRAG_NEEDED`).
+const TOO_LONG: i64 = 8;
 
 /// A next hop of one way of a flow.
 #[repr(C)]
@@ -40,7 +47,7 @@ pub struct Hop {
     pub own: [u8; 6],
     /// When a packet went through the neighbour entry.
     seen: Moment,
-    /// Whether this packet is to.
+    /// Whether this packet is to: [`ONCE`], or [`ALWAYS`] until the kernel is asked again.
     due: u32,
 }
 
@@ -82,15 +89,18 @@ pub fn find<A: Family>(
     let now = slots::now();
     let mine =
         hop.slot == found.index && hop.generation == found.word.generation && hop.kind == kind;
-    hop.due = 0;
+    if hop.due == ONCE {
+        hop.due = 0;
+    }
     if !mine || hop.asked.age(now) >= FRESH {
+        hop.due = 0;
         hop.slot = found.index;
         hop.generation = found.word.generation;
         hop.kind = kind;
         hop.asked = Moment::of(now);
         // Where flows take a record from each other, a few of the packets.
         if (mine && hop.seen.age(now) >= DUE) || (!mine && hop.asked.0.is_multiple_of(64)) {
-            hop.due = 1;
+            hop.due = ONCE;
         }
         if hop.due != 0 || !mine {
             hop.seen = hop.asked;
@@ -114,46 +124,69 @@ fn ask<A: Family>(ctx: &TcContext, question: &Query<A>, hop: &mut Hop) -> i32 {
     }
     // SAFETY: all-zero is a valid parameter block.
     let mut block: Block = unsafe { core::mem::zeroed() };
-    let query = &mut block.0;
-    A::ask_route(query, question.from, question.to);
-    query.ifindex = question.interface;
-    query.l4_protocol = question.protocol;
-    query.sport = question.from_port.to_be();
-    query.dport = question.to_port.to_be();
     // A length, so that the route's MTU is told and not only the device's.
-    query.__bindgen_anon_1.tot_len = 1;
-    // SAFETY: the block is valid and its size is given.
-    let answer = unsafe {
-        aya_ebpf::helpers::bpf_fib_lookup(
-            ctx.skb.skb.cast(),
-            &raw mut *query,
-            size_of::<bpf_fib_lookup>() as i32,
-            0,
-        )
-    };
+    let mut answer = look_up(ctx, question, &mut block.0, 1);
+    let interface = block.0.ifindex;
+    if answer == NO_NEIGHBOUR {
+        // The neighbour entry itself takes the packets and looks for the neighbour. On the ordinary way a firewall that
+        // has not seen the flow for long may take them for invalid. The MTU is told of what is too long.
+        hop.due = ALWAYS;
+        // SAFETY: as above.
+        block = unsafe { core::mem::zeroed() };
+        answer = look_up(ctx, question, &mut block.0, u16::MAX);
+        if answer == TOO_LONG {
+            answer = 0;
+        }
+    }
     if answer != 0 {
         return 0;
     }
+    let query = &block.0;
     let wanted = match question.way {
         Way::Out => role::UPLINK,
         Way::Back => role::INSIDE,
     };
-    let Some(device) = DEVICES.get_ptr(query.ifindex) else {
+    let Some(device) = DEVICES.get_ptr(interface) else {
         return 0;
     };
     // SAFETY: a map value that the daemon replaces as a whole; the block was filled in by the kernel.
     unsafe {
-        if (*device).role != wanted {
+        if (*device).role != wanted || (*device).is_bare() {
             return 0;
         }
         hop.neighbour = query.dmac;
         hop.own = query.smac;
         hop.mtu = query.__bindgen_anon_1.mtu_result as u32;
     }
-    if hop.neighbour == [0; 6] || hop.own == [0; 6] || hop.mtu == 0 {
+    if hop.mtu == 0 || (hop.due != ALWAYS && (hop.neighbour == [0; 6] || hop.own == [0; 6])) {
         // Not Ethernet.
         return 0;
     }
-    hop.interface = query.ifindex;
+    hop.interface = interface;
     1
+}
+
+/// Asks about a packet of this length.
+#[inline(always)]
+fn look_up<A: Family>(
+    ctx: &TcContext,
+    question: &Query<A>,
+    query: &mut bpf_fib_lookup,
+    length: u16,
+) -> i64 {
+    A::ask_route(query, question.from, question.to);
+    query.ifindex = question.interface;
+    query.l4_protocol = question.protocol;
+    query.sport = question.from_port.to_be();
+    query.dport = question.to_port.to_be();
+    query.__bindgen_anon_1.tot_len = length;
+    // SAFETY: the block is valid and its size is given.
+    unsafe {
+        aya_ebpf::helpers::bpf_fib_lookup(
+            ctx.skb.skb.cast(),
+            &raw mut *query,
+            size_of::<bpf_fib_lookup>() as i32,
+            0,
+        )
+    }
 }

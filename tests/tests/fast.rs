@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -379,5 +379,43 @@ fn live_flows_take_the_ordinary_way_while_routing_goes_by_marks_of_others() -> R
         );
     }
     check.finish()?;
+    Ok(())
+}
+
+/// Whatever makes packets of live flows take the ordinary way again, connection tracking knows them.
+#[test]
+fn neighbours_that_were_flushed_end_no_flow_behind_a_stateful_firewall() -> Result<()> {
+    const TEST: &str = "neighbours_that_were_flushed_end_no_flow_behind_a_stateful_firewall";
+    /// Longer than connection tracking waits for the end of a handshake.
+    const LATER: Duration = Duration::from_secs(4);
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = start(true)?;
+    let gateway = site.node(GATEWAY);
+    gateway.nft(&format!(
+        "table inet firewall {{
+            chain forward {{
+                type filter hook forward priority 0; policy drop;
+                ct state invalid counter drop
+                ct state established,related accept
+                iifname \"{INSIDE_BOUND}\" ct state new tcp flags syn accept
+            }}
+        }}"
+    ))?;
+    gateway.sysctl("net.netfilter.nf_conntrack_tcp_timeout_syn_recv", "2")?;
+    let mut clients = site.clients(BOUND, 1)?;
+    for origin in [site.at_a(ECHO_PORT), site.at_a_v6(ECHO_PORT)] {
+        all_succeeded(&clients.open(origin, HELD, CONNECT_LIMIT)?, HELD)?;
+    }
+    let began = Instant::now();
+    while began.elapsed() < LATER {
+        all_succeeded(&clients.check(CONNECT_LIMIT)?, 2 * HELD)?;
+    }
+    for _ in 0..3 {
+        gateway.ip("neighbour flush all")?;
+        all_succeeded(&clients.check(CONNECT_LIMIT)?, 2 * HELD)?;
+    }
     Ok(())
 }

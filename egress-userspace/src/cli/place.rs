@@ -9,7 +9,7 @@ use crate::control::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Place {
-    /// The instance's pin directory, instead of the configuration's.
+    /// The instance's pin directory, instead of the configuration's. If a daemon holds it, name its socket as well.
     #[arg(long, value_name = "DIR")]
     pub(super) pin: Option<PathBuf>,
     /// The daemon's control socket, instead of the configuration's.
@@ -27,8 +27,13 @@ impl Place {
             Ok((config, _)) => config,
             Err(failure) => self.assumed(context, failure)?,
         };
-        if let Some(pin) = &self.pin {
+        if let Some(pin) = &self.pin
+            && *pin != config.dataplane.pin
+        {
             config.dataplane.pin.clone_from(pin);
+            // The configuration's daemon is another instance's and is not to be asked. Below pins there are no
+            // sockets: if a daemon holds these, it has to be named.
+            config.control.socket = pin.join("socket");
         }
         if let Some(socket) = &self.socket {
             config.control.socket.clone_from(socket);

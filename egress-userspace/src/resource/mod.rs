@@ -71,6 +71,11 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// Whether there is nothing at all, not even somebody who has nothing.
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// The account with this id or name.
     pub fn account(&self, reference: &str) -> Option<&Account> {
         self.accounts
@@ -187,6 +192,14 @@ pub fn parse(source: &Source, config: Option<&Config>) -> (Option<Resources>, Di
     let report = Report::new(source);
     let (resources, places) = read(&report);
     check::check(&resources, &places, config, &report);
+    if !report.has_errors() && resources.is_nothing() {
+        report.error(
+            &(0..0),
+            "there is nothing in it, and everything that was applied from it would be gone",
+            "write [[account]], [[pool]] and [[zone]] sections, or only an [[account]] to have no pools and zones; \
+             `egress detach` takes everything off",
+        );
+    }
     let valid = !report.has_errors();
     (valid.then_some(resources), report.finish())
 }

@@ -249,6 +249,15 @@ fn zone_3_the_same_selector_in_two_zones_is_refused() {
     );
 }
 
+/// A file that was cut off does not let everybody go (SAFE-5).
+#[test]
+fn a_file_with_nothing_in_it_is_refused() {
+    for text in ["", "\n# later\n"] {
+        assert!(errors(text)[0].contains("nothing in it"), "{text:?}");
+    }
+    assert!(errors(&acme("")).is_empty());
+}
+
 #[test]
 fn transient_scopes_and_the_root_cgroup_are_refused() {
     let zone = |path: &str| {
@@ -259,6 +268,7 @@ fn transient_scopes_and_the_root_cgroup_are_refused() {
     assert!(errors(&zone("system.slice/run-1.scope"))[0].contains("transient scope run-1.scope"));
     assert!(errors(&zone("/"))[0].contains("is the root"));
     assert_eq!(errors(&zone("../x")).len(), 1);
+    assert!(errors(&zone("/sys/fs/cgroup/system.slice/proxy.service"))[0].contains("mounted"));
     assert!(errors(&zone("system.slice/proxy.service")).is_empty());
 }
 

@@ -142,6 +142,11 @@ fn cgroup(value: Value<'_, '_>) -> Option<String> {
             "is the root, and would select every socket of this host".to_owned(),
             EXAMPLE,
         )
+    } else if path.starts_with("sys/fs/cgroup") {
+        (
+            "begins where cgroups are mounted; it is to begin below".to_owned(),
+            EXAMPLE,
+        )
     } else if parts
         .iter()
         .any(|part| matches!(*part, "" | "." | "..") || part.contains('\0'))
