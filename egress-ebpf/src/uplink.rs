@@ -123,7 +123,8 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
         }
         // Nobody's business unless it is bound.
         packet.cut = true;
-    } else if packet.is_fragment() {
+    } else if packet.is_fragment() && !matches!(tag, Tag::Unbound) {
+        // Behind a masquerade rule nobody's may look like one of a zone's datagram.
         return next::LATER;
     }
     if ip.protocol == A::ICMP && matches!(ip.fragment, Fragment::Whole) {

@@ -127,7 +127,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     drop(api);
     drop(recording);
     refusals.stop();
-    tracing::info!("the daemon ends; what is attached goes on translating");
+    tracing::info!("the daemon ends; what is still attached goes on translating");
     Ok(())
 }
 

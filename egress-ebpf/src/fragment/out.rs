@@ -4,6 +4,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::fragment::{Direction, Fate};
 use egress_common::reason::Reason;
 use egress_common::slot::flag;
+use egress_common::tag::Tag;
 use egress_common::tcp::Way;
 
 use super::{Fragmented, answer, fated, flow, reason};
@@ -35,6 +36,10 @@ fn note<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> Option<()> {
 /// A later fragment of a bound zone.
 #[inline(never)]
 pub fn later<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
+    // Of the others `known` has taken note.
+    if matches!(packet.tag, Tag::Unbound) && note(ctx, packet).is_none() {
+        return report::drop(ctx, Reason::Contended);
+    }
     let answer = super::later::<A>(ctx);
     later_one(ctx, packet, answer)
 }

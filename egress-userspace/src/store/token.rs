@@ -21,7 +21,7 @@ pub enum Permission {
     #[serde(rename = "zone-settings:write")]
     #[value(name = "zone-settings:write")]
     ZoneSettingsWrite,
-    /// Read analytics; nothing of this version asks for it.
+    /// Read analytics, by GraphQL.
     #[serde(rename = "account-analytics:read")]
     #[value(name = "account-analytics:read")]
     AccountAnalyticsRead,

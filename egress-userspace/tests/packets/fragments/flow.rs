@@ -2,10 +2,10 @@
 
 use egress_common::key::UDP;
 use egress_common::reason::Reason;
-use egress_common::settings::MarkSelector;
+use egress_common::settings::{Device, MarkSelector, role};
 
 use super::{LINK, NEIGHBOUR, back, bytes, datagram, held, leaves, out, passes, refused, with_id};
-use crate::harness::{DataPlane, Hook};
+use crate::harness::{DataPlane, Hook, tagged, unbound};
 use crate::loopback::{Loopback, Sent};
 use crate::packet::{Endpoint, Packet};
 use crate::pieces::{cut, cut_for_ethernet, reassemble};
@@ -165,4 +165,55 @@ fn rfc_6864_two_hosts_with_one_identification_leave_with_two() {
     };
     let left = leaves(&plane, &cut_for_ethernet(&other));
     assert_ne!(left.id, first[399].wrapping_add(1));
+}
+
+/// Behind a masquerade rule a zone's packets and nobody's have one source, and may have one identification.
+#[test]
+fn nat_6_nobodys_fragments_leave_beside_a_zones_that_look_the_same() {
+    let Some(mut plane) = DataPlane::new() else {
+        return;
+    };
+    let device = Device {
+        role: role::INSIDE,
+        ..Device::default()
+    };
+    plane.hash("DEVICES", 1, device);
+    let mask = plane.world.mark_mask;
+    let masqueraded = datagram((STRANGER, 40_000), 7, 2_000);
+    let nobodys = datagram((STRANGER, 40_001), 7, 2_000);
+    let meta = |mark| Meta {
+        mark,
+        ingress: 1,
+        ..Meta::default()
+    };
+    let leave = |frame: &[u8], mark| {
+        passes(
+            plane
+                .try_bytes(Hook::UplinkEgress, frame, meta(mark))
+                .unwrap(),
+        )
+    };
+    let frames = cut_for_ethernet(&masqueraded);
+    let left: Vec<_> = frames
+        .iter()
+        .map(|frame| leave(frame, tagged(mask, ZONE)))
+        .collect();
+    let left = reassemble(&left, LINK);
+    assert_eq!(
+        left,
+        with_id(&masqueraded.sent_from((EGRESS, 40_000)), left.id)
+    );
+    for frame in cut_for_ethernet(&nobodys) {
+        assert_eq!(leave(&frame, unbound(mask)), frame);
+    }
+    // One that only claims to be nobody's, and came by no inside interface, is the zone's by its source.
+    let zones = cut_for_ethernet(&datagram(INSIDE, 8, 2_000));
+    let outside = Meta {
+        mark: unbound(mask),
+        ..Meta::default()
+    };
+    let outcome = plane
+        .try_bytes(Hook::UplinkEgress, &zones[1], outside)
+        .unwrap();
+    assert_eq!(outcome.verdict, Verdict::Redirect);
 }
