@@ -13,7 +13,7 @@ use egress_common::icmp::Quote;
 use egress_common::index::Bucket;
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::packet::{self, Header, Ip, Malformed};
-use egress_common::port::SLICE_SHIFT;
+use egress_common::port::{SLICE_SHIFT, SLICES};
 use egress_common::range::Range;
 use egress_common::reason::Reason;
 use egress_common::reply;
@@ -21,7 +21,7 @@ use egress_common::settings::{Candidate, EgressAddress, Pool};
 use egress_common::slot::Slot;
 
 use crate::classify::Selectable;
-use crate::frame::Frame;
+use crate::frame::{Frame, opaque};
 use crate::index::Walk;
 use crate::maps::*;
 use crate::outgoing::Outgoing;
@@ -165,12 +165,13 @@ impl Family for V4 {
     }
     #[inline(always)]
     fn owner(address: &Self, _known: &EgressAddress, port: u16) -> u32 {
-        let slice = (port >> SLICE_SHIFT) as usize;
-        SLICES4
-            .get_ptr(address)
-            // SAFETY: a map value that the daemon replaces as a whole.
-            .and_then(|owners| unsafe { (*owners).peers.get(slice).copied() })
-            .unwrap_or(0) as u32
+        let Some(owners) = SLICES4.get_ptr(address) else {
+            return 0;
+        };
+        // Masked once more: older verifiers forget the bounds of what was kept on the stack.
+        let slice = opaque((port >> SLICE_SHIFT) as usize) & SLICES as usize;
+        // SAFETY: a map value that the daemon replaces as a whole.
+        unsafe { (*owners).peers.get(slice).copied() }.unwrap_or(0) as u32
     }
 
     #[inline(always)]
