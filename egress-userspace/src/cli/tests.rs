@@ -392,6 +392,22 @@ fn detach_waits_for_a_daemon_that_is_starting() {
     );
 }
 
+/// SAFE-4: what is named is taken off, and nobody else is asked to go.
+#[test]
+fn detach_of_other_pins_leaves_the_configured_daemon_alone() {
+    let directory = server();
+    // The configured instance's daemon is there.
+    let lock = std::fs::File::create(directory.path().join("egress.sock.lock")).unwrap();
+    lock.lock().unwrap();
+    let command = "detach --config ./egress.toml --pin /sys/fs/bpf/another";
+    let (exit, out, err) = egress(directory.path(), true, command);
+    assert_eq!(
+        (exit, out.as_str()),
+        (Exit::Done, "removed the guard\n"),
+        "{err}"
+    );
+}
+
 #[test]
 fn every_command_has_a_manual_page_and_is_completed() {
     let directory = tempfile::tempdir().unwrap();
