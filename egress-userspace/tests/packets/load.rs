@@ -10,7 +10,7 @@
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 
 use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::programs::{ProgramFd, SchedClassifier};
@@ -35,6 +35,28 @@ static IDLE: Mutex<Vec<Load>> = Mutex::new(Vec::new());
 
 /// How many of them are kept: each has some 30 MB of maps.
 const KEPT: usize = 24;
+
+/// Files that may be open: a load has about seventy, and the usual limit is 1,024.
+const OPEN_FILES: u64 = 16_384;
+static FILES: Once = Once::new();
+
+/// Raises the limit of open files, as far as that is allowed.
+fn allow_files() {
+    let limit = libc::rlimit {
+        rlim_cur: OPEN_FILES,
+        rlim_max: OPEN_FILES,
+    };
+    let mut now = limit;
+    // SAFETY: both calls read or write the structure they are given.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut now);
+        if now.rlim_cur < OPEN_FILES && libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0
+        {
+            now.rlim_cur = now.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const now);
+        }
+    }
+}
 
 /// Large arrays that programs only read: of these only those elements are put back that the harness has written.
 const CONFIGURATION: [&str; 4] = ["ZONES", "POOLS", "CANDIDATES4", "CANDIDATES6"];
@@ -181,6 +203,7 @@ impl Drop for Lease {
 impl Load {
     /// Loads the programs.
     fn new(world: &World) -> Self {
+        FILES.call_once(allow_files);
         let mut ebpf = EbpfLoader::new()
             .override_global("MARK_MASK", &world.mark_mask, true)
             .override_global("MAX_FLOWS", &world.max_flows, true)
