@@ -142,7 +142,7 @@ pub fn pass<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
 
 #[inline(always)]
 fn done(ctx: &TcContext, held: u32) -> i32 {
-    verdict::set_tag(ctx, egress_common::tag::Tag::Done);
+    verdict::set_tag(ctx, Tag::Done);
     if held == 0 { NEXT } else { next::RELEASE }
 }
 
