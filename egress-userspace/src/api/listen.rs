@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
 
+use super::linger::Linger;
 use super::{Api, routes, tls};
 use crate::config::Api as Config;
 use crate::control::Failure;
@@ -210,7 +211,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     router: Router,
     watcher: Watcher,
 ) {
+    let linger = Linger::default();
+    let noted = linger.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        noted.note(request.body());
         let mut router = router.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer.ip()));
@@ -222,7 +226,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(linger.over(stream)), service);
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, %peer, "a connection to the API ended early");
     }
@@ -231,7 +235,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::TcpStream as Connection;
+    use std::net::{Shutdown, TcpStream as Connection};
 
     use axum::routing::get;
     use socket2::{Domain, Socket, Type};
@@ -239,50 +243,95 @@ mod tests {
     use super::*;
 
     /// More than the buffers of both ends hold.
-    const ANSWER: usize = 32 << 20;
+    const MUCH: usize = 32 << 20;
+    /// For a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A server of small and large answers, on a thread.
+    struct Server {
+        at: SocketAddr,
+        end: oneshot::Sender<()>,
+        thread: JoinHandle<()>,
+    }
+
+    impl Server {
+        fn start(limits: Limits) -> Self {
+            let socket = StdListener::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let at = socket.local_addr().unwrap();
+            let (end, ended) = oneshot::channel();
+            let thread = thread::spawn(move || {
+                let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+                let router = Router::new()
+                    .route("/large", get(|| async { vec![0; MUCH] }))
+                    .route(
+                        "/small",
+                        get(|| async { "small" }).post(|| async { "small" }),
+                    );
+                runtime.block_on(async {
+                    let socket = TcpListener::from_std(socket).unwrap();
+                    accept(&socket, limits, None, router, ended).await;
+                });
+            });
+            Self { at, end, thread }
+        }
+
+        fn end(self) {
+            drop(self.end);
+            self.thread.join().unwrap();
+        }
+    }
+
+    /// What is answered, to the end of the connection.
+    fn answer(connection: &mut Connection) -> String {
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn is_small(answer: &str) -> bool {
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("small")
+    }
+
+    #[test]
+    fn who_is_answered_while_it_still_sends_gets_the_answer() {
+        let server = Server::start(LIMITS);
+        let mut client = Connection::connect(server.at).unwrap();
+        client.set_write_timeout(Some(PATIENCE)).unwrap();
+        let head = format!("POST /small HTTP/1.1\r\nHost: x\r\nContent-Length: {MUCH}\r\n\r\n");
+        client.write_all(head.as_bytes()).unwrap();
+        // The answer is there, and nobody has asked for the body.
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.peek(&mut [0]).unwrap();
+        client.write_all(&vec![0; MUCH]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let answer = answer(&mut client);
+        assert!(is_small(&answer), "{answer}");
+        server.end();
+    }
 
     #[test]
     fn who_takes_nothing_of_an_answer_loses_its_place() {
-        let socket = StdListener::bind("127.0.0.1:0").unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let at = socket.local_addr().unwrap();
-        let (end, ended) = oneshot::channel();
-        let server = thread::spawn(move || {
-            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-            let router = Router::new()
-                .route("/large", get(|| async { vec![0; ANSWER] }))
-                .route("/small", get(|| async { "small" }));
-            let limits = Limits {
-                connections: 1,
-                untaken: Duration::from_secs(1),
-            };
-            runtime.block_on(async {
-                let socket = TcpListener::from_std(socket).unwrap();
-                accept(&socket, limits, None, router, ended).await;
-            });
+        let server = Server::start(Limits {
+            connections: 1,
+            untaken: Duration::from_secs(1),
         });
         let greedy = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         greedy.set_recv_buffer_size(4096).unwrap();
-        greedy.connect(&at.into()).unwrap();
+        greedy.connect(&server.at.into()).unwrap();
         let mut greedy = Connection::from(greedy);
         greedy
             .write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
             .unwrap();
         greedy.peek(&mut [0]).unwrap();
 
-        let mut next = Connection::connect(at).unwrap();
-        next.set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        let mut next = Connection::connect(server.at).unwrap();
         next.write_all(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             .unwrap();
-        let mut answer = String::new();
-        next.read_to_string(&mut answer).unwrap();
-        assert!(
-            answer.starts_with("HTTP/1.1 200") && answer.ends_with("small"),
-            "{answer}"
-        );
+        let answer = answer(&mut next);
+        assert!(is_small(&answer), "{answer}");
         drop(greedy);
-        drop(end);
-        server.join().unwrap();
+        server.end();
     }
 }

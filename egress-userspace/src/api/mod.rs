@@ -1,6 +1,6 @@
 //! The HTTP API (API-1 to API-4): compatible with the original where that has a public interface.
 //!
-//! A request's way: [`listen`] accepts it (with [`tls`] beyond loopback), [`routes`] finds what it asks for,
+//! A request's way: [`listen`] accepts it (with [`tls`] beyond loopback; [`linger`] ends connections so that answers arrive), [`routes`] finds what it asks for,
 //! [`authority`] says whether its token may, [`limit`] whether it may yet; then one of the answering files
 //! ([`settings`], [`egress`], [`graphql`], [`metrics`]) does the work with the controller that the command line also uses, and
 //! [`envelope`] wraps the answer. What there is stands in one table, `routes::ROUTES`; `openapi.json` describes it.
@@ -10,6 +10,7 @@ mod egress;
 mod envelope;
 mod graphql;
 mod limit;
+mod linger;
 mod listen;
 mod metrics;
 mod routes;
