@@ -1,11 +1,10 @@
 //! Where the packets of a live flow go next: asked of the kernel's routing ten times a second, not for
 //! every packet. What the kernel learns of routes and neighbours counts within a tenth of a second, with or without
-//! a daemon. Every few seconds a packet goes through the kernel's neighbour entry, so that the kernel learns of a
-//! neighbour that is gone.
+//! a daemon. As often a packet goes through the kernel's neighbour entry, as each packet of a flow that sends seldom does:
+//! so the kernel learns of a neighbour that is gone.
 
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::programs::TcContext;
-use egress_common::clock::Moment;
 use egress_common::settings::role;
 use egress_common::tcp::Way;
 
@@ -18,8 +17,10 @@ use crate::slots;
 pub const HOPS: usize = 4_096;
 /// How long an answer counts, ns.
 const FRESH: u64 = 100_000_000;
-/// How often a packet goes through the kernel's neighbour entry, ns.
-const DUE: u64 = 2_000_000_000;
+/// Flows that take a record from each other send one packet in as many through the kernel's neighbour entry.
+const SHARED: u64 = 64;
+/// 2^10 ns, by which packets that follow each other closely differ.
+const MICROSECOND: u32 = 10;
 const ONCE: u32 = 1;
 /// The kernel has lost the neighbour and looks for it.
 const ALWAYS: u32 = 2;
@@ -35,9 +36,9 @@ pub struct Hop {
     /// Whose it is.
     slot: u32,
     generation: u32,
+    /// When it was asked for, ns.
+    asked: u64,
     kind: u32,
-    /// When it was asked for.
-    asked: Moment,
     /// Interface to leave by; 0: the kernel must forward these packets itself.
     pub interface: u32,
     /// Longest IP packet that may go there.
@@ -45,9 +46,8 @@ pub struct Hop {
     /// Link-layer addresses of the neighbour and of the interface.
     pub neighbour: [u8; 6],
     pub own: [u8; 6],
-    /// When a packet went through the neighbour entry.
-    seen: Moment,
-    /// Whether this packet is to: [`ONCE`], or [`ALWAYS`] until the kernel is asked again.
+    /// Whether this packet is to go through the kernel's neighbour entry: [`ONCE`], or [`ALWAYS`] until the kernel is
+    /// asked again.
     due: u32,
 }
 
@@ -92,19 +92,17 @@ pub fn find<A: Family>(
     if hop.due == ONCE {
         hop.due = 0;
     }
-    if !mine || hop.asked.age(now) >= FRESH {
-        hop.due = 0;
+    let rested = now.wrapping_sub(hop.asked) >= FRESH;
+    if !mine || rested {
         hop.slot = found.index;
         hop.generation = found.word.generation;
         hop.kind = kind;
-        hop.asked = Moment::of(now);
-        // Where flows take a record from each other, a few of the packets.
-        if (mine && hop.seen.age(now) >= DUE) || (!mine && hop.asked.0.is_multiple_of(64)) {
-            hop.due = ONCE;
-        }
-        if hop.due != 0 || !mine {
-            hop.seen = hop.asked;
-        }
+        hop.asked = now;
+        hop.due = if rested || (now >> MICROSECOND).is_multiple_of(SHARED) {
+            ONCE
+        } else {
+            0
+        };
         ask(ctx, query, hop);
     }
     (hop.interface != 0).then_some(&*hop)

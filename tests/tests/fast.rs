@@ -226,7 +226,7 @@ fn frames_for_another_host_are_left_alone() -> Result<()> {
 #[test]
 fn a_router_that_was_replaced_is_found_by_live_flows() -> Result<()> {
     const TEST: &str = "a_router_that_was_replaced_is_found_by_live_flows";
-    /// Retransmissions wait longer and longer.
+    /// Retransmissions wait longer and longer: the first few are enough to see that nobody answers, and to ask.
     const LIMIT: Duration = Duration::from_secs(60);
 
     let Some(_turn) = needs::turn(TEST, &["nft"]) else {
