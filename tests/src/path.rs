@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a byte may be missing before a transfer counts as stuck.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes at a time.
 const BLOCK: usize = 1 << 16;
 

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use crate::netns::Namespace;
 
 /// How long a byte may take.
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// How the inside's socket is made.
 #[derive(Clone, Copy, Debug, Default)]

@@ -18,11 +18,11 @@ use nix::{
 use crate::{netns::Namespace, programs, wait};
 
 /// How long a server has to listen.
-const START_LIMIT: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long it has to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// Seconds that a client may take before it counts as hanging.
-const CLIENT_LIMIT: &str = "30";
+const CLIENT_LIMIT: &str = "120";
 
 /// Where a server listens.
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     client::{Clients, Options as ClientOptions, Outcome},
@@ -21,8 +21,9 @@ use crate::{
     wait,
 };
 
-/// How long an attempt to connect may take before it counts as unanswered.
-pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long something that is to happen may take: a connection, an answer, a count. No rule is about it, and machines
+/// have others to serve, so it is long enough for several retransmissions; for what is not to happen it is too long.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a site is made of.
 #[derive(Clone, Debug, Default)]
@@ -236,6 +237,36 @@ impl Site {
         );
         reached.map_err(|error| error.context(format!("the last count was {last:?}")))
     }
+}
+
+/// What a refusal may take, in microseconds (CAP-5: at once).
+const REFUSAL_LIMIT: u64 = 10_000;
+/// How often that is tried: a busy machine may serve others just when an answer has come.
+const REFUSAL_ROUNDS: usize = 50;
+
+/// Has `count` attempts refused at once by `error`: all of them each time, and once in time as the middle one of
+/// them. How long that took, in microseconds.
+///
+/// # Errors
+/// When one attempt ends otherwise, or refusals take too long whenever they are tried.
+pub fn refused_at_once(
+    error: &str,
+    count: usize,
+    mut attempt: impl FnMut() -> Result<Outcome>,
+) -> Result<u64> {
+    let mut last = 0;
+    for _ in 0..REFUSAL_ROUNDS {
+        let outcome = attempt()?;
+        ensure!(
+            outcome.refused.get(error) == Some(&count) && outcome.succeeded == 0,
+            "expected {count} x {error}: {outcome:?}"
+        );
+        last = outcome.refusal_us.median;
+        if last <= REFUSAL_LIMIT {
+            return Ok(last);
+        }
+    }
+    bail!("a refusal takes longer than {REFUSAL_LIMIT} us, the last ones {last} us")
 }
 
 /// Checks that every attempt of an outcome succeeded.

@@ -26,9 +26,9 @@ use crate::wait;
 /// Where the helpers are looked for before anywhere else, see [`use_helpers`].
 static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 /// How long a helper has to start.
-const START_LIMIT: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a helper has to end by itself once its input has ended.
-const END_LIMIT: Duration = Duration::from_secs(5);
+const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// A line from a helper.
 #[derive(Debug, Serialize, Deserialize)]

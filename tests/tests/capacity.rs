@@ -8,14 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use egress_tests::{
     client::Outcome,
     config::Resources,
     needs,
     origin::{ECHO_PORT, HTTP_PORT},
-    site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
+    site::{CONNECT_LIMIT, Plan, Site, all_succeeded, refused_at_once},
     standard::{BOUND, POOL},
+    wait,
 };
 
 const CAP: usize = 40_000;
@@ -23,14 +24,10 @@ const CAP: usize = 40_000;
 const TCP: u8 = 6;
 /// Enough client processes for [`CAP`] connections at 20,000 files each.
 const PROCESSES: usize = 3;
-/// A refusal is there within this time: the middle one of several, since the machine has others to serve.
-const REFUSAL_LIMIT: Duration = Duration::from_millis(10);
 /// How many more are tried at the cap.
 const REFUSALS: usize = 9;
-/// A first SYN that is lost comes again after a second; no connection may have needed that.
-const RETRANSMISSION: Duration = Duration::from_secs(1);
 /// How long opening or closing everything may take.
-const CROWD_LIMIT: Duration = Duration::from_secs(120);
+const CROWD_LIMIT: Duration = Duration::from_secs(300);
 
 #[test]
 fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
@@ -55,22 +52,31 @@ fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
 
     let begin = Instant::now();
     let (opened_a, opened_b) = both(
-        || to_a.open(at_a, CAP, RETRANSMISSION),
-        || to_b.open(at_b, CAP, RETRANSMISSION),
+        || to_a.open(at_a, CAP, CONNECT_LIMIT),
+        || to_b.open(at_b, CAP, CONNECT_LIMIT),
     )?;
     for opened in [&opened_a, &opened_b] {
         all_succeeded(opened, CAP)?;
-        ensure!(
-            opened.success_us.max < RETRANSMISSION.as_micros() as u64,
-            "a first SYN was lost: {opened:?}"
-        );
     }
-    let open = [site.a.stats()?, site.b.stats()?];
-    for stats in &open {
-        ensure!(
-            stats.open == CAP && stats.callers.get(&address.into()) == Some(&CAP),
-            "{stats:?}"
-        );
+    // The gateway has let none wait for a second SYN: it has dropped nothing.
+    let reasons = &site.gateway.json(&["status"])?["reasons"];
+    let mut dropped = reasons.as_array().context("no reasons")?.iter();
+    ensure!(
+        dropped.all(|reason| reason["packets"] == 0),
+        "a first SYN was lost: {reasons}"
+    );
+    for (origin, at) in [(&mut site.a, at_a), (&mut site.b, at_b)] {
+        // What has come about is accepted when the origin finds the time.
+        wait::until("all to be accepted", CONNECT_LIMIT, || {
+            let stats = origin.stats()?;
+            ensure!(stats.open <= CAP, "{at}: {stats:?}");
+            Ok((stats.open == CAP).then_some(stats))
+        })
+        .and_then(|stats| {
+            let all = stats.callers.get(&address.into());
+            ensure!(all == Some(&CAP), "{at}: {stats:?}");
+            Ok(())
+        })?;
     }
 
     println!(
@@ -80,12 +86,8 @@ fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
     );
     let mut one_more = site.clients(BOUND, 1)?;
     for origin in [at_a, at_b] {
-        let outcome = one_more.open(origin, REFUSALS, CONNECT_LIMIT)?;
-        refused(&outcome)?;
-        println!(
-            "one more to {origin}: RST after {} us",
-            outcome.refusal_us.median
-        );
+        let took = refused(|| one_more.open(origin, REFUSALS, CONNECT_LIMIT))?;
+        println!("one more to {origin}: RST after {took} us");
         counted(&site, origin, CAP as u64)?;
     }
     // Every other origin has a count of its own.
@@ -99,7 +101,7 @@ fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
     to_a.close(1, false)?;
     site.wait_active(at_a, "tcp", CAP as u64 - 1, CONNECT_LIMIT)?;
     all_succeeded(&one_more.open(at_a, 1, CONNECT_LIMIT)?, 1)?;
-    refused(&one_more.open(at_a, REFUSALS, CONNECT_LIMIT)?)?;
+    refused(|| one_more.open(at_a, REFUSALS, CONNECT_LIMIT))?;
 
     both(|| to_a.close_all(false), || to_b.close_all(true))?;
     one_more.close_all(false)?;
@@ -126,16 +128,8 @@ fn both(
     })
 }
 
-fn refused(outcome: &Outcome) -> Result<()> {
-    ensure!(
-        outcome.refused.get("ECONNREFUSED") == Some(&REFUSALS) && outcome.succeeded == 0,
-        "expected {REFUSALS} RSTs: {outcome:?}"
-    );
-    ensure!(
-        outcome.refusal_us.median <= REFUSAL_LIMIT.as_micros() as u64,
-        "the RSTs took longer than {REFUSAL_LIMIT:?}: {outcome:?}"
-    );
-    Ok(())
+fn refused(attempt: impl FnMut() -> Result<Outcome>) -> Result<u64> {
+    refused_at_once("ECONNREFUSED", REFUSALS, attempt)
 }
 
 /// Whether `egress origins` and `bpftool map dump` both say `expected`, from the one egress IP.
@@ -182,16 +176,10 @@ fn udp_is_counted_apart_and_refused_by_icmp() -> Result<()> {
     );
     ensure!(site.active(origin, "udp")? == CAP as u64 && site.active(origin, "tcp")? == CAP as u64);
     let mut one_more = site.clients(BOUND, 1)?;
-    let refused = one_more.udp(origin, REFUSALS, CONNECT_LIMIT, false)?;
     // ICMP 3/13 reaches the application as this error.
-    ensure!(
-        refused.refused.get("EHOSTUNREACH") == Some(&REFUSALS),
-        "{refused:?}"
-    );
-    ensure!(
-        refused.refusal_us.median <= REFUSAL_LIMIT.as_micros() as u64,
-        "{refused:?}"
-    );
+    refused_at_once("EHOSTUNREACH", REFUSALS, || {
+        one_more.udp(origin, REFUSALS, CONNECT_LIMIT, false)
+    })?;
     check.finish()?;
     Ok(())
 }

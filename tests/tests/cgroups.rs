@@ -64,14 +64,14 @@ fn a_service_that_restarts_leaks_nothing() -> Result<()> {
 fn restart(site: &Site, mount: &Path) -> Result<()> {
     let cgroup = mount.join(SERVICE);
     let script = format!(
-        "mkdir {0} && echo $$ > {0}/cgroup.procs && exec curl --silent --show-error --max-time 5 http://{1}/ip",
+        "mkdir {0} && echo $$ > {0}/cgroup.procs && exec curl --silent --show-error --max-time 30 http://{1}/ip",
         cgroup.display(),
         site.at_a(HTTP_PORT)
     );
     let seen = site.lab.exec(HOST, &["sh", "-c", &script]);
     egress_tests::wait::until_true(
         "the service's end",
-        std::time::Duration::from_secs(2),
+        std::time::Duration::from_secs(60),
         || Ok(!cgroup.exists() || fs::remove_dir(&cgroup).is_ok()),
     )?;
     let seen = seen?;

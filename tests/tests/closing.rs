@@ -25,7 +25,7 @@ const PORT: u16 = 9_000;
 const IDLE: u64 = 2;
 /// How long it may take until an idle connection was ended: its time, a round of the sweep, a round of the
 /// daemon, and a machine that has others to serve.
-const TOLD_LIMIT: Duration = Duration::from_secs(IDLE + 10);
+const TOLD_LIMIT: Duration = Duration::from_secs(IDLE + 60);
 
 fn impatient() -> Server {
     Server {

@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 const FAILED: i32 = 1;
 const INVALID: i32 = 2;
 /// How long a daemon that may not start takes to say so.
-const END_LIMIT: Duration = Duration::from_secs(15);
+const END_LIMIT: Duration = Duration::from_secs(60);
 /// The user and group `nobody`.
 const NOBODY: u32 = 65_534;
 

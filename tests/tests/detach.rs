@@ -10,9 +10,11 @@ use egress_tests::{
 };
 
 /// Starts that are cut off. A start takes some tens of milliseconds: the commands are spread over all of it.
-const ROUNDS: u64 = 12;
+const ROUNDS: u32 = 12;
 const STEP: Duration = Duration::from_millis(16);
-const LIMIT: Duration = Duration::from_secs(20);
+/// As many more at the most until one is met: a busy machine takes longer.
+const MOST_ROUNDS: u32 = 60;
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_starting_daemon_is_detached_at_the_first_try() -> Result<()> {
@@ -23,8 +25,11 @@ fn a_starting_daemon_is_detached_at_the_first_try() -> Result<()> {
     };
     let mut site = Site::prepare(&Plan::default())?;
     let mut in_time = 0;
-    for round in 0..ROUNDS {
-        let when = STEP * u32::try_from(round)?;
+    for round in 0..MOST_ROUNDS {
+        if round >= ROUNDS && in_time > 0 {
+            break;
+        }
+        let when = STEP * round;
         site.gateway.launch()?;
         thread::sleep(when);
         detach(&site).with_context(|| format!("after {when:?}"))?;

@@ -27,7 +27,7 @@ const CAP: usize = 10;
 /// Connections beyond it.
 const EXTRA: usize = 3;
 /// Hooks are back within this time after their interface is.
-const HOOK_LIMIT: Duration = Duration::from_secs(10);
+const HOOK_LIMIT: Duration = Duration::from_secs(60);
 /// How long live flows may go by a route that has changed.
 const NEXT_HOP_COUNTS: Duration = Duration::from_millis(100);
 /// Bytes of a transfer: thousands of packets, or hundreds of super-packets.
@@ -106,10 +106,10 @@ fn exercise(site: &Site) -> Result<()> {
         target: site.at_a(HTTP_PORT),
         bytes: BYTES,
         rate: 0,
-        timeout_ms: 5000,
+        timeout_ms: 60_000,
     };
     clients
-        .fetch(fetch, Duration::from_secs(60), |_| Ok(()))
+        .fetch(fetch, Duration::from_secs(300), |_| Ok(()))
         .context("a transfer")?;
     // What is beyond the cap is refused at once: TCP by a RST, UDP by an ICMP error.
     let opened = clients.open(site.at_b(ECHO_PORT), CAP + EXTRA, CONNECT_LIMIT)?;

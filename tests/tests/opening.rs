@@ -24,7 +24,7 @@ use egress_tests::{
 const INSIDE_PORT: u16 = 40_321;
 const ORIGIN_PORT: u16 = 9_000;
 /// How long it may take until a SYN is sent again, and again.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The one address of the pool.
 fn egress(family: Family) -> SocketAddr {

@@ -25,7 +25,7 @@ const PORT: u16 = 9_000;
 /// The cap of the pool: a hundred for each of 31 slices.
 const TOTAL: u32 = 3_100;
 /// How long a count may take to fall.
-const COUNT_LIMIT: Duration = Duration::from_secs(10);
+const COUNT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Slices of an address.
 type Slices = BTreeSet<u64>;

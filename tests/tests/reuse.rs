@@ -31,7 +31,7 @@ const TIME_WAIT: u64 = 60;
 /// Connections in a second.
 const RATE: u64 = 3_000;
 /// How long a count may take to fall: a round of the sweep, and a machine that has others to serve.
-const COUNT_LIMIT: Duration = Duration::from_secs(10);
+const COUNT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Inside addresses of the crowd: more than one client, so that neither numbers nor timestamps of one tell anything
 /// about another's. All leave from one address.

@@ -253,9 +253,9 @@ pub(crate) fn output(program: &str, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Waits for a condition, for as long as is reasonable.
+/// Waits for a condition, for as long as is reasonable on a busy machine.
 pub(crate) fn until(what: &str, condition: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < end, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(5));

@@ -189,12 +189,13 @@ fn zone_2_a_cgroup_that_goes_while_a_version_is_written_leaves_nothing() {
         let mut plane = open(bench);
         let mut wanted = selected.desired();
         plane.apply(&wanted).unwrap();
-        let ready = format!("/tmp/{}.ready", selected.name);
+        let place = format!("/tmp/{}", selected.name);
+        let [ready, go] = ["ready", "go"].map(|end| format!("{place}.{end}"));
         // Cgroups that are removed, each with a socket that keeps it alive; then one socket after the other is closed.
         let script = format!(
             "exec bash -c 'for ((i = 0; i < {SOCKETS}; i++)); do mkdir $0; echo $$ > $0/cgroup.procs; \
-             exec {{fd}}<>/dev/udp/203.0.113.9/9; fds+=($fd); echo $$ > $1/cgroup.procs; rmdir $0; done; touch $2; \
-             for fd in ${{fds[@]}}; do read -t 0.003 <> <(:); exec {{fd}}>&-; done' $own $root {ready}"
+             exec {{fd}}<>/dev/udp/203.0.113.9/9; fds+=($fd); echo $$ > $1/cgroup.procs; rmdir $0; done; touch $2.ready; \
+             until [ -e $2.go ]; do read -t 0.01 <> <(:); done; for fd in ${{fds[@]}}; do read -t 0.003 <> <(:); exec {{fd}}>&-; done' $own $root {place}"
         );
         thread::scope(|scope| {
             let speaker = scope.spawn(|| selected.shell(&script));
@@ -203,6 +204,7 @@ fn zone_2_a_cgroup_that_goes_while_a_version_is_written_leaves_nothing() {
                 thread::sleep(Duration::from_millis(5));
             }
             let alive = bench.entries("CGROUPS");
+            fs::write(&go, "").unwrap();
             let mut versions = 0;
             while !speaker.is_finished() {
                 versions += 1;
@@ -213,7 +215,9 @@ fn zone_2_a_cgroup_that_goes_while_a_version_is_written_leaves_nothing() {
             assert!(speaker.join().unwrap());
             assert!(alive > SOCKETS / 2 && versions > 0);
         });
-        fs::remove_file(ready).unwrap();
+        for file in [ready, go] {
+            fs::remove_file(file).unwrap();
+        }
         until("the entries' end", || bench.entries("CGROUPS") == 0);
     });
 }

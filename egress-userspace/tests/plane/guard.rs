@@ -307,7 +307,8 @@ fn safe_1_an_own_packets_source_counts_although_it_is_rewritten_and_its_socket_h
             // The tag goes no further than the uplink.
             ip("rule add fwmark 0x1000000/0xffff0000 blackhole");
             let here = UdpSocket::bind("127.0.0.1:9").unwrap();
-            here.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            here.set_read_timeout(Some(Duration::from_secs(60)))
+                .unwrap();
             send_from(&socket, [10, 1, 0, 1], [127, 0, 0, 1]);
             here.recv(&mut [0; 8]).unwrap();
         },

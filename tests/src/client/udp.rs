@@ -1,4 +1,5 @@
-//! UDP flows: one datagram each, answered by the address that the origin saw.
+//! UDP flows: a datagram each, answered by the address that the origin saw. Any machine may lose one, so whoever waits
+//! for long asks again, as those do whose programs this stands for.
 
 use std::{
     collections::HashMap,
@@ -22,6 +23,16 @@ use super::{
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(20);
+/// So long an answer is waited for until the datagram is sent again.
+const PATIENCE: Duration = Duration::from_secs(2);
+const QUESTION: &[u8] = b"who am i\n";
+
+/// A flow without an answer.
+struct Asked {
+    socket: OwnedFd,
+    began: Instant,
+    last: Instant,
+}
 
 /// Opens the flows and waits for their answers; sockets that are to be kept go to `kept`.
 ///
@@ -31,7 +42,7 @@ pub fn udp(maker: &Maker, request: &Udp, kept: &mut Vec<OwnedFd>) -> Result<Outc
     let start = Instant::now();
     let timeout = Duration::from_millis(request.timeout_ms);
     let mut poller = Poller::new()?;
-    let mut waiting: HashMap<RawFd, (OwnedFd, Instant)> = HashMap::new();
+    let mut waiting: HashMap<RawFd, Asked> = HashMap::new();
     let mut outcome = Outcome::default();
     let (mut successes, mut refusals) = (Vec::new(), Vec::new());
     let mut started = 0;
@@ -42,13 +53,18 @@ pub fn udp(maker: &Maker, request: &Udp, kept: &mut Vec<OwnedFd>) -> Result<Outc
             let sent = maker
                 .connect(SockType::Datagram, request.target)
                 .and_then(|socket| {
-                    send(socket.as_raw_fd(), b"who am i\n", MsgFlags::MSG_NOSIGNAL)?;
+                    send(socket.as_raw_fd(), QUESTION, MsgFlags::MSG_NOSIGNAL)?;
                     Ok(socket)
                 });
             match sent {
                 Ok(socket) => {
                     poller.add(&socket, EpollFlags::EPOLLIN)?;
-                    waiting.insert(socket.as_raw_fd(), (socket, began));
+                    let asked = Asked {
+                        socket,
+                        began,
+                        last: began,
+                    };
+                    waiting.insert(asked.socket.as_raw_fd(), asked);
                 }
                 Err(error) => note(&mut outcome, &mut refusals, error, began),
             }
@@ -59,7 +75,7 @@ pub fn udp(maker: &Maker, request: &Udp, kept: &mut Vec<OwnedFd>) -> Result<Outc
             if result == Err(Errno::EAGAIN) {
                 continue;
             }
-            let Some((socket, began)) = waiting.remove(&number) else {
+            let Some(Asked { socket, began, .. }) = waiting.remove(&number) else {
                 continue;
             };
             match result {
@@ -84,8 +100,23 @@ pub fn udp(maker: &Maker, request: &Udp, kept: &mut Vec<OwnedFd>) -> Result<Outc
             }
         }
         let before = waiting.len();
-        waiting.retain(|_, (_, began)| began.elapsed() < timeout);
+        waiting.retain(|_, asked| asked.began.elapsed() < timeout);
         outcome.timed_out += before - waiting.len();
+        let mut ended = Vec::new();
+        for (number, asked) in &mut waiting {
+            if asked.last.elapsed() >= PATIENCE {
+                asked.last = Instant::now();
+                // The error that the first one has met is told by the next call, whichever that is.
+                if let Err(error) = send(*number, QUESTION, MsgFlags::MSG_NOSIGNAL) {
+                    ended.push((*number, error));
+                }
+            }
+        }
+        for (number, error) in ended {
+            if let Some(asked) = waiting.remove(&number) {
+                note(&mut outcome, &mut refusals, error, asked.began);
+            }
+        }
     }
     Ok(Outcome {
         success_us: Times::of(&successes),

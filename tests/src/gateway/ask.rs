@@ -22,7 +22,7 @@ pub const COUNTS_V6: &str = "COUNTS6";
 /// The sweep's timer and how far it got.
 const SWEEPER: &str = "SWEEPER";
 /// How long new resources may take.
-const RELOAD_LIMIT: Duration = Duration::from_secs(10);
+const RELOAD_LIMIT: Duration = Duration::from_secs(60);
 
 impl Gateway {
     /// A command of the CLI: `egress ARGUMENTS --config FILE`.
