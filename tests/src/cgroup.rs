@@ -69,7 +69,7 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // Busy until the kernel has reaped its last process.
-        let removed = wait::until_true("an empty cgroup", Duration::from_secs(2), || {
+        let removed = wait::until_true("an empty cgroup", Duration::from_secs(60), || {
             Ok(!self.path().exists() || fs::remove_dir(self.path()).is_ok())
         });
         if let Err(error) = removed {

@@ -16,7 +16,6 @@ use egress_tests::{
     origin::{ECHO_PORT, HTTP_PORT},
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded, refused_at_once},
     standard::{BOUND, POOL},
-    wait,
 };
 
 const CAP: usize = 40_000;
@@ -65,18 +64,12 @@ fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
         dropped.all(|reason| reason["packets"] == 0),
         "a first SYN was lost: {reasons}"
     );
-    for (origin, at) in [(&mut site.a, at_a), (&mut site.b, at_b)] {
-        // What has come about is accepted when the origin finds the time.
-        wait::until("all to be accepted", CONNECT_LIMIT, || {
-            let stats = origin.stats()?;
-            ensure!(stats.open <= CAP, "{at}: {stats:?}");
-            Ok((stats.open == CAP).then_some(stats))
-        })
-        .and_then(|stats| {
-            let all = stats.callers.get(&address.into());
-            ensure!(all == Some(&CAP), "{at}: {stats:?}");
-            Ok(())
-        })?;
+    for origin in [&mut site.a, &mut site.b] {
+        let stats = origin.accepted(CAP)?;
+        ensure!(
+            stats.callers.get(&address.into()) == Some(&CAP),
+            "{stats:?}"
+        );
     }
 
     println!(

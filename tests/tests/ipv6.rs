@@ -266,7 +266,7 @@ fn caps_count_each_address_and_refusals_are_told() -> Result<()> {
     let (to_a, to_b) = (site.at_a_v6(ECHO_PORT), site.at_b_v6(ECHO_PORT));
     let mut clients = site.clients(BOUND, 1)?;
     all_succeeded(&clients.open(to_a, 3 * CAP, CONNECT_LIMIT)?, 3 * CAP)?;
-    let stats = site.a.stats()?.callers;
+    let stats = site.a.accepted(3 * CAP)?.callers;
     ensure!(
         stats.len() == 3 && stats.values().all(|count| *count == CAP),
         "{stats:?}"
@@ -335,7 +335,7 @@ fn why_flows_pools_and_status_speak_ipv6() -> Result<()> {
     let mut clients = site.clients(BOUND, 1)?;
     let opened = clients.open(origin, 3, CONNECT_LIMIT)?;
     all_succeeded(&opened, 3)?;
-    let callers = site.a.stats()?.callers;
+    let callers = site.a.accepted(3)?.callers;
     ensure!(
         callers.get(&promised) == Some(&3) && callers.len() == 1,
         "promised {promised}, seen {callers:?}"
@@ -443,7 +443,7 @@ fn reload_and_kill_break_no_connection() -> Result<()> {
     let origin = site.at_a_v6(ECHO_PORT);
     let mut clients = site.clients(BOUND, 1)?;
     all_succeeded(&clients.open(origin, 20, CONNECT_LIMIT)?, 20)?;
-    let before = site.a.stats()?.callers;
+    let before = site.a.accepted(20)?.callers;
 
     site.gateway.kill()?;
     // Without a daemon: live ones go on, new ones are admitted, ended ones leave the count.

@@ -136,7 +136,7 @@ fn clients_and_origins_count_alike() -> Result<()> {
     );
     let checked = clients.check(LIMIT)?;
     ensure!(checked.succeeded == 3000, "{checked:?}");
-    let stats = origin.stats()?;
+    let stats = origin.accepted(3000)?;
     ensure!(
         stats.open == 3000 && stats.callers[&IpAddr::V4(BOUND_ADDRESS)] == 3000,
         "{stats:?}"

@@ -23,7 +23,7 @@ const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// A client must take each part of the answer within this time: somebody may be reading it in a pager.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a lock may be held by what is left of an earlier daemon.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// A request holds at most a file, whose quotes and line ends double in JSON.
 #[expect(clippy::cast_possible_truncation, reason = "32 MiB fit any usize")]
 const MAX_REQUEST: usize = 2 * MAX_SOURCE_BYTES as usize + 4096;

@@ -20,7 +20,7 @@ use crate::dataplane::api::DataPlaneError;
 const DIRECTORY: &str = "/run/egress";
 
 /// How long a holder that was killed may take to let go.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How long another instance may take to start: the verifier reads its programs first.
 const START: Duration = Duration::from_secs(120);
 

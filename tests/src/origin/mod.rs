@@ -34,7 +34,7 @@ pub const UDP_PORT: u16 = 7;
 /// Processes of an origin: enough for 40,000 connections even if they spread unevenly.
 pub const PROCESSES: usize = 3;
 /// What an answer may take.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What an origin is asked to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -132,6 +132,19 @@ impl Origin {
     /// When one does not answer.
     pub fn stats(&mut self) -> Result<Stats> {
         self.ask(&Request::Stats)
+    }
+
+    /// The same, once `open` connections are accepted: what has come about waits until the origin finds the time.
+    ///
+    /// # Errors
+    /// When there are more, or not as many in time.
+    pub fn accepted(&mut self, open: usize) -> Result<Stats> {
+        let what = format!("{open} connections to be accepted");
+        wait::until(&what, LIMIT, || {
+            let stats = self.stats()?;
+            ensure!(stats.open <= open, "more than {open}: {stats:?}");
+            Ok((stats.open == open).then_some(stats))
+        })
     }
 
     /// Closes all held connections.
