@@ -127,7 +127,7 @@ impl Api {
             .arg(format!("{}{path}", self.base))
             .args(arguments)
             .args(&self.options)
-            .args(["--silent", "--show-error", "--max-time", "20"])
+            .args(["--silent", "--show-error", "--max-time", "60"])
             .args(["--dump-header", "-", "--write-out", "\n%{http_code}"]);
         if let Some(token) = &self.token {
             command.args(["--header", &format!("Authorization: Bearer {token}")]);

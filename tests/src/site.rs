@@ -154,12 +154,29 @@ impl Site {
     /// # Errors
     /// When `curl` gets no answer.
     pub fn curl(&self, node: &str, origin: SocketAddr) -> Result<String> {
+        self.curl_for(node, origin, CONNECT_LIMIT)
+    }
+
+    /// As [`Site::curl`], where no answer is to come, after some seconds at the latest.
+    ///
+    /// # Errors
+    /// When `curl` gets no answer, as is expected.
+    pub fn curl_in_vain(&self, node: &str, origin: SocketAddr) -> Result<String> {
+        self.curl_for(node, origin, Duration::from_secs(5))
+    }
+
+    fn curl_for(&self, node: &str, origin: SocketAddr, limit: Duration) -> Result<String> {
         let url = format!("http://{origin}/ip");
-        let answer = self.lab.exec(
-            node,
-            &["curl", "--silent", "--show-error", "--max-time", "5", &url],
-        )?;
-        Ok(answer.trim().to_owned())
+        let limit = limit.as_secs().to_string();
+        let command = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--max-time",
+            &limit,
+            &url,
+        ];
+        Ok(self.lab.exec(node, &command)?.trim().to_owned())
     }
 
     /// The sum of `active` over all entries of `egress origins --json` for an origin.

@@ -223,7 +223,7 @@ fn source_ports_are_kept_when_free() -> Result<()> {
                 "--silent",
                 "--show-error",
                 "--max-time",
-                "5",
+                "30",
                 "--interface",
                 &from,
                 "--local-port",

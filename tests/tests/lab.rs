@@ -37,7 +37,7 @@ const SNAT: &str = "table ip lab_snat {
 fn sees(lab: &Lab, client: &str, origin: Ipv4Addr) -> Result<String> {
     let url = format!("http://{origin}/ip");
     Ok(lab
-        .exec(client, &["curl", "-sS", "--max-time", "5", &url])?
+        .exec(client, &["curl", "-sS", "--max-time", "30", &url])?
         .trim()
         .to_owned())
 }
@@ -66,7 +66,7 @@ fn plain_routing_shows_the_inside_address_and_the_leak_check_fires() -> Result<(
         }
         let url = format!("http://[{}]/ip", kind.origin_v6(A));
         ensure!(
-            lab.exec(BOUND, &["curl", "-sS", "--max-time", "5", &url])?
+            lab.exec(BOUND, &["curl", "-sS", "--max-time", "30", &url])?
                 .trim()
                 == "fd00:1::2"
         );

@@ -52,17 +52,22 @@ fn cap_7_a_closed_flow_rests_and_then_its_slot_and_port_return() {
         return;
     };
     let egress = plane.leaves(&Packet::tcp(INSIDE, ORIGIN, SYN));
+    // Before it closes: whatever time the machine takes for something else, it rests from a later moment on.
+    let before = DataPlane::now();
     plane.arrives(
         &Packet::tcp(ORIGIN, egress, RST | ACK).numbers(0, 1),
         INSIDE,
     );
     assert_eq!(plane.all_active(), 0);
     assert_eq!(plane.free(), 1_023);
-    let before = DataPlane::now();
     plane.arm();
     eventually("the entries are gone", || plane.reverse.len() == 0);
     assert!(DataPlane::now() - before >= SECOND / 5 - SECOND / 50);
-    assert_eq!(plane.free(), 1_023, "not before the grace period");
+    let free = plane.free();
+    assert!(
+        free == 1_023 || DataPlane::now() - before >= SECOND + SECOND / 5 - SECOND / 50,
+        "not before the grace period: {free}"
+    );
     eventually("the slot is free", || plane.free() == 1_024);
     assert!(DataPlane::now() - before >= SECOND + SECOND / 5 - SECOND / 50);
     plane.consistent();
@@ -71,16 +76,18 @@ fn cap_7_a_closed_flow_rests_and_then_its_slot_and_port_return() {
 #[test]
 fn a_flow_in_use_never_expires() {
     let mut world = World::default();
-    world.settings.timers.udp = SECOND / 4;
+    // Longer than a busy machine keeps this test from its next packet.
+    world.settings.timers.udp = 3 * SECOND;
     let Some(plane) = DataPlane::of(world) else {
         return;
     };
     let egress = plane.leaves(&Packet::udp(INSIDE, ORIGIN, b""));
     plane.arm();
     let ticks = plane.progress().ticks;
-    eventually("a hundred ticks", || {
+    // A hundred ticks are a second.
+    eventually("four hundred ticks", || {
         assert_eq!(plane.leaves(&Packet::udp(INSIDE, ORIGIN, b"again")), egress);
-        plane.progress().ticks > ticks + 100
+        plane.progress().ticks > ticks + 400
     });
     assert_eq!(plane.count(EGRESS, ORIGIN, UDP).unwrap().admitted, 1);
 }
