@@ -38,7 +38,8 @@ pub(super) fn text(records: &[ZoneRecord]) -> String {
             zone.pool_id.clone().unwrap_or_else(|| "-".to_owned()),
             match zone.setting_owner {
                 Some(Owner::File) => "file",
-                Some(Owner::Api) => "command",
+                // The store does not tell the two apart.
+                Some(Owner::Api) => "API or command",
                 None => "-",
             }
             .to_owned(),
@@ -62,4 +63,28 @@ pub(super) fn text(records: &[ZoneRecord]) -> String {
         &[],
         &rows,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_set_is_not_said_to_be_a_commands() {
+        let zone = |setting_owner| ZoneRecord {
+            id: "z1".into(),
+            name: "shop.example".into(),
+            account: "acme".into(),
+            enabled: true,
+            pool_id: Some("partners".into()),
+            setting_owner,
+            sources: Vec::new(),
+            marks: Vec::new(),
+            cgroups: Vec::new(),
+            interfaces: Vec::new(),
+        };
+        let said = |owner| text(&[zone(owner)]);
+        assert!(said(Some(Owner::Api)).contains("API or command"));
+        assert!(said(Some(Owner::File)).contains("file"));
+    }
 }
