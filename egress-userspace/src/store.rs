@@ -200,7 +200,9 @@ impl StoreError {
                 "start the daemon once with `egress run`, or check [store] sqlite".into()
             }
             Self::Inaccessible { .. } => {
-                "check that the directory exists and that this user may write to it".into()
+                "check that the directory exists and that this user may write to it; the daemon's store is its own user's \
+                 (root), and nobody else's"
+                    .into()
             }
             Self::Exhausted { .. } => {
                 "remove some, or reserve more bits under [dataplane] mark_mask".into()

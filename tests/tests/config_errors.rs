@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Output},
     time::Duration,
@@ -402,6 +402,45 @@ fn become_nobody(command: &mut Command) {
             Ok(())
         });
     }
+}
+
+/// A store that this user may not look at is there all the same.
+#[test]
+fn a_store_that_only_root_may_see_is_not_called_missing() -> Result<()> {
+    const TEST: &str = "a_store_that_only_root_may_see_is_not_called_missing";
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let site = Site::prepare(&Plan::default())?;
+    let files = Files {
+        directory: site.lab.directory().join("other"),
+        pin: site.lab.second_pin(),
+    };
+    let hidden = files.directory.join("hidden");
+    fs::create_dir_all(&hidden)?;
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700))?;
+    files.write_server(&Server::default())?;
+    let text = fs::read_to_string(files.config())?;
+    let text = text.replace("/egress.db", "/hidden/egress.db");
+    ensure!(text.contains("/hidden/egress.db"), "{text}");
+    fs::write(files.config(), text)?;
+    let mut command = site.node(HOST).command(gateway::binary()?)?;
+    command
+        .args(["token", "list", "--config"])
+        .arg(files.config());
+    become_nobody(&mut command);
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(FAILED)
+            && said.contains("ermission denied")
+            && said.contains("root")
+            && !said.contains("there is no store"),
+        "{}: {said}",
+        output.status
+    );
+    Ok(())
 }
 
 #[test]

@@ -85,11 +85,7 @@ impl SqliteStore {
     /// Opens an existing store for writing beside a daemon that may be of an older version: creates nothing, and does
     /// not bring it up to date.
     pub fn open_beside(path: &Path) -> Result<Self, StoreError> {
-        if !path.exists() {
-            return Err(StoreError::Absent {
-                path: path.to_owned(),
-            });
-        }
+        require(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut store = Self::connect(path, flags)?;
         let found = store.pragma("user_version")?;
@@ -107,11 +103,7 @@ impl SqliteStore {
 
     /// Opens an existing store for reading; creates and changes nothing.
     pub fn open_read_only(path: &Path) -> Result<Self, StoreError> {
-        if !path.exists() {
-            return Err(StoreError::Absent {
-                path: path.to_owned(),
-            });
-        }
+        require(path)?;
         let store = Self::connect(
             path,
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -336,6 +328,17 @@ impl StateStore for SqliteStore {
             Err(WriteError::Sqlite(error)) => Err(self.failed(&error)),
             Err(WriteError::Json(error)) => Err(inaccessible(&self.path, &error)),
         }
+    }
+}
+
+/// Refuses a store that is not there. One that nobody can look at is another matter.
+fn require(path: &Path) -> Result<(), StoreError> {
+    match path.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StoreError::Absent {
+            path: path.to_owned(),
+        }),
+        Err(error) => Err(inaccessible(path, &error)),
     }
 }
 

@@ -178,6 +178,27 @@ fn a_missing_store_is_not_created_by_a_reader() {
     assert!(!path.exists());
 }
 
+/// A store that nobody can look at is not one that is not there. (Root may look everywhere, so a loop stands for
+/// the missing permission.)
+#[test]
+fn a_store_that_cannot_be_looked_at_is_not_called_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let round = directory.path().join("loop");
+    std::os::unix::fs::symlink(&round, &round).unwrap();
+    let path = round.join("egress.db");
+    for opened in [
+        SqliteStore::open_beside(&path),
+        SqliteStore::open_read_only(&path),
+    ] {
+        let error = opened.unwrap_err();
+        assert!(
+            matches!(error, StoreError::Inaccessible { .. }),
+            "{error:?}"
+        );
+        assert!(error.remedy().contains("root"), "{}", error.remedy());
+    }
+}
+
 /// What the first version wrote.
 const FIRST: &str = "
 CREATE TABLE object (
