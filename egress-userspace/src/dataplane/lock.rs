@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -37,9 +37,12 @@ impl Lock {
     /// # Errors
     /// [`DataPlaneError::Refused`] that names the pins and the holder, if there is one.
     pub(super) fn take(pin: &Path) -> Result<Self, DataPlaneError> {
-        let path = file_of(pin);
-        let failed = |error| DataPlaneError::failed(format!("locking {}", path.display()), error);
-        fs::create_dir_all(DIRECTORY).map_err(failed)?;
+        Self::take_file(file_of(pin), pin)
+    }
+
+    fn take_file(path: PathBuf, pin: &Path) -> Result<Self, DataPlaneError> {
+        let failed = |error| unusable(&path, &error);
+        make_directory(&path).map_err(failed)?;
         let mut file = File::options()
             .create(true)
             .read(true)
@@ -71,7 +74,7 @@ impl Lock {
         }
         if !is_at(&file, &path) {
             // A detach removed the file while we waited for its lock: whoever comes next makes a new one.
-            return Self::take(pin);
+            return Self::take_file(path, pin);
         }
         file.set_len(0)
             .and_then(|()| file.rewind())
@@ -101,11 +104,12 @@ impl Starting {
     /// # Errors
     /// [`DataPlaneError::Refused`] when another start comes to no end.
     pub(super) fn take() -> Result<Self, DataPlaneError> {
-        let failed = |error| DataPlaneError::failed("locking the network namespace", error);
-        let namespace = fs::metadata("/proc/thread-self/ns/net").map_err(failed)?;
+        let namespace = fs::metadata("/proc/thread-self/ns/net")
+            .map_err(|error| DataPlaneError::failed("looking at the network namespace", error))?;
         let path = Path::new(DIRECTORY).join(format!("start-{}", namespace.ino()));
+        let failed = |error| unusable(&path, &error);
         loop {
-            fs::create_dir_all(DIRECTORY).map_err(failed)?;
+            make_directory(&path).map_err(failed)?;
             let file = File::options()
                 .create(true)
                 .write(true)
@@ -135,6 +139,23 @@ impl Drop for Starting {
     fn drop(&mut self) {
         // Still locked, so nobody else's. A file that stays does no harm.
         drop(fs::remove_file(&self.path));
+    }
+}
+
+/// Makes the directory of a lock file.
+fn make_directory(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// A lock file that cannot be made, opened or written, which is for the administrator to change.
+fn unusable(path: &Path, error: &io::Error) -> DataPlaneError {
+    let directory = path.parent().unwrap_or(path).display();
+    DataPlaneError::Refused {
+        reason: format!("cannot lock {}: {error}", path.display()),
+        remedy: format!(
+            "{directory} must be a directory in which this user can make files: run this as root, and see that \
+             /run is there and writable (systemd: RuntimeDirectory=egress)"
+        ),
     }
 }
 
@@ -209,6 +230,19 @@ fn pin_of(name: &[u8]) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_that_cannot_be_made_is_refused_with_a_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("egress");
+        fs::write(&file, "no directory").unwrap();
+        let error = Lock::take_file(file.join("pins.lock"), Path::new("/pins")).unwrap_err();
+        let remedy = error.remedy().unwrap_or_default();
+        assert!(error.to_string().contains("egress/pins.lock"), "{error}");
+        assert!(remedy.contains("must be a directory"), "{error}; {remedy}");
+        let good = Lock::take_file(directory.path().join("new/pins.lock"), Path::new("/pins"));
+        drop(good.unwrap());
+    }
 
     #[test]
     fn different_pins_have_different_locks() {
