@@ -4,6 +4,8 @@ use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
+    api::LISTEN,
+    config::Server,
     needs,
     site::{Plan, Site},
     wait,
@@ -47,6 +49,34 @@ fn a_starting_daemon_is_detached_at_the_first_try() -> Result<()> {
         ensure!(!pin.exists(), "after {when:?}: {} is there", pin.display());
     }
     ensure!(in_time > 0, "no start was old enough to be met");
+    Ok(())
+}
+
+/// What ends on purpose is no trouble: not for the recorder of utilization either, which finds nothing to count any more.
+#[test]
+fn a_detach_is_no_error_in_the_log() -> Result<()> {
+    const TEST: &str = "a_detach_is_no_error_in_the_log";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let server = Server {
+        sections: format!("[api]\nlisten = \"{LISTEN}\""),
+        ..Server::default()
+    };
+    let mut site = Site::start(&Plan {
+        server,
+        ..Plan::default()
+    })?;
+    detach(&site)?;
+    site.gateway.wait_end()?;
+    let log = site.gateway.log();
+    let wrong: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("ERROR") || line.contains("utilization"))
+        .collect();
+    ensure!(wrong.is_empty(), "{wrong:?}");
+    ensure!(log.contains("detached"), "{log}");
     Ok(())
 }
 

@@ -33,6 +33,9 @@ trait Source {
 
     /// Whose is what, and the name of the data center.
     fn resources(&self) -> (Resources, String);
+
+    /// Whether there are no counts any more, and never will be.
+    fn is_over(&self) -> bool;
 }
 
 impl Source for Arc<Service> {
@@ -54,6 +57,10 @@ impl Source for Arc<Service> {
         let pop = placed.unwrap_or_else(|| server.data_center.clone());
         drop(controller);
         (resources, pop)
+    }
+
+    fn is_over(&self) -> bool {
+        self.controller().is_detached()
     }
 }
 
@@ -225,20 +232,32 @@ impl Drop for Recording {
 
 fn run<S: Source>(mut recorder: Recorder<S>, ended: &mpsc::Receiver<()>) {
     let mut trouble: Option<String> = None;
-    loop {
-        let outcome = recorder.look(now(), Instant::now());
-        note(&mut trouble, outcome);
+    while look(&mut recorder, &mut trouble) {
         let rest = PERIOD - now().rem_euclid(PERIOD);
         let rest = Duration::from_millis(u64::try_from(rest).unwrap_or(1));
         match ended.recv_timeout(rest) {
             Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                look(&mut recorder, &mut trouble);
+                break;
+            }
         }
     }
-    let outcome = recorder
-        .look(now(), Instant::now())
-        .and_then(|()| recorder.save(Instant::now()));
-    note(&mut trouble, outcome);
+    let outcome = recorder.save(Instant::now());
+    if outcome.is_err() {
+        note(&mut trouble, outcome);
+    }
+}
+
+/// Looks once; says whether there will be more to see.
+fn look<S: Source>(recorder: &mut Recorder<S>, trouble: &mut Option<String>) -> bool {
+    let outcome = recorder.look(now(), Instant::now());
+    // After a detach there is nothing to count, which is nobody's trouble.
+    if outcome.is_err() && recorder.source.is_over() {
+        return false;
+    }
+    note(trouble, outcome);
+    true
 }
 
 /// Says what went wrong when it begins, changes and ends.

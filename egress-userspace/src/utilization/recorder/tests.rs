@@ -60,6 +60,10 @@ impl Source for Origin {
             "fra01".into(),
         )
     }
+
+    fn is_over(&self) -> bool {
+        false
+    }
 }
 
 struct Bench {
