@@ -235,8 +235,30 @@ pub fn explain(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explana
     explanation
 }
 
-/// What rules, pools and counts say.
+/// What rules, pools and counts say; and that no egress IP is reached from here (NAT-8).
 fn by_rules(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanation {
+    let mut explanation = until_it_leaves(desired, query, live);
+    let leaves = matches!(
+        explanation.outcome,
+        Outcome::Admitted { .. } | Outcome::DefaultEgress { .. }
+    );
+    if leaves && is_egress_ip(desired, query.destination) {
+        explanation.outcome = Outcome::Refused {
+            reason: Reason::Unsolicited.label().into(),
+            text: "the destination is an egress IP: nothing is hairpinned, so what comes back to it belongs to no flow \
+                   and is dropped (NAT-8, SAFE-3)"
+                .into(),
+        };
+    }
+    explanation
+}
+
+fn is_egress_ip(desired: &Desired, address: IpAddr) -> bool {
+    desired.addresses().any(|one| one.net().contains(&address))
+}
+
+/// What becomes of the packet up to the uplink.
+fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanation {
     let mut rules = matching(desired, query);
     let realm = realm(&rules, query);
     let zone = rules.first().map(|(zone, _)| *zone);
@@ -266,10 +288,7 @@ fn by_rules(desired: &Desired, query: &Query, live: &dyn LiveView) -> Explanatio
         };
         return explanation;
     }
-    if desired
-        .addresses()
-        .any(|address| address.net().contains(&query.source))
-    {
+    if is_egress_ip(desired, query.source) {
         explanation.outcome = refused(Reason::ClaimsEgressIp);
         return explanation;
     }

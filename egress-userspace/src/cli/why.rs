@@ -1,6 +1,6 @@
 //! `egress why`: which way a packet leaves, and why (OBS-5).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::context::{self, Context};
 use super::endpoint::Endpoint;
@@ -86,16 +86,13 @@ fn query(args: Args) -> Result<Query, Failure> {
             "give two addresses of one family",
         ));
     }
-    let destination_port = match (destination.port, args.protocol) {
-        (Some(port), _) => port,
-        (None, Traffic::Icmp) => 0,
-        (None, _) => {
-            return Err(Failure::usage(
-                format!("{} has no port", destination.address),
-                format!("write DST:PORT, for instance {}:443", destination.address),
-            ));
-        }
-    };
+    let destination_port = port(destination, args.protocol)?;
+    if source.port == Some(0) {
+        return Err(Failure::usage(
+            format!("no socket of {} has port 0", source.address),
+            "leave the port away to ask about a new connection",
+        ));
+    }
     Ok(Query {
         source: source.address,
         source_port: source.port,
@@ -106,4 +103,70 @@ fn query(args: Args) -> Result<Query, Failure> {
         interface: args.interface,
         cgroup: args.cgroup,
     })
+}
+
+/// The port to ask about; 0 for ICMP, which has none.
+fn port(destination: Endpoint, protocol: Traffic) -> Result<u16, Failure> {
+    let address = destination.address;
+    let complaint = match (destination.port, protocol) {
+        (None, Traffic::Icmp) => return Ok(0),
+        (Some(_), Traffic::Icmp) => {
+            return Err(Failure::usage(
+                "ICMP has no ports",
+                format!("write the address alone: {address}"),
+            ));
+        }
+        (Some(0), _) => "no origin is asked for at port 0".to_owned(),
+        (Some(port), _) => return Ok(port),
+        (None, _) => format!("{address} has no port"),
+    };
+    Err(Failure::usage(
+        complaint,
+        format!(
+            "write DST:PORT, for instance {}",
+            SocketAddr::new(address, 443)
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(source: &str, destination: &str, protocol: Traffic) -> Result<Query, Failure> {
+        query(Args {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            protocol,
+            mark: 0,
+            interface: None,
+            cgroup: None,
+        })
+    }
+
+    #[test]
+    fn ports_that_nothing_has_are_refused_with_an_example_of_the_same_family() {
+        let refused = |source, destination, protocol| {
+            let failure = asked(source, destination, protocol).unwrap_err();
+            failure.to_string()
+        };
+        let v6 = refused("2001:db8::1", "2001:db8:1::5", Traffic::Tcp);
+        assert!(v6.contains("[2001:db8:1::5]:443"), "{v6}");
+        let v4 = refused("10.1.0.2", "203.0.113.5", Traffic::Udp);
+        assert!(v4.contains("203.0.113.5:443"), "{v4}");
+        let zero = refused("10.1.0.2", "203.0.113.5:0", Traffic::Tcp);
+        assert!(zero.contains("port 0"), "{zero}");
+        let any = refused("10.1.0.2:0", "203.0.113.5:443", Traffic::Tcp);
+        assert!(any.contains("port 0"), "{any}");
+        let ping = refused("10.1.0.2", "203.0.113.5:53", Traffic::Icmp);
+        assert!(ping.contains("ICMP has no ports"), "{ping}");
+    }
+
+    #[test]
+    fn what_is_complete_is_asked() {
+        let tcp = asked("10.1.0.2", "203.0.113.5:443", Traffic::Tcp).unwrap();
+        assert_eq!((tcp.source_port, tcp.destination_port), (None, 443));
+        let ping = asked("10.1.0.2", "203.0.113.5", Traffic::Icmp).unwrap();
+        assert_eq!(ping.destination_port, 0);
+    }
 }

@@ -338,6 +338,24 @@ fn a_claimed_egress_ip_is_refused() {
 }
 
 #[test]
+fn nat_8_what_goes_to_an_egress_ip_is_not_said_to_arrive() {
+    let all = desired();
+    for source in ["10.1.0.2", "172.16.0.1"] {
+        for protocol in [Traffic::Tcp, Traffic::Udp, Traffic::Icmp] {
+            let hairpin = Query {
+                source: source.parse().unwrap(),
+                destination: ip(11),
+                protocol,
+                ..query()
+            };
+            let found = explain(&all, &hairpin, &NothingLive);
+            assert_eq!(reason(&found.outcome), "unsolicited", "{source} {protocol}");
+            assert!(found.to_string().contains("hairpinned"), "{found}");
+        }
+    }
+}
+
+#[test]
 fn the_realm_is_that_of_the_zone_where_a_packet_entered() {
     let mut all = desired();
     all.zones[4].realm = true;
