@@ -250,6 +250,17 @@ fn the_documented_sample_is_valid_and_shows_the_defaults() {
 }
 
 #[test]
+fn the_documented_sample_names_every_section_and_timer() {
+    let sample = include_str!("../../../docs/egress.toml");
+    for section in SECTIONS {
+        assert!(sample.contains(&format!("[{section}]")), "[{section}]");
+    }
+    for key in ["reset_idle", "etcd"] {
+        assert!(sample.contains(&format!("{key} = ")), "{key}");
+    }
+}
+
+#[test]
 fn the_api_listens_beyond_loopback_with_tls_only() {
     let refused = errors(&with("[api]\nlisten = \"192.0.2.1:443\""));
     assert!(refused[0].contains("in clear (API-4)"), "{refused:?}");
