@@ -5,6 +5,7 @@
 //! commit is undone. A daemon that dies in between finds the commit at its next start and puts it in force then.
 
 mod draining;
+mod farewell;
 mod realms;
 mod requests;
 mod setting;
@@ -147,6 +148,8 @@ impl Controller {
             notes: Vec::new(),
         };
         if dry_run {
+            let addresses = resolve::addresses(applied.plan.after(), &self.config);
+            self.dataplane.check(&addresses)?;
             return Ok(applied);
         }
         self.commit(applied.plan.changes())?;
@@ -261,6 +264,7 @@ pub fn plan_file(
     check(plan.after(), &places, Some(config), &report);
     if !report.has_errors() {
         let before = stored.resources();
+        farewell::warn(&before, &plan, &report);
         realms::warn(&before, &plan, &places, &report);
         take_over::warn(&before, &plan, &places, config, &report);
     }

@@ -9,6 +9,7 @@ use egress_userspace::config::Config;
 use egress_userspace::control::Failure;
 use egress_userspace::daemon;
 use egress_userspace::dataplane::api::{DataPlaneError, DataPlaneView, Names};
+use egress_userspace::resource::Address;
 use tracing_subscriber::EnvFilter;
 
 /// The data plane of this host.
@@ -21,6 +22,10 @@ impl Backend for Kernel {
         names: Names,
     ) -> Result<Box<dyn DataPlaneView>, DataPlaneError> {
         daemon::open_view(config, names)
+    }
+
+    fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError> {
+        egress_userspace::dataplane::check_free(addresses)
     }
 
     fn detach(&self, config: &Config) -> Result<Vec<String>, DataPlaneError> {

@@ -123,6 +123,17 @@ pub fn resolve(
     })
 }
 
+/// The addresses and ranges that would be this server's egress IPs.
+pub fn addresses(resources: &Resources, config: &Config) -> Vec<Address> {
+    let pool = |pool| resolve_pool(resources, pool, 0, &config.server.name);
+    Desired {
+        pools: resources.pools.iter().map(pool).collect(),
+        ..Desired::default()
+    }
+    .addresses()
+    .collect()
+}
+
 fn resolve_zone(
     resources: &Resources,
     zone: &Zone,

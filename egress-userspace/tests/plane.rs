@@ -12,6 +12,8 @@ mod guard;
 mod hooks;
 #[path = "plane/refusals.rs"]
 mod refusals;
+#[path = "plane/taken.rs"]
+mod taken;
 
 use std::fs;
 use std::net::Ipv6Addr;

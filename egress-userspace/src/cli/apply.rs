@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::context::{self, Context};
 use super::{CliError, Exit};
-use crate::control::Request;
 use crate::control::protocol::Applied;
+use crate::control::{Failure, Request};
 use crate::controller::plan_file;
 use crate::diagnostic::Source;
+use crate::resolve;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -21,7 +22,7 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &mut Context<'_>, args: &Args) -> Result<Exit, CliError> {
     let (config, _) = context.config()?;
-    let source = Source::read(&args.file).map_err(crate::control::Failure::from)?;
+    let source = Source::read(&args.file).map_err(Failure::from)?;
     let request = Request::Apply {
         file: source.name().to_owned(),
         text: source.text().to_owned(),
@@ -34,6 +35,8 @@ pub(super) fn run(context: &mut Context<'_>, args: &Args) -> Result<Exit, CliErr
         None if args.dry_run => {
             let local = context.local(config)?;
             let (plan, warnings) = plan_file(&source, &local.stored, &local.config)?;
+            let addresses = resolve::addresses(plan.after(), &local.config);
+            context.backend.check(&addresses).map_err(Failure::from)?;
             Applied {
                 plan,
                 warnings,

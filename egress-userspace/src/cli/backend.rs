@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::config::Config;
 use crate::control::Failure;
 use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names};
+use crate::resource::Address;
 
 /// The parts that need a kernel; the rest of the command line is tested without one.
 pub trait Backend {
@@ -14,6 +15,9 @@ pub trait Backend {
         config: &Config,
         names: Names,
     ) -> Result<Box<dyn DataPlaneView>, DataPlaneError>;
+
+    /// Refuses egress IPs that this host or one of its routers has.
+    fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError>;
 
     /// Removes what is pinned, attached and installed, with no daemon running; says what it removed (SAFE-4).
     fn detach(&self, config: &Config) -> Result<Vec<String>, DataPlaneError>;

@@ -177,6 +177,16 @@ fn a_dry_run_works_without_a_daemon_and_an_apply_does_not() {
     let plan = json_of(directory.path(), "apply -f ./new.toml --dry-run");
     assert_eq!(plan["applied"], false);
     assert_eq!(plan["plan"]["steps"][0]["action"], "change");
+
+    let taken = RESOURCES.replace("192.0.2.1", pinned::OWN);
+    std::fs::write(directory.path().join("new.toml"), taken).unwrap();
+    let (exit, _, err) = egress(
+        directory.path(),
+        true,
+        "apply -f ./new.toml --dry-run --config ./egress.toml",
+    );
+    assert_eq!(exit, Exit::Failed);
+    assert!(err.contains("configured on interface up0"), "{err}");
 }
 
 #[test]

@@ -10,8 +10,11 @@ use crate::dataplane::api::{
     OriginFilter, OriginRecord, PoolLive, Traveller, Way,
 };
 use crate::inventory::{DaemonState, PoolRecord, Status};
-use crate::resource::Owner;
+use crate::resource::{Address, Owner};
 use crate::store::{Limits, SqliteStore};
+
+/// An address of the host.
+const OWN: &str = "192.0.2.99";
 
 /// A data plane that remembers what it was told, and fails when it is told to.
 #[derive(Clone, Default)]
@@ -71,6 +74,16 @@ impl DataPlaneView for Fake {
 }
 
 impl DataPlane for Fake {
+    fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError> {
+        match addresses.iter().find(|one| one.to_string() == OWN) {
+            None => Ok(()),
+            Some(address) => Err(DataPlaneError::Refused {
+                reason: format!("{address} is configured on interface up0 of this host"),
+                remedy: "remove it".into(),
+            }),
+        }
+    }
+
     fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
         let mut state = self.0.lock().unwrap();
         if state.broken {
@@ -199,6 +212,36 @@ fn a_dry_run_plans_and_changes_nothing() {
     assert_eq!(applied.plan.to_string(), "+ zone shop.example");
     assert_eq!(*bench.controller.stored(), before);
     assert!(bench.in_force().zones.is_empty());
+}
+
+#[test]
+fn a_dry_run_refuses_an_address_of_the_host_as_an_apply_would() {
+    let mut bench = Bench::new(&file(ZONE));
+    let taken = file(ZONE).replace("192.0.2.1", OWN);
+    let failure = bench
+        .controller
+        .apply(&Source::new("r.toml", taken), true)
+        .unwrap_err();
+    assert!(
+        failure.to_string().contains("configured on interface up0"),
+        "{failure}"
+    );
+}
+
+#[test]
+fn an_enabled_zone_that_a_file_takes_away_is_named() {
+    const SECOND: &str = "[[zone]]\nid = \"z2\"\nname = \"off.example\"\naccount = \"acme\"\nsources = [\"172.16.0.0/12\"]\n";
+    let aegis = "[zone.aegis]\nenabled = true\npool_id = \"a\"\n";
+    let mut bench = Bench::new(&file(&format!("{ZONE}{aegis}{SECOND}")));
+    bench.write("r.toml", &file(""));
+    let applied = bench.controller.reload().unwrap();
+    let said: Vec<String> = applied.warnings.0.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains("zone shop.example, which is enabled")
+            && said[0].contains("default egress"),
+        "{said:?}"
+    );
 }
 
 #[test]

@@ -15,12 +15,10 @@ use egress_common::settings::{EgressAddress, PrefixV6, Prefixed as _, VERSION_BI
 use egress_common::slot::{Slot, SlotWord, State};
 use ipnet::Ipv6Net;
 
-use super::interfaces;
 use super::maps::Maps;
 use super::sys;
 use super::versions::Versioned as _;
 use crate::dataplane::api::DataPlaneError;
-use crate::desired::Desired;
 use crate::resource::Address;
 
 /// Elements of each of the maps; `egress-ebpf/src/maps.rs`.
@@ -103,32 +101,6 @@ pub(super) fn retired(maps: &Maps) -> Result<BTreeSet<Address>, DataPlaneError> 
         .filter(|(_, known)| known.flags & egress_flag::RETIRED != 0)
         .map(|(address, _)| address)
         .collect())
-}
-
-/// Refuses addresses that are configured on this host: replies to the host's own connections would be taken for
-/// an egress IP's and dropped, and what it sends for a forgery.
-pub(super) fn check_not_own(desired: &Desired) -> Result<(), DataPlaneError> {
-    let own = interfaces::addresses()?;
-    let found = desired.addresses().find_map(|wanted| {
-        own.iter()
-            .find(|(address, _)| wanted.net().contains(*address))
-            .map(|(address, interface)| (wanted, address, interface))
-    });
-    let Some((wanted, address, interface)) = found else {
-        return Ok(());
-    };
-    let part = match wanted {
-        Address::V4(_) => String::new(),
-        Address::V6(net) => format!(", which lies in the pool's range {net},"),
-    };
-    Err(DataPlaneError::Refused {
-        reason: format!(
-            "egress IP {address}{part} is configured on interface {interface} of this host, which would be cut off"
-        ),
-        remedy: format!(
-            "egress IPs need no configuration on the host: remove {address} from {interface}, or from the pool; nothing was changed"
-        ),
-    })
 }
 
 /// What the addresses are to this server: those of its own pools, and those that are other servers', in part or as

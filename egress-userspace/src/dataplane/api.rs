@@ -62,6 +62,9 @@ pub trait DataPlaneView {
 
 /// Changing the data plane.
 pub trait DataPlane: DataPlaneView + Send {
+    /// Refuses egress IPs that this host or one of its routers has, as [`Self::apply`] would; changes nothing.
+    fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError>;
+
     /// Puts `desired` in force at one instant for every packet, or changes nothing (SAFE-5).
     fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError>;
 
@@ -71,8 +74,8 @@ pub trait DataPlane: DataPlaneView + Send {
     fn repair(&mut self) -> Result<Vec<String>, DataPlaneError>;
 
     /// Housekeeping that nobody waits for, about once a second: tells both ends of connections that were ended for
-    /// their idleness, forgets addresses whose last flow has ended, and takes up selected cgroups that came or were
-    /// created anew. Returns what it did, one line each.
+    /// their idleness, forgets addresses whose last flow has ended, takes up selected cgroups that came or were
+    /// created anew, and looks whether the host was given an egress IP. Returns what it did or found, one line each.
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError>;
 
     /// All connection counts with their highest values, which begin anew: the next ones are those since now (OBS-1).

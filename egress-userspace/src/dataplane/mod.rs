@@ -14,6 +14,7 @@
 //! | `interfaces`, `devices` | names, indices and addresses; what each is to the programs |
 //! | `tables`, `versions`, `addresses` | a configuration as map entries; two versions and a switch; egress IPs |
 //! | `tunnel`, `peers` | the interface by which servers reach each other; who they are and what is theirs |
+//! | `taken` | addresses that cannot be egress IPs: this host's own, and its routers' |
 //! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
 //! | `watcher` | when to look whether everything is still in place |
@@ -54,6 +55,7 @@ mod ruleset;
 mod start;
 mod sys;
 mod tables;
+mod taken;
 mod tunnel;
 mod types;
 mod versions;
@@ -64,5 +66,6 @@ pub use detach::detach;
 pub use events::{EventLog, Events};
 pub use plane::{Claim, Plane};
 pub use privileges::check as check_privileges;
+pub use taken::check_free;
 pub use view::View;
 pub use watcher::Watcher;

@@ -74,6 +74,20 @@ impl Request {
         exchange(&socket(protocol, 0)?, [self])
     }
 
+    /// Sends a request for a list that may be long, and shows type and body of each message of the answer.
+    ///
+    /// # Errors
+    /// What the kernel answered, as an operating-system error.
+    pub(super) fn visit(
+        self,
+        protocol: libc::c_int,
+        each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
+        let socket = socket(protocol, 0)?;
+        let many = send(&socket, [self])?;
+        receive(&socket, many, each)
+    }
+
     fn is_dump(&self) -> bool {
         let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]);
         flags & libc::NLM_F_DUMP as u16 == libc::NLM_F_DUMP as u16
@@ -88,6 +102,19 @@ pub(super) fn exchange(
     socket: &OwnedFd,
     requests: impl IntoIterator<Item = Request>,
 ) -> io::Result<Vec<Message>> {
+    let many = send(socket, requests)?;
+    let mut messages = Vec::new();
+    receive(socket, many, |kind, body| {
+        messages.push(Message {
+            kind,
+            body: body.to_vec(),
+        });
+    })?;
+    Ok(messages)
+}
+
+/// Sends requests in one piece; says whether their answer ends with a message of its own.
+fn send(socket: &OwnedFd, requests: impl IntoIterator<Item = Request>) -> io::Result<bool> {
     let mut bytes = Vec::new();
     let mut many = false;
     for request in requests {
@@ -101,7 +128,7 @@ pub(super) fn exchange(
     if sent < 0 {
         return Err(io::Error::last_os_error());
     }
-    receive(socket, many)
+    Ok(many)
 }
 
 fn pad(bytes: &mut Vec<u8>) {
@@ -161,8 +188,8 @@ pub(super) fn socket(protocol: libc::c_int, groups: u32) -> io::Result<OwnedFd> 
     Ok(socket)
 }
 
-fn receive(socket: &OwnedFd, dump: bool) -> io::Result<Vec<Message>> {
-    let mut messages = Vec::new();
+fn receive(socket: &OwnedFd, dump: bool, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    let mut any = false;
     let mut buffer = vec![0_u8; BUFFER];
     loop {
         // SAFETY: the buffer is ours and as long as we say.
@@ -185,23 +212,43 @@ fn receive(socket: &OwnedFd, dump: bool) -> io::Result<Vec<Message>> {
         while let Some((kind, body, after)) = split_message(rest) {
             rest = after;
             if i32::from(kind) == libc::NLMSG_DONE {
-                return Ok(messages);
+                return Ok(());
             }
             if i32::from(kind) == libc::NLMSG_ERROR {
                 return match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
-                    Some(0) => Ok(messages),
+                    Some(0) => Ok(()),
                     Some(code) => Err(io::Error::from_raw_os_error(-code)),
                     None => Err(io::ErrorKind::UnexpectedEof.into()),
                 };
             }
-            messages.push(Message {
-                kind,
-                body: body.to_vec(),
-            });
+            any = true;
+            each(kind, body);
         }
-        if !dump && !messages.is_empty() {
-            return Ok(messages);
+        if !dump && any {
+            return Ok(());
         }
+    }
+}
+
+/// Reads and forgets all announcements; true if there were any, or too many.
+pub(super) fn announced(socket: &OwnedFd) -> bool {
+    let mut buffer = [0_u8; 4096];
+    let mut any = false;
+    loop {
+        // SAFETY: the buffer is ours and as long as we say.
+        let length = unsafe {
+            libc::recv(
+                socket.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                libc::MSG_DONTWAIT,
+            )
+        };
+        if length <= 0 {
+            let overrun = io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS);
+            return any || length < 0 && overrun;
+        }
+        any = true;
     }
 }
 

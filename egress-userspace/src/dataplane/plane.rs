@@ -33,6 +33,7 @@ use super::ruleset::Surroundings;
 use super::start;
 use super::sys;
 use super::tables::Tables;
+use super::taken::{self, Watch};
 use super::tunnel;
 use super::versions;
 use super::view::View;
@@ -74,6 +75,8 @@ pub struct Plane {
     ended: RingBuf<MapData>,
     /// Routing rules, which the fast path may not be able to follow.
     rules: Rules,
+    /// Addresses that the host is given while they are egress IPs.
+    own: Watch,
     lock: Lock,
 }
 
@@ -164,6 +167,7 @@ impl Plane {
             departed: true,
             ended,
             rules: Rules::listen(field.mask)?,
+            own: Watch::listen()?,
             lock,
         };
         plane.follow_rules()?;
@@ -582,10 +586,14 @@ fn chain(error: &DataPlaneError) -> String {
 }
 
 impl DataPlane for Plane {
+    fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError> {
+        taken::check_free(addresses)
+    }
+
     fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
         // Not asked when what is in force is put back: an address that was given to an interface later must not
         // keep the guard from being repaired.
-        addresses::check_not_own(desired)?;
+        self.check(&desired.addresses().collect::<Vec<_>>())?;
         if let Some(tunnel) = &desired.tunnel {
             let uplinks = self.ready_uplinks();
             tunnel::check(tunnel, &uplinks, &self.config.inside)?;
@@ -619,6 +627,10 @@ impl DataPlane for Plane {
             .map(|address| format!("{address} is no egress IP any more: its last flow has ended"))
             .collect();
         self.tell_ended()?;
+        if let Some(desired) = &self.desired {
+            let addresses: Vec<Address> = desired.addresses().collect();
+            done.extend(self.own.look(&addresses)?);
+        }
         if let Some(desired) = self.desired.clone()
             && selects_cgroups(&desired)
         {

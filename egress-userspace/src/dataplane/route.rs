@@ -1,5 +1,6 @@
 //! Which interface a packet leaves by: asked of the kernel's own routing (`RTM_GETROUTE`).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -9,6 +10,8 @@ use crate::dataplane::api::{DataPlaneError, Traveller};
 
 /// Length of `struct rtmsg`.
 const HEADER: usize = 12;
+/// Length of `struct rtnexthop`.
+const HOP: usize = 8;
 
 /// What the kernel answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +103,63 @@ fn parse(body: &[u8]) -> Option<Route> {
         .find(|(kind, _)| *kind == libc::RTA_OIF)
         .and_then(|(_, content)| netlink::number(content))
         .map(Route::By)
+}
+
+/// The routers that routes of this host go by, in any table.
+///
+/// # Errors
+/// When the kernel does not list its routes.
+pub(super) fn next_hops() -> Result<BTreeSet<IpAddr>, DataPlaneError> {
+    let mut found = BTreeSet::new();
+    let header = [0; HEADER];
+    Request::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP as u16, &header)
+        .visit(libc::NETLINK_ROUTE, |kind, body| {
+            if kind == libc::RTM_NEWROUTE {
+                found.extend(next_hops_of(body));
+            }
+        })
+        .map_err(|error| DataPlaneError::failed("listing the routes", error))?;
+    Ok(found)
+}
+
+/// The next hops of one route; none for one that needs no router, or is of another family.
+fn next_hops_of(body: &[u8]) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    let (Some(family), Some(rest)) = (body.first(), body.get(HEADER..)) else {
+        return found;
+    };
+    if ![libc::AF_INET, libc::AF_INET6].contains(&i32::from(*family)) {
+        return found;
+    }
+    found.extend(gateways(rest));
+    let several = netlink::attributes(rest).filter(|(kind, _)| *kind == libc::RTA_MULTIPATH);
+    for (_, mut hops) in several {
+        while let Some(hop) = hops.first_chunk::<HOP>() {
+            let length = usize::from(u16::from_ne_bytes([hop[0], hop[1]]));
+            let Some(content) = hops.get(HOP..length) else {
+                break;
+            };
+            found.extend(gateways(content));
+            hops = hops.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+    found
+}
+
+/// The addresses of routers among the attributes of a route or of one of its next hops.
+fn gateways(attributes: &[u8]) -> impl Iterator<Item = IpAddr> {
+    netlink::attributes(attributes).filter_map(|(kind, content)| match kind {
+        libc::RTA_GATEWAY => address(content),
+        // `struct rtvia`: the family, and an address of that.
+        libc::RTA_VIA => address(content.get(2..)?),
+        _ => None,
+    })
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let ipv4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    ipv4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
 }
 
 /// What the kernel's routing means by an error; `None` for one that is not about the packet.

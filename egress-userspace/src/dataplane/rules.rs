@@ -4,7 +4,7 @@
 //! at a mark which is set on the way: while there is such a rule, no flow passes routing by.
 
 use std::fmt;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use super::netlink::{self, Request};
 use crate::dataplane::api::DataPlaneError;
@@ -64,35 +64,13 @@ impl Rules {
     /// Looks if there was a change since, or nobody has looked: the first rule that goes by bits of others, if there
     /// is one; `None` if nothing is new.
     pub(super) fn look(&mut self) -> Result<Option<Option<Rule>>, DataPlaneError> {
-        if !self.announced() && self.looked {
+        if !netlink::announced(&self.socket) && self.looked {
             return Ok(None);
         }
         self.looked = false;
         let found = foreign(self.ours)?;
         self.looked = true;
         Ok(Some(found))
-    }
-
-    /// Reads and forgets all announcements; true if there were any, or too many.
-    fn announced(&self) -> bool {
-        let mut buffer = [0_u8; 4096];
-        let mut any = false;
-        loop {
-            // SAFETY: the buffer is ours and as long as we say.
-            let length = unsafe {
-                libc::recv(
-                    self.socket.as_raw_fd(),
-                    buffer.as_mut_ptr().cast(),
-                    buffer.len(),
-                    libc::MSG_DONTWAIT,
-                )
-            };
-            if length <= 0 {
-                let overrun = std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS);
-                return any || length < 0 && overrun;
-            }
-            any = true;
-        }
     }
 }
 

@@ -11,6 +11,10 @@ use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, HookStatus,
     Names, OriginFilter, OriginRecord, PoolLive, Protocol, Traveller, Way, utilization,
 };
+use crate::resource::Address;
+
+/// An address of the host.
+pub(super) const OWN: &str = "192.0.2.99";
 
 /// Pinned maps with one flow, or none at all.
 pub(super) struct Pinned(pub(super) bool);
@@ -116,6 +120,16 @@ impl Backend for Pinned {
             Err(DataPlaneError::Absent {
                 pin: config.dataplane.pin.clone(),
             })
+        }
+    }
+
+    fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError> {
+        match addresses.iter().find(|one| one.to_string() == OWN) {
+            None => Ok(()),
+            Some(address) => Err(DataPlaneError::Refused {
+                reason: format!("{address} is configured on interface up0 of this host"),
+                remedy: "remove it".into(),
+            }),
         }
     }
 
