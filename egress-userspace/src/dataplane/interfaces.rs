@@ -28,6 +28,22 @@ pub(super) struct Interface {
     pub(super) link: Link,
     /// Longest IP packet it takes, bytes.
     pub(super) mtu: u32,
+    /// The interface that takes its packets over, if there is one.
+    pub(super) port_of: Option<Owner>,
+}
+
+/// An interface that other ones are ports of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// Its index.
+    index: u32,
+    /// What it is: `bridge`, `bond`.
+    kind: String,
+}
+
+impl Owner {
+    /// Kinds whose ports' packets become the kind's own. (A VRF's do not.)
+    const KINDS: [&str; 4] = ["bridge", "bond", "team", "openvswitch"];
 }
 
 /// What the packets of an interface begin with, as the programs see them.
@@ -100,8 +116,12 @@ impl Interface {
     }
 
     /// Refuses an interface on which the programs would not find addresses: what they cannot read they cannot
-    /// hold back (SAFE-1).
+    /// hold back (SAFE-1). And one that is a port: what it receives routing and netfilter know as its bridge's, so the
+    /// guard would not tell it from anybody else's, and would let nothing bound leave (SAFE-6).
     pub(super) fn check_kind(&self) -> Result<(), DataPlaneError> {
+        if let Some(owner) = &self.port_of {
+            return Err(self.is_port(owner)?);
+        }
         let Link::Other(hardware) = self.link else {
             return Ok(());
         };
@@ -114,6 +134,21 @@ impl Interface {
             remedy: "name an Ethernet interface (VLAN, bond, bridge, macvlan and vxlan devices are), a tun or a \
                      wireguard device"
                 .to_owned(),
+        })
+    }
+
+    fn is_port(&self, owner: &Owner) -> Result<DataPlaneError, DataPlaneError> {
+        let (name, kind) = (&self.name, &owner.kind);
+        let whose = Self::all()?
+            .into_iter()
+            .find(|interface| interface.index == owner.index)
+            .map_or_else(|| format!("#{}", owner.index), |interface| interface.name);
+        Ok(DataPlaneError::Refused {
+            reason: format!(
+                "interface {name} is a port of the {kind} {whose}: to routing and netfilter its packets are {whose}'s, \
+                 where the guard would not know them"
+            ),
+            remedy: format!("name {whose} instead, or take {name} out of it"),
         })
     }
 }
@@ -129,7 +164,9 @@ fn parse(body: &[u8]) -> Option<Interface> {
         up: flags & libc::IFF_UP as u32 != 0,
         link: Link::of(u16::from_ne_bytes([k0, k1])),
         mtu: 0,
+        port_of: None,
     };
+    let (mut owner, mut owners_kind) = (None, None);
     for (kind, content) in netlink::attributes(body.get(INFO..)?) {
         match kind {
             libc::IFLA_IFNAME => interface.name = netlink::text(content),
@@ -139,9 +176,18 @@ fn parse(body: &[u8]) -> Option<Interface> {
                     interface.mac = mac;
                 }
             }
+            libc::IFLA_MASTER => owner = netlink::number(content),
+            libc::IFLA_LINKINFO => {
+                owners_kind = netlink::attributes(content)
+                    .find(|(kind, _)| *kind == libc::IFLA_INFO_SLAVE_KIND)
+                    .map(|(_, content)| netlink::text(content));
+            }
             _ => {}
         }
     }
+    interface.port_of = owner
+        .zip(owners_kind.filter(|kind: &String| Owner::KINDS.contains(&kind.as_str())))
+        .map(|(index, kind)| Owner { index, kind });
     Some(interface)
 }
 

@@ -270,6 +270,7 @@ mod tests {
             up: true,
             link: interfaces::Link::Ethernet,
             mtu: 1_500,
+            port_of: None,
         };
         let found = interface(address(&one, 4789));
         assert!(is_ours(&one, &found) && !is_ours(&other, &found));

@@ -8,7 +8,7 @@ use egress_userspace::dataplane::api::{DataPlane as _, DataPlaneError};
 use egress_userspace::dataplane::{Plane, detach};
 
 use super::open;
-use crate::bench::{Bench, desired, ip, run};
+use crate::bench::{Bench, ip, run};
 
 /// What was refused, and the remedy.
 pub(super) fn refusal(result: Result<Plane, DataPlaneError>) -> String {
@@ -327,39 +327,52 @@ fn an_interface_whose_packets_cannot_be_read_is_refused_by_name() {
     );
 }
 
+/// What a port receives is its bridge's to routing and netfilter: as an inside interface the guard would not know its
+/// packets, as an uplink it would let none out.
 #[test]
-fn an_address_of_this_host_is_refused_as_an_egress_ip() {
+fn safe_6_a_port_is_refused_by_the_name_of_its_bridge() {
     run(
-        "an_address_of_this_host_is_refused_as_an_egress_ip",
+        "safe_6_a_port_is_refused_by_the_name_of_its_bridge",
         |bench| {
-            ip("addr add 203.0.113.2/24 dev up0");
-            ip("addr add 203.0.113.3 peer 203.0.113.4 dev mgmt0");
-            let mut plane = open(bench);
-            let right = desired(true, &["10.1.0.0/16"], &["192.0.2.10"]);
-            let version = plane.apply(&right).unwrap().version;
-            for (address, interface) in [("203.0.113.2", "up0"), ("203.0.113.3", "mgmt0")] {
-                let wrong = desired(true, &["10.1.0.0/16"], &["192.0.2.11", address]);
-                let error = plane.apply(&wrong).unwrap_err();
-                let said = format!("{error}; {}", error.remedy().unwrap());
+            ip("link add br0 type bridge");
+            for (port, key) in [("up0", "uplink"), ("in0", "inside")] {
+                ip(&format!("link set {port} master br0"));
+                let said = refusal(Plane::open_or_create(&bench.config()));
                 assert!(
-                    said.contains(&format!("{address} is configured on interface {interface}"))
-                        && said.contains(&format!("remove {address} from {interface}")),
-                    "{said}"
+                    said.contains(&format!("interface {port} is a port of the bridge br0"))
+                        && said.contains("name br0 instead"),
+                    "{key}: {said}"
                 );
+                assert!(!bench.pin.exists(), "nothing was begun");
+                // The bridge itself serves.
+                let mut config = bench.config();
+                let names = match key {
+                    "uplink" => &mut config.uplink,
+                    _ => &mut config.inside,
+                };
+                *names = vec!["br0".to_owned()];
+                drop(Plane::open_or_create(&config).unwrap());
+                detach(&bench.pin).unwrap();
+                ip(&format!("link set {port} nomaster"));
             }
-            let again = plane.apply(&right).unwrap();
-            assert_eq!((again.changed, again.version), (0, version));
-            assert_eq!(plane.tidy().unwrap(), Vec::<String>::new());
-            // The other end of a point-to-point interface is somebody else.
-            plane
-                .apply(&desired(true, &["10.1.0.0/16"], &["203.0.113.4"]))
-                .unwrap();
-            // An address that was given to an interface later keeps nothing from being repaired.
-            ip("addr add 203.0.113.4/32 dev lo");
-            ip("link del up0");
-            bench.link("up0");
+            // One that becomes a port while the daemon runs is no uplink meanwhile.
+            let mut plane = open(bench);
+            ip("link set up0 master br0");
+            let error = plane.repair().unwrap_err().to_string();
+            assert!(error.contains("up0 is a port of the bridge br0"), "{error}");
+            ip("link set up0 nomaster");
             plane.repair().unwrap();
             bench.assert_in_place();
+            // A VRF's interfaces keep their packets.
+            if std::process::Command::new("ip")
+                .args("link add vrf0 type vrf table 77".split(' '))
+                .status()
+                .unwrap()
+                .success()
+            {
+                ip("link set in0 master vrf0");
+                plane.repair().unwrap();
+            }
         },
     );
 }
