@@ -1,5 +1,6 @@
 //! The data plane as the daemon holds it: opened or made, configured, watched and repaired.
 
+mod claim;
 mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,6 @@ use super::neighbours;
 use super::object::Object;
 use super::peers;
 use super::pins::Pins;
-use super::privileges;
 use super::rules::Rules;
 use super::ruleset::Surroundings;
 use super::start;
@@ -42,6 +42,8 @@ use crate::config::Dataplane;
 use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names, OriginRecord};
 use crate::desired::Desired;
 use crate::resource::Address;
+
+pub use claim::Claim;
 
 /// The data plane and the right to change it.
 pub struct Plane {
@@ -78,27 +80,6 @@ pub struct Plane {
     /// Addresses that the host is given while they are egress IPs.
     own: Watch,
     lock: Lock,
-}
-
-/// The right to use a pin directory, which one daemon at a time has.
-#[derive(Debug)]
-pub struct Claim {
-    pins: Pins,
-    lock: Lock,
-}
-
-impl Claim {
-    /// Checks privileges and the file system, and takes the lock. Nothing is changed.
-    ///
-    /// # Errors
-    /// [`DataPlaneError::Refused`] with the remedy; another daemon's process id, if one uses the pins.
-    pub fn of(config: &Dataplane) -> Result<Self, DataPlaneError> {
-        privileges::check()?;
-        let pins = Pins::new(&config.pin);
-        pins.check_filesystem()?;
-        let lock = Lock::take(&config.pin)?;
-        Ok(Self { pins, lock })
-    }
 }
 
 impl Plane {
