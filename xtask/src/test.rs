@@ -27,11 +27,12 @@ use crate::{
 
 mod elsewhere;
 
-/// A test binary that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// A test binary that takes longer hangs, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
 
-/// How long to listen on after a test binary has ended: whatever it left running may hold its output open.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long to listen on after a test binary has ended: whatever it left running may hold its output open. Long enough
+/// for a busy machine to hand over what it said itself.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// How often to look whether a silent test binary has ended.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -392,9 +393,9 @@ mod tests {
     fn processes_left_behind_do_not_hold_up_the_run() {
         let start = std::time::Instant::now();
         let tally = watch(shell(
-            "sleep 30 & echo 'test result: ok. 1 passed; 0 failed'",
+            "sleep 120 & echo 'test result: ok. 1 passed; 0 failed'",
         ));
         assert!(tally.is_ok_and(|tally| tally.broken.is_none()));
-        assert!(start.elapsed().as_secs() < 20);
+        assert!(start.elapsed().as_secs() < 100);
     }
 }
