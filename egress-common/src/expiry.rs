@@ -186,6 +186,7 @@ mod tests {
     fn nat_7_default_timers() {
         let life = |state, flags| lifetime(word(state, flags), &TIMERS, Pressure::NONE);
         assert_eq!(life(State::TcpHalfOpen, 0), Some(240 * SECOND));
+        assert_eq!(life(State::TcpHalfOpen, flag::SYN_IN), Some(240 * SECOND));
         assert_eq!(life(State::TcpEstablished, 0), Some(7_440 * SECOND));
         assert_eq!(
             life(State::TcpEstablished, flag::FIN_IN),
@@ -195,6 +196,7 @@ mod tests {
             life(State::TcpEstablished, flag::FIN_IN | flag::FIN_OUT),
             Some(240 * SECOND)
         );
+        assert_eq!(life(State::UdpUnanswered, 0), Some(300 * SECOND));
         assert_eq!(life(State::UdpAnswered, 0), Some(300 * SECOND));
         assert_eq!(life(State::Closed, 0), Some(120 * SECOND));
         assert_eq!(life(State::Free, 0), None);

@@ -142,10 +142,63 @@ fn a_file_without_uplink_is_refused() {
 
 #[test]
 fn a_short_timer_is_taken_with_a_warning() {
-    let (config, found) = parse(&with("[timers]\nudp = 5"));
-    assert_eq!(config.unwrap().timers.udp, Duration::from_secs(5));
-    assert_eq!(found.0.len(), 1);
-    assert!(found.0[0].reason.contains("RFC 4787 REQ-5"));
+    for (key, least, source) in [
+        ("udp", 120, "RFC 4787 REQ-5"),
+        ("tcp_established", 7_440, "RFC 5382 REQ-5"),
+        ("tcp_transitory", 240, "RFC 5382 REQ-5"),
+    ] {
+        for (seconds, warnings) in [(5, 1), (least - 1, 1), (least, 0)] {
+            let (timers, found) = timers(&format!("{key} = {seconds}"));
+            let [value] = named(&timers, [key]);
+            assert_eq!(value, Duration::from_secs(seconds), "{key}");
+            assert_eq!(found.0.len(), warnings, "{key} = {seconds}: {found}");
+            assert!(
+                found
+                    .0
+                    .iter()
+                    .all(|one| one.severity == Severity::Warning && one.reason.contains(source)),
+                "{found}"
+            );
+        }
+    }
+}
+
+/// A `[timers]` section as it is read.
+fn timers(lines: &str) -> (Timers, Diagnostics) {
+    let (config, found) = parse(&with(&format!("[timers]\n{lines}")));
+    (config.unwrap().timers, found)
+}
+
+/// Timers by the names they are configured by.
+fn named<const N: usize>(timers: &Timers, names: [&str; N]) -> [Duration; N] {
+    names.map(|name| match name {
+        "tcp_established" => timers.tcp_established,
+        "tcp_transitory" => timers.tcp_transitory,
+        "tcp_closing" => timers.tcp_closing,
+        "quarantine" => timers.quarantine,
+        "udp" => timers.udp,
+        _ => panic!("there is no timer {name}"),
+    })
+}
+
+#[test]
+fn nat_7_each_timer_is_configured_by_itself_and_is_what_the_rfcs_want_by_default() {
+    const DEFAULTS: [(&str, u64); 5] = [
+        ("tcp_established", 7_440),
+        ("tcp_transitory", 240),
+        ("tcp_closing", 120),
+        ("quarantine", 120),
+        ("udp", 300),
+    ];
+    let names = DEFAULTS.map(|(name, _)| name);
+    let defaults = DEFAULTS.map(|(_, seconds)| Duration::from_secs(seconds));
+    assert_eq!(named(&timers("").0, names), defaults);
+    assert_eq!(named(&Timers::default(), names), defaults);
+    for (nth, name) in names.into_iter().enumerate() {
+        let mut expected = defaults;
+        expected[nth] = Duration::from_secs(8_000);
+        assert_eq!(named(&timers(&format!("{name} = 8000")).0, names), expected);
+    }
 }
 
 #[test]

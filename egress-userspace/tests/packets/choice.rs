@@ -70,7 +70,8 @@ fn cap_9_one_inside_address_prefers_one_egress_ip() {
         let mut of_host = std::collections::HashSet::new();
         for port in 0..4 {
             let inside = (at([10, 1, 3, host]), 6_000 + port);
-            let origin = (at([192, 0, 2, host]), 443 + port);
+            // Wherever it goes.
+            let origin = (at([192, 0, 2 + port as u8, host]), 443 + port);
             of_host.insert(plane.leaves(&Packet::udp(inside, origin, b"")).0);
         }
         assert_eq!(of_host.len(), 1, "host {host}");

@@ -49,3 +49,21 @@ fn rfc_6888_req_3_a_pool_is_any_list_of_addresses() {
         [3; 5]
     );
 }
+
+#[test]
+fn rfc_6056_the_same_endpoints_leave_with_other_ports_each_time() {
+    // Where a client's own port cannot be kept, nobody foresees which one it gets.
+    let mut ports = std::collections::HashSet::new();
+    for _ in 0..5 {
+        let Some(plane) = DataPlane::of(World::default().with_slices(1 << 20)) else {
+            return;
+        };
+        // IPv6 has no slices: there it is another host's.
+        plane.leaves(&Packet::udp((at([10, 1, 0, 77]), INSIDE.1), ORIGIN, b""));
+        let egress = plane.leaves(&Packet::udp(INSIDE, ORIGIN, b""));
+        assert_ne!(egress.1, INSIDE.1);
+        ports.insert(egress.1);
+    }
+    // Once in 2,048 two are the same; three of five as good as never.
+    assert!(ports.len() > 2, "always one of {ports:?}");
+}

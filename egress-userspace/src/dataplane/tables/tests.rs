@@ -141,3 +141,31 @@ fn what_does_not_fit_is_refused_by_name() {
     let error = tables(&many).unwrap_err();
     assert!(error.to_string().contains("257 mark selectors"), "{error}");
 }
+
+#[test]
+fn nat_7_each_timer_reaches_the_programs_in_its_own_place() {
+    let timers = crate::config::Timers {
+        tcp_established: Duration::from_secs(1),
+        tcp_transitory: Duration::from_secs(2),
+        tcp_closing: Duration::from_secs(3),
+        quarantine: Duration::from_secs(4),
+        udp: Duration::from_secs(5),
+        reset_idle: true,
+    };
+    let tables = tables(&Desired {
+        timers,
+        ..desired()
+    })
+    .unwrap();
+    let second = 1_000_000_000;
+    assert_eq!(
+        tables.settings.timers,
+        Timers {
+            tcp_established: second,
+            tcp_transitory: 2 * second,
+            tcp_closing: 3 * second,
+            quarantine: 4 * second,
+            udp: 5 * second,
+        }
+    );
+}
