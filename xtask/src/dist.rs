@@ -19,12 +19,14 @@ use crate::{build, packages, workspace::Workspace};
 pub(crate) struct Args {}
 
 /// Documentation that is of use on a server.
-const DOCUMENTS: [&str; 5] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "docs/operations.md",
     "docs/api.md",
     "docs/egress.toml",
     "docs/resources.toml",
+    "docs/prometheus/rules.yml",
+    "docs/prometheus/dashboard.json",
 ];
 
 /// Run when the package is installed or upgraded: a running daemon is replaced, and nothing is started by itself.
@@ -81,7 +83,7 @@ fn package(workspace: &Workspace) -> Result<PathBuf> {
     let documents = root.join("usr/share/doc/egress");
     for document in DOCUMENTS {
         let from = workspace.root.join(document);
-        let name = from.file_name().context("a document without name")?;
+        let name = document.strip_prefix("docs/").unwrap_or(document);
         put(&from, &documents.join(name), 0o644)?;
     }
     let manual = root.join("usr/share/man/man1");
