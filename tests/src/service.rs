@@ -20,7 +20,7 @@ use crate::{netns::Namespace, programs, wait};
 /// How long a server has to listen.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long it has to end.
-const END_LIMIT: Duration = Duration::from_secs(5);
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// Seconds that a client may take before it counts as hanging.
 const CLIENT_LIMIT: &str = "120";
 

@@ -107,7 +107,7 @@ fn short_connections_from_both_cpus_leave_nothing_behind() -> Result<()> {
         );
         println!("{closer:?} closes first: {} connections", churned.succeeded);
         // What was cut off when the time was up ends as well.
-        site.wait_active(site.at_a(HTTP_PORT), "tcp", 0, Duration::from_secs(10))?;
+        site.wait_active(site.at_a(HTTP_PORT), "tcp", 0, Duration::from_secs(60))?;
     }
     check.finish()?;
     Ok(())

@@ -25,7 +25,7 @@ const TICK: Duration = Duration::from_millis(20);
 /// The same where connections begin at a rate.
 const SHORT: Duration = Duration::from_millis(1);
 /// A connection that takes longer is stuck.
-const STUCK: Duration = Duration::from_secs(5);
+const STUCK: Duration = Duration::from_secs(20);
 /// The origin closes after its answer.
 const SERVER_CLOSES: &[u8] = b"GET /ip HTTP/1.0\r\n\r\n";
 /// The origin waits for the client to close.

@@ -31,7 +31,7 @@ pub const BINARY_VARIABLE: &str = "EGRESS_BIN";
 /// A later build of the daemon, for upgrade tests.
 pub const NEXT_BINARY_VARIABLE: &str = "EGRESS_BIN_NEXT";
 /// How long the daemon has to say that it is ready.
-const READY_LIMIT: Duration = Duration::from_secs(120);
+const READY_LIMIT: Duration = Duration::from_secs(600);
 /// How long it has to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// Lines of its log in an error message.
