@@ -1,6 +1,11 @@
-//! `docs/rfc-compliance.md` says what is: every requirement once, and every test it names exists.
+//! `docs/rfc-compliance.md` says what is: every requirement once, every test it names exists, and each of those that
+//! show that something is met was seen to fail.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -128,6 +133,58 @@ fn named(text: &str) -> impl Iterator<Item = (&str, &str)> {
         .filter_map(|quoted| quoted.split_once(".rs::"))
 }
 
+/// Where the rules of IPv6 begin, and where the mutations do.
+const IPV6: &str = "## What IPv6 has besides";
+const BROKEN: &str = "## What was broken to see tests fail";
+
+/// A change of the code that was made to see tests fail.
+struct Mutation<'a> {
+    line: String,
+    /// RFC and requirement of the rows that it breaks.
+    rows: BTreeSet<(String, String)>,
+    /// Functions of the tests that failed.
+    tests: BTreeSet<&'a str>,
+}
+
+/// The mutations: "- What was changed (4787 REQ-1, REQ-2): `a_test`, `another_test`."
+fn mutations(text: &str) -> Result<Vec<Mutation<'_>>> {
+    let (_, list) = text.split_once(BROKEN).context("no mutations")?;
+    // Behind what is said about all of them.
+    let (_, list) = list.split_once("\n### ").context("no mutations")?;
+    let mut mutations = Vec::new();
+    for item in list.split("\n- ").skip(1) {
+        // What follows an empty line is no part of the list.
+        let item = item.split("\n\n").next().unwrap_or(item);
+        let line = item.split_whitespace().collect::<Vec<_>>().join(" ");
+        let (what, _) = line
+            .rsplit_once("): ")
+            .with_context(|| format!("no rows: {line}"))?;
+        let (_, ids) = what
+            .rsplit_once('(')
+            .with_context(|| format!("no rows: {line}"))?;
+        let mut rfc = "";
+        let mut rows = BTreeSet::new();
+        for id in ids.split(", ") {
+            let id = match id.split_once(' ') {
+                Some((number, id)) => {
+                    rfc = number;
+                    id
+                }
+                None => id,
+            };
+            rows.insert((rfc.to_owned(), id.to_owned()));
+        }
+        let tests = item.rsplit_once("): ").or(item.rsplit_once("):\n"));
+        let (_, tests) = tests.with_context(|| format!("no tests: {line}"))?;
+        mutations.push(Mutation {
+            rows,
+            tests: tests.split('`').skip(1).step_by(2).collect(),
+            line,
+        });
+    }
+    Ok(mutations)
+}
+
 /// Whether a source file, named without `.rs`, holds this function as a test.
 fn exists(file: &str, function: &str) -> Result<bool> {
     let path = root().join(format!("{file}.rs"));
@@ -218,5 +275,50 @@ fn every_test_that_is_named_exists() -> Result<()> {
         !exists("tests/tests/compliance", "exists")?,
         "a function is not a test"
     );
+    Ok(())
+}
+
+#[test]
+fn every_test_of_what_is_met_was_seen_to_fail() -> Result<()> {
+    let text = fs::read_to_string(root().join("docs/rfc-compliance.md"))?;
+    let mutations = mutations(&text)?;
+    let failed: BTreeSet<_> = mutations.iter().flat_map(|one| &one.tests).collect();
+    let mut count = 0;
+    for (rfc, rows) in tables(&text)? {
+        for Row { id, how, .. } in rows.iter().filter(|row| row.state == "met") {
+            count += 1;
+            let tests: BTreeSet<_> = named(how).map(|(_, test)| test).collect();
+            let row = (rfc.to_owned(), (*id).to_owned());
+            ensure!(
+                mutations
+                    .iter()
+                    .any(|one| one.rows.contains(&row) && !one.tests.is_disjoint(&tests)),
+                "RFC {rfc} {id} is met, but no mutation breaks it and fails a test of its own"
+            );
+            for test in tests {
+                ensure!(
+                    failed.contains(&test),
+                    "RFC {rfc} {id}: {test} never failed"
+                );
+            }
+        }
+    }
+    ensure!(count > 50, "only {count} rows are met");
+    let (tables, rest) = text.split_once(IPV6).context("no rules of IPv6")?;
+    let (ipv6, _) = rest.split_once(BROKEN).context("no mutations")?;
+    for (_, test) in named(ipv6) {
+        ensure!(failed.contains(&test), "IPv6: {test} never failed");
+    }
+    let known: BTreeSet<_> = named(tables)
+        .chain(named(ipv6))
+        .map(|(_, test)| test)
+        .collect();
+    for one in &mutations {
+        ensure!(
+            !one.tests.is_empty() && one.tests.is_subset(&known),
+            "a test that is named nowhere else: {}",
+            one.line
+        );
+    }
     Ok(())
 }
