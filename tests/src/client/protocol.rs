@@ -233,8 +233,8 @@ impl Outcome {
         self.failed.values().sum()
     }
 
-    /// Adds the outcome of another process.
-    pub(super) fn add(&mut self, other: Self) {
+    /// Adds the outcome of another process, or of another stretch.
+    pub fn add(&mut self, other: Self) {
         self.succeeded += other.succeeded;
         self.timed_out += other.timed_out;
         self.held += other.held;
