@@ -1,6 +1,6 @@
 //! OBS-5: `egress why` names rule, pool, candidates and outcome, and is right about what then happens.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
@@ -9,7 +9,8 @@ use egress_tests::{
     origin::ECHO_PORT,
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
     standard::{
-        BOUND, BOUND_ADDRESS, GATEWAY, Options, POOL, SECOND_UPLINK, UNBOUND_ADDRESS, UPLINK,
+        BOUND, BOUND_ADDRESS, BOUND_ADDRESS_V6, GATEWAY, Options, POOL, SECOND_UPLINK,
+        UNBOUND_ADDRESS, UPLINK,
     },
 };
 use serde_json::Value;
@@ -215,5 +216,64 @@ fn routes_hooks_and_tables_count() -> Result<()> {
             && answer["exit"]["missing"][0] == "uplink_egress",
         "{answer}"
     );
+    Ok(())
+}
+
+/// Nobody is reached by an egress IP from inside, and what is no host's address is forwarded to nobody.
+#[test]
+fn what_no_host_is_reached_by_is_told() -> Result<()> {
+    const TEST: &str = "what_no_host_is_reached_by_is_told";
+
+    let Some(_turn) = needs::turn(TEST, &[]) else {
+        return Ok(());
+    };
+    let site = Site::start(&Plan {
+        resources: Resources::both_families(),
+        ..Plan::default()
+    })?;
+    let [bound, unbound] = [BOUND_ADDRESS, UNBOUND_ADDRESS].map(|address| address.to_string());
+    let egress_ip = POOL[1].to_string();
+    for source in [&bound, &unbound] {
+        for (to, outcome, says) in [
+            ("224.0.0.251", "no-route", "multicast"),
+            ("239.1.2.3", "no-route", "multicast"),
+            ("127.0.0.1", "no-route", "no packet from elsewhere"),
+            ("0.0.0.0", "no-route", "no packet from elsewhere"),
+            ("255.255.255.255", "stays-inside", "this host"),
+            ("203.0.113.255", "stays-inside", "this host"),
+            (&egress_ip, "refused", "nothing is hairpinned"),
+        ] {
+            for protocol in ["tcp", "udp", "icmp"] {
+                let port = if protocol == "icmp" { "" } else { ":80" };
+                let question = [
+                    "why",
+                    source,
+                    &format!("{to}{port}"),
+                    "--protocol",
+                    protocol,
+                ];
+                let answer = site.gateway.json(&question)?;
+                ensure!(
+                    answer["outcome"] == outcome
+                        && answer["text"]
+                            .as_str()
+                            .is_some_and(|text| text.contains(says)),
+                    "{question:?}: {answer}"
+                );
+            }
+        }
+    }
+    let source = BOUND_ADDRESS_V6.to_string();
+    for to in ["ff02::1", "ff0e::1"] {
+        let answer = why(&site, &source, &format!("[{to}]:80"))?;
+        ensure!(
+            answer["outcome"] == "no-route" || answer["reason"] == "multicast",
+            "{to}: {answer}"
+        );
+    }
+    // And so it is.
+    let mut clients = site.clients(BOUND, 1)?;
+    let hairpin = SocketAddr::new(POOL[1].into(), ECHO_PORT);
+    ensure!(clients.open(hairpin, 1, SOON)?.succeeded == 0);
     Ok(())
 }

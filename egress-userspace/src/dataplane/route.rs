@@ -83,21 +83,25 @@ fn ask(
     match request.send(libc::NETLINK_ROUTE) {
         Ok(answer) => Ok(answer
             .first()
-            .and_then(|message| parse(&message.body))
+            .and_then(|message| parse(&message.body, entering.is_some()))
             .unwrap_or_else(|| Route::None("the kernel names no interface".to_owned()))),
-        Err(error) => refusal(&error).map(Route::None).ok_or_else(|| {
-            DataPlaneError::failed(
-                format!("asking the kernel for the route to {destination}"),
-                error,
-            )
-        }),
+        Err(error) => refusal(&error, destination)
+            .map(Route::None)
+            .ok_or_else(|| {
+                DataPlaneError::failed(
+                    format!("asking the kernel for the route to {destination}"),
+                    error,
+                )
+            }),
     }
 }
 
-fn parse(body: &[u8]) -> Option<Route> {
-    let kind = *body.get(7)?;
-    if kind == libc::RTN_LOCAL {
-        return Some(Route::Here);
+fn parse(body: &[u8], entered: bool) -> Option<Route> {
+    match *body.get(7)? {
+        libc::RTN_LOCAL => return Some(Route::Here),
+        // The kernel forwards no broadcast: what enters is received here and goes no further.
+        libc::RTN_BROADCAST if entered => return Some(Route::Here),
+        _ => {}
     }
     netlink::attributes(body.get(HEADER..)?)
         .find(|(kind, _)| *kind == libc::RTA_OIF)
@@ -163,12 +167,18 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 /// What the kernel's routing means by an error; `None` for one that is not about the packet.
-fn refusal(error: &io::Error) -> Option<String> {
+fn refusal(error: &io::Error, destination: IpAddr) -> Option<String> {
     Some(
         match error.raw_os_error()? {
             libc::ENETUNREACH => "network unreachable",
             libc::EHOSTUNREACH => "host unreachable, or this host does not forward",
             libc::EACCES => "prohibited",
+            libc::EINVAL if destination.is_multicast() => {
+                "multicast, which this host does not forward"
+            }
+            libc::EINVAL if destination.is_loopback() || destination.is_unspecified() => {
+                "an address that no packet from elsewhere may be for"
+            }
             libc::EINVAL => "a black hole, or a source that cannot enter there",
             libc::EXDEV => "the reverse path filter drops it",
             _ => return None,
