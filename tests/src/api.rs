@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
@@ -184,6 +184,21 @@ pub fn started() -> Result<Site> {
     let mut site = prepare(&format!("[api]\nlisten = \"{LISTEN}\""))?;
     site.gateway.restart()?;
     Ok(site)
+}
+
+/// A site with the API, a client that may do these things for the zone's account, and the zone on its pool.
+///
+/// # Errors
+/// When a part does not start, or the zone cannot be switched on.
+pub fn enabled(permissions: &[&str]) -> Result<(Site, Api)> {
+    let site = started()?;
+    let api = Api::new(&site, "acme", permissions)?;
+    let on = api.patch(
+        &aegis(ZONE_ID),
+        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
+    )?;
+    ensure!(on.status == 200, "{on:?}");
+    Ok((site, api))
 }
 
 /// A site with sections of `egress.toml`, resources of two accounts, and no daemon yet. The zones' settings are left to

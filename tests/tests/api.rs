@@ -259,14 +259,8 @@ fn an_account_sees_its_addresses_and_drains_them() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
         return Ok(());
     };
-    let site = api::started()?;
-    let api = Api::new(&site, "acme", &[WRITE, "account-egress:write"])?;
+    let (site, api) = api::enabled(&[WRITE, "account-egress:write"])?;
     let base = format!("/client/v4/accounts/{ACCOUNT}/egress");
-    let on = api.patch(
-        &aegis(ZONE_ID),
-        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
-    )?;
-    ensure!(on.status == 200, "{on:?}");
     let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
     let node = site.node(BOUND);
     let mut live = Peers::connect(&node, Caller::default(), &listener)?;

@@ -131,13 +131,7 @@ fn a_scrape_says_what_is() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
         return Ok(());
     };
-    let site = api::started()?;
-    let api = Api::new(&site, "acme", &[WRITE])?;
-    let on = api.patch(
-        &aegis(ZONE_ID),
-        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
-    )?;
-    ensure!(on.status == 200, "{on:?}");
+    let (site, _api) = api::enabled(&[WRITE])?;
     let node = site.node(BOUND);
     let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
     let _live = [

@@ -5,8 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
-    api::{self, Api, LISTEN, aegis},
-    config::ZONE_ID,
+    api::{self, Api, LISTEN},
     needs, netns,
     peer::{self, Caller, Peers},
     service::{Port, Service},
@@ -118,13 +117,7 @@ fn every_query_and_rule_has_an_answer_from_a_gateway_with_traffic() -> Result<()
     let Some(_turn) = needs::turn(TEST, &["nft", "curl", "prometheus"]) else {
         return Ok(());
     };
-    let site = api::started()?;
-    let api = Api::new(&site, "acme", &["zone-settings:write"])?;
-    let on = api.patch(
-        &aegis(ZONE_ID),
-        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
-    )?;
-    ensure!(on.status == 200, "{on:?}");
+    let (site, _api) = api::enabled(&["zone-settings:write"])?;
 
     // All that a scrape tells is on the dashboard.
     let mut unseen = queries(&dashboard()?);

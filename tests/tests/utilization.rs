@@ -8,8 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use egress_tests::{
-    api::{self, ACCOUNT, Api, OTHER_ACCOUNT, aegis},
-    config::ZONE_ID,
+    api::{self, ACCOUNT, Api, OTHER_ACCOUNT},
     needs,
     peer::{self, Caller, Peers},
     site::Site,
@@ -77,17 +76,7 @@ fn the_documented_query_tells_peaks_that_nobody_saw() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
         return Ok(());
     };
-    let mut site = api::started()?;
-    let api = Api::new(
-        &site,
-        "acme",
-        &["zone-settings:write", "account-analytics:read"],
-    )?;
-    let on = api.patch(
-        &aegis(ZONE_ID),
-        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
-    )?;
-    ensure!(on.status == 200, "{on:?}");
+    let (mut site, api) = api::enabled(&["zone-settings:write", "account-analytics:read"])?;
 
     // In order: what was under way is kept.
     let (at_a, at_b) = (site.at_a(PORT).to_string(), site.at_b(PORT).to_string());
@@ -185,17 +174,7 @@ fn twenty_thousand_origins_cost_little() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
         return Ok(());
     };
-    let site = api::started()?;
-    let api = Api::new(
-        &site,
-        "acme",
-        &["zone-settings:write", "account-analytics:read"],
-    )?;
-    let on = api.patch(
-        &aegis(ZONE_ID),
-        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
-    )?;
-    ensure!(on.status == 200, "{on:?}");
+    let (site, _api) = api::enabled(&["zone-settings:write", "account-analytics:read"])?;
     let first = site.at_a(10_000);
     site.node(BOUND).run(move || -> Result<()> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -252,17 +231,7 @@ fn a_scripted_load_is_told_as_it_was() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
         return Ok(());
     };
-    let mut site = api::started()?;
-    let api = Api::new(
-        &site,
-        "acme",
-        &["zone-settings:write", "account-analytics:read"],
-    )?;
-    let on = api.patch(
-        &aegis(ZONE_ID),
-        r#"{"value":{"enabled":true,"pool_id":"partners"}}"#,
-    )?;
-    ensure!(on.status == 200, "{on:?}");
+    let (mut site, api) = api::enabled(&["zone-settings:write", "account-analytics:read"])?;
     let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
     let node = site.node(BOUND);
     let mut live = Vec::new();

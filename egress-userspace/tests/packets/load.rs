@@ -204,30 +204,33 @@ impl Load {
     /// Loads the programs.
     fn new(world: &World) -> Self {
         FILES.call_once(allow_files);
-        let mut ebpf = EbpfLoader::new()
+        let (buckets, accelerate) = (buckets(world.max_flows), u32::from(world.accelerate));
+        let sizes = [
+            ("FLOWS", buckets),
+            ("REVERSE", buckets),
+            ("SLOTS", world.max_flows),
+            ("FREE_SLOTS", world.lists),
+            ("ORIGINS", world.max_origins),
+            ("COUNTS", world.max_origins),
+            ("FREE_COUNTS", world.counter_lists()),
+        ];
+        let sizes: Vec<(String, u32)> = ["4", "6"]
+            .iter()
+            .flat_map(|family| sizes.map(|(name, size)| (format!("{name}{family}"), size)))
+            .collect();
+        let mut loader = EbpfLoader::new();
+        loader
             .override_global("MARK_MASK", &world.mark_mask, true)
             .override_global("MAX_FLOWS", &world.max_flows, true)
             .override_global("MAX_ORIGINS", &world.max_origins, true)
             .override_global("LISTS", &world.lists, true)
-            .override_global("ACCELERATE", &u32::from(world.accelerate), true)
+            .override_global("ACCELERATE", &accelerate, true)
             .override_global("LOAD_ID", &LOAD_ID, true)
-            .override_global("BUCKETS", &buckets(world.max_flows), true)
-            .map_max_entries("FLOWS4", buckets(world.max_flows))
-            .map_max_entries("REVERSE4", buckets(world.max_flows))
-            .map_max_entries("SLOTS4", world.max_flows)
-            .map_max_entries("FREE_SLOTS4", world.lists)
-            .map_max_entries("ORIGINS4", world.max_origins)
-            .map_max_entries("COUNTS4", world.max_origins)
-            .map_max_entries("FREE_COUNTS4", world.counter_lists())
-            .map_max_entries("FLOWS6", buckets(world.max_flows))
-            .map_max_entries("REVERSE6", buckets(world.max_flows))
-            .map_max_entries("SLOTS6", world.max_flows)
-            .map_max_entries("FREE_SLOTS6", world.lists)
-            .map_max_entries("ORIGINS6", world.max_origins)
-            .map_max_entries("COUNTS6", world.max_origins)
-            .map_max_entries("FREE_COUNTS6", world.counter_lists())
-            .load(OBJECT)
-            .expect("the object fits this kernel");
+            .override_global("BUCKETS", &buckets, true);
+        for (name, size) in &sizes {
+            loader.map_max_entries(name, *size);
+        }
+        let mut ebpf = loader.load(OBJECT).expect("the object fits this kernel");
         let mut programs = Vec::new();
         for (hook, name) in Hook::ALL {
             let program: &mut SchedClassifier =

@@ -19,9 +19,14 @@ pub(super) fn refusal(result: Result<Plane, DataPlaneError>) -> String {
                 matches!(error, DataPlaneError::Refused { .. }),
                 "no refusal: {error:?}"
             );
-            format!("{error}; {}", error.remedy().unwrap())
+            said(&error)
         }
     }
+}
+
+/// An error and its remedy.
+pub(super) fn said(error: &DataPlaneError) -> String {
+    format!("{error}; {}", error.remedy().unwrap())
 }
 
 #[test]

@@ -4,6 +4,7 @@ use egress_userspace::dataplane::api::DataPlane as _;
 use egress_userspace::desired::DesiredPrefix;
 
 use super::open;
+use super::refusals::said;
 use crate::bench::{desired, ip, run};
 
 #[test]
@@ -18,8 +19,7 @@ fn an_address_of_this_host_is_refused_as_an_egress_ip() {
             let version = plane.apply(&right).unwrap().version;
             for (address, interface) in [("203.0.113.2", "up0"), ("203.0.113.3", "mgmt0")] {
                 let wrong = desired(true, &["10.1.0.0/16"], &["192.0.2.11", address]);
-                let error = plane.apply(&wrong).unwrap_err();
-                let said = format!("{error}; {}", error.remedy().unwrap());
+                let said = said(&plane.apply(&wrong).unwrap_err());
                 assert!(
                     said.contains(&format!("{address} is configured on interface {interface}"))
                         && said.contains(&format!("remove {address} from {interface}")),
@@ -70,8 +70,7 @@ fn a_routers_address_is_refused_as_an_egress_ip() {
         let mut plane = open(bench);
         for router in ["203.0.113.1", "203.0.113.7", "203.0.113.8", "198.51.100.9"] {
             let wrong = desired(true, &["10.1.0.0/16"], &["203.0.113.10", router]);
-            let error = plane.apply(&wrong).unwrap_err();
-            let said = format!("{error}; {}", error.remedy().unwrap());
+            let said = said(&plane.apply(&wrong).unwrap_err());
             assert!(
                 said.contains(&format!("egress IP {router} is a router's"))
                     && said.contains(&format!("take {router} out of the pool")),
