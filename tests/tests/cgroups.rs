@@ -33,6 +33,8 @@ fn a_service_that_restarts_leaks_nothing() -> Result<()> {
             return Ok(());
         }
     };
+    // A run that was killed may have left it.
+    let _ = fs::remove_dir(mount.join(SERVICE));
     for attach in ["auto", "clsact"] {
         let mut site = Site::start(&Plan {
             server: Server {
