@@ -20,6 +20,7 @@ pub mod inventory;
 mod notify;
 pub mod placed;
 pub mod plan;
+pub mod policy;
 pub mod resolve;
 pub mod resource;
 pub mod store;

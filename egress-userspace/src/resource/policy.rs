@@ -1,10 +1,12 @@
-//! Gateway egress policies (POLICY-1 to POLICY-4): read and checked, but refused by this version.
+//! Gateway egress policies (POLICY-1 to POLICY-4): read and checked, their expressions too, but refused by this version.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::address::Address;
 use super::name;
+use crate::diagnostic::Span;
 use crate::document::{Table, Value};
+use crate::policy;
 
 /// Precedences go up to here, so that a generated one still fits.
 const MAX_PRECEDENCE: u32 = 1_000_000_000;
@@ -28,8 +30,8 @@ pub(super) fn refuse_all(tables: Vec<Table<'_, '_>>) {
             .and_then(|value| value.boolean());
         let traffic = table
             .get("traffic", "traffic = \"net.dst.ip in {203.0.113.0/24}\"")
-            .map(|value| value.string().unwrap_or("refused"));
-        catch_all |= traffic.is_none_or(|expression| expression.trim().is_empty());
+            .map(|value| canonical(value).unwrap_or_else(|| "refused".to_owned()));
+        catch_all |= traffic.is_none_or(|expression| expression.is_empty());
         if let Some(egress) = table.section("egress") {
             check_egress(egress);
         }
@@ -77,4 +79,46 @@ fn check_egress(mut table: Table<'_, '_>) {
         }
     }
     table.finish();
+}
+
+/// The expression, if it is one; a mistake stands at its own column.
+fn canonical(value: Value<'_, '_>) -> Option<String> {
+    let text = value.string()?;
+    if text.trim().is_empty() {
+        return Some(String::new());
+    }
+    match policy::parse(text) {
+        Ok(expression) => Some(expression.to_string()),
+        Err(mistake) => {
+            let report = value.report();
+            let span = inside(report.source().text(), &value.span(), text, &mistake.span);
+            report.error(&span, mistake.reason, mistake.remedy);
+            None
+        }
+    }
+}
+
+/// Where a part of a string stands in the file; the whole string if it is written with escapes.
+fn inside(file: &str, whole: &Span, text: &str, part: &Span) -> Span {
+    let written = file.get(whole.clone()).unwrap_or_default();
+    let opened = ["\"\"\"", "'''", "\"", "'"]
+        .into_iter()
+        .find(|quote| written.starts_with(quote))
+        .map_or(0, str::len);
+    // A line end after three quotes is no part of the string.
+    let first = written.get(opened..).unwrap_or_default();
+    let skipped = match opened {
+        3 if first.starts_with("\r\n") => 2,
+        3 if first.starts_with('\n') => 1,
+        _ => 0,
+    };
+    let start = opened + skipped;
+    if !written
+        .get(start..)
+        .is_some_and(|rest| rest.starts_with(text))
+    {
+        return whole.clone();
+    }
+    let at = whole.start + start;
+    at + part.start..at + part.end.max(part.start)
 }
