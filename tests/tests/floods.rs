@@ -31,7 +31,7 @@ const PEERS: usize = 20;
 /// Packets that make a flood, at least.
 const FLOOD: u64 = 30_000;
 /// What a flood may take on a machine that has others to serve.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(300);
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
