@@ -101,7 +101,8 @@ fn nftables_snat_shows_the_pool_address_and_nothing_leaks() -> Result<()> {
     let check = LeakCheck::start(&lab.node(NET), UPLINK, Rules::new().allow(POOL))?;
     ensure!(sees(&lab, BOUND, options.kind.origin_a())? == POOL[0].to_string());
     let report = check.finish()?;
-    ensure!(report.packets > 5, "{report:?}");
+    // Its SYN, its request, its end: how many more there are depends on who is how fast.
+    ensure!(report.packets >= 3, "{report:?}");
 
     // The default egress on the same wire is a leak unless it is allowed by name.
     let strict = LeakCheck::start(&lab.node(NET), UPLINK, Rules::new().allow(POOL))?;
