@@ -43,6 +43,20 @@ pub(crate) fn needs_tcx(test: &str) -> bool {
     has_tcx()
 }
 
+/// Makes a device by `ip link add`; says that the test, or a part of it, does not run where the kernel has no such kind.
+pub(crate) fn device(test: &str, arguments: &str) -> bool {
+    let made = Command::new("ip")
+        .args(["link", "add"])
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    if !made.status.success() {
+        let said = String::from_utf8_lossy(&made.stderr);
+        skip(test, &format!("`ip link add {arguments}`: {}", said.trim()));
+    }
+    made.status.success()
+}
+
 /// Runs `body` in a network namespace of its own with the interfaces `up0` and `in0`, if this machine can.
 pub(crate) fn run(test: &str, body: impl FnOnce(&Bench) + Send) {
     // SAFETY: takes nothing and cannot fail.
