@@ -71,8 +71,9 @@ fn plain_routing_shows_the_inside_address_and_the_leak_check_fires() -> Result<(
                 == "fd00:1::2"
         );
         let report = check.report()?;
+        // Three exchanges: a SYN, a request and an end each, and how many more depends on who is how fast.
         ensure!(
-            report.leaks > 10,
+            report.leaks >= 9,
             "plain routing leaks, but the check saw {report:?}"
         );
         ensure!(
