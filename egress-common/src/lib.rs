@@ -7,6 +7,7 @@
 //! | [`bytes`], [`packet`] | a packet's headers, read within bounds |
 //! | [`tag`] | the zone a forwarded packet carries in its mark |
 //! | [`settings`] | what the daemon configures: zones, pools, candidates, selectors |
+//! | [`policy`] | egress policies: the first that matches a packet |
 //! | [`key`], [`index`] | the keys by which a flow is found from either side, and where |
 //! | [`count`] | connections of one egress IP to one origin, and their exact cap |
 //! | [`port`], [`siphash`] | slices, quotas, and the choice of a source port |
@@ -49,6 +50,7 @@ pub mod peer;
 pub mod placement;
 #[cfg(feature = "user")]
 mod pod;
+pub mod policy;
 pub mod port;
 pub mod range;
 pub mod reason;

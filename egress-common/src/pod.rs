@@ -8,6 +8,7 @@ use crate::index::{Bucket, HashKey};
 use crate::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use crate::layout::Layout;
 use crate::peer::{Owners, Peer, PeerNumber, Traffic, Tunnel};
+use crate::policy::{Rule, RuleSet};
 use crate::reason::Counter;
 use crate::settings::{
     Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MarkSelector, Pool,
@@ -54,6 +55,8 @@ pod!(
     Reference,
     ReverseKey<V4>,
     ReverseKey<V6>,
+    Rule,
+    RuleSet,
     Secret,
     Selected,
     Settings,

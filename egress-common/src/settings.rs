@@ -55,8 +55,8 @@ pub struct Settings {
     pub enabled: u32,
     /// 1: both ends of an established connection that is ended for its idleness get a RST.
     pub reset_idle: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Number of rules that egress policies make ([`crate::policy`]); 0: no packet is looked up.
+    pub rules: u32,
 }
 
 /// Time-outs in nanoseconds (NAT-7, CAP-7).

@@ -229,7 +229,10 @@ fn prepare<A: Scratch>(
     now: u64,
 ) {
     let key = &packet.key;
-    let (first, count) = A::candidates(&pool);
+    let (first, count) = match packet.only {
+        0 => A::candidates(&pool),
+        only => (only - 1, 1),
+    };
     // SAFETY: this CPU's own record.
     unsafe {
         (*open).key = *key;

@@ -144,7 +144,7 @@ impl Selectable for V6 {
 
 /// Trie key of one IPv4 address.
 #[inline(always)]
-fn host4(version: u32, address: V4) -> Key<<V4 as Prefixed>::Data> {
+pub fn host4(version: u32, address: V4) -> Key<<V4 as Prefixed>::Data> {
     Key::new(VERSION_BITS + 32, V4::data(version, address))
 }
 

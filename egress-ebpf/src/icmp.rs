@@ -11,7 +11,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::bytes::Bytes;
 use egress_common::checksum::fold;
 use egress_common::icmp::{self, Endpoint, Error, LONGEST};
-use egress_common::key::TCP;
+use egress_common::key::{FlowKey, TCP};
 use egress_common::packet::IcmpKind;
 use egress_common::reason::Reason;
 use egress_common::slot::flag;
@@ -111,8 +111,8 @@ pub fn arriving<A: Family>(ctx: &TcContext, outer: &Outer<A>) -> Result<Arriving
 pub enum Leaving {
     /// It leaves from a flow's egress IP.
     Translated,
-    /// It is an error about a packet of no flow, of this protocol and from this port of its destination.
-    About(u8, u16),
+    /// It is an error about a packet of no flow, which its destination has sent; `key` is that packet's now.
+    About,
     /// It is none that is translated.
     Other,
 }
@@ -126,15 +126,19 @@ pub enum Leaving {
 pub fn leaving<A: Family>(
     ctx: &TcContext,
     outer: &Outer<A>,
-    realm: u16,
+    key: &mut FlowKey<A>,
 ) -> Result<Leaving, Reason> {
     let mut frame = Frame::quotes(ctx);
     let Some(error) = icmp::read::<A>(&frame, outer.network, outer.message, outer.length) else {
         return Ok(Leaving::Other);
     };
-    let Some(found) = flow::outgoing(&error.received(realm)) else {
+    let Some(found) = flow::outgoing(&error.received(key.realm)) else {
         return Ok(if error.source == outer.destination {
-            Leaving::About(error.protocol, error.source_port)
+            key.inside = error.destination;
+            key.inside_port = error.destination_port;
+            key.origin_port = error.source_port;
+            key.protocol = error.protocol;
+            Leaving::About
         } else {
             Leaving::Other
         });

@@ -58,6 +58,7 @@ mod ndp;
 mod options;
 mod outgoing;
 mod over;
+mod policy;
 mod refuse;
 mod reply;
 mod report;

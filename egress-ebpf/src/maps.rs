@@ -23,6 +23,7 @@ use egress_common::index::{Bucket, HashKey, buckets};
 use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::layout::Layout;
 use egress_common::peer::{MAX_PEERS, Owners, Peer, PeerNumber, Traffic, Tunnel, Underlay};
+use egress_common::policy::{MAX_RULES, MAX_SETS, PORTS, Rule, RuleSet};
 use egress_common::reason::{Counter, Event, Reason};
 use egress_common::reply;
 use egress_common::settings::{
@@ -82,6 +83,24 @@ pub static SOURCES6: LpmTrie<PrefixV6, Selected, 131_072> = LpmTrie::new();
 pub static EXEMPT4: LpmTrie<PrefixV4, Selected, 16_384> = LpmTrie::new();
 #[btf_map]
 pub static EXEMPT6: LpmTrie<PrefixV6, Selected, 16_384> = LpmTrie::new();
+
+// Egress policies, in two versions as well: the set of rules that each value of a field satisfies.
+#[btf_map]
+pub static POLICY_ZONES: Array<u32, { 2 * MAX_ZONES as usize }> = Array::new();
+#[btf_map]
+pub static POLICY_FROM4: LpmTrie<PrefixV4, Selected, 65_536> = LpmTrie::new();
+#[btf_map]
+pub static POLICY_FROM6: LpmTrie<PrefixV6, Selected, 65_536> = LpmTrie::new();
+#[btf_map]
+pub static POLICY_TO4: LpmTrie<PrefixV4, Selected, 65_536> = LpmTrie::new();
+#[btf_map]
+pub static POLICY_TO6: LpmTrie<PrefixV6, Selected, 65_536> = LpmTrie::new();
+#[btf_map]
+pub static POLICY_PORTS: Array<u32, { 2 * PORTS as usize }> = Array::new();
+#[btf_map]
+pub static POLICY_SETS: Array<RuleSet, { 2 * MAX_SETS as usize }> = Array::new();
+#[btf_map]
+pub static POLICY_RULES: Array<Rule, { 2 * MAX_RULES as usize }> = Array::new();
 
 // What holds whatever the version.
 #[btf_map]

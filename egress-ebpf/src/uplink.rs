@@ -22,6 +22,7 @@ use crate::icmp::Leaving;
 use crate::link;
 use crate::options;
 use crate::outgoing::{Outgoing, next};
+use crate::policy::{self, Policed};
 use crate::translate::{self, Endpoint};
 use crate::verdict;
 use crate::{allocate, globals, icmp, refuse, report, slots};
@@ -57,7 +58,7 @@ fn other(ctx: &TcContext, tag: Tag) -> i32 {
 
 /// An IP packet.
 #[inline(always)]
-fn packet<A: Scratch + Fragmented>(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
+fn packet<A: Scratch + Fragmented + Policed>(ctx: &TcContext, offset: usize, tag: Tag) -> i32 {
     let Some(packet) = Outgoing::<A>::scratch() else {
         return report::drop(ctx, Reason::Contended);
     };
@@ -162,11 +163,10 @@ fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
 /// errors too, on sockets of nobody.
 #[inline(never)]
 fn message<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
-    match icmp::leaving(ctx, &packet.outer(), packet.key.realm) {
+    match icmp::leaving(ctx, &packet.outer(), &mut packet.key) {
         Ok(Leaving::Translated) => verdict::done(ctx),
-        Ok(Leaving::About(protocol, port)) => {
-            packet.about = protocol;
-            packet.key.origin_port = port;
+        Ok(Leaving::About) => {
+            packet.about = packet.key.protocol;
             next::CLASSIFY
         }
         Ok(Leaving::Other) => next::CLASSIFY,
@@ -238,7 +238,7 @@ pub fn leave<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
 
 /// A packet without a flow.
 #[inline(never)]
-fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     if is_link_signalling(ctx, packet) {
         return verdict::done(ctx);
     }
@@ -269,6 +269,7 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     }
     packet.zone = number;
     packet.pool = zone.pool;
+    packet.only = 0;
     packet.redirect = false;
     if !is_of_a_host(packet.ip.source) || !is_of_a_host(packet.ip.destination) {
         return report::drop(ctx, Reason::Multicast);
@@ -290,6 +291,16 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     if packet.is_fragment() && !packet.has_ports() {
         return next::HOLD;
     }
+    // Before SYNs are told from others: what a policy leaves on the default egress has no flow to be known by.
+    let decided = policy::decide(&configuration, packet);
+    if decided == next::PASS {
+        // Later fragments go by the first one.
+        return if packet.is_first() {
+            next::PASS
+        } else {
+            verdict::done(ctx)
+        };
+    }
     if packet.ip.protocol == A::ICMP {
         return query(ctx, packet, &configuration);
     }
@@ -301,6 +312,9 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     if !packet::translated(packet.ip.protocol) {
         packet.reason = Reason::Protocol;
         return next::REFUSE;
+    }
+    if decided != next::ADMIT {
+        return decided;
     }
     if packet.ip.protocol == TCP {
         if !packet.segment.opens() {

@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use crate::config::{Exempt, Refuse, Timers};
 use crate::dataplane::api::Names;
+use crate::policy::Expression;
 use crate::resource::Address;
 
 /// Everything that the data plane needs to know about tenants and their addresses.
@@ -19,6 +20,8 @@ pub struct Desired {
     pub zones: Vec<DesiredZone>,
     /// Pools, by ascending number.
     pub pools: Vec<DesiredPool>,
+    /// Egress policies, the first to be asked first (POLICY-1).
+    pub policies: Vec<DesiredPolicy>,
     /// What takes the default egress whatever its zone says (POLICY-7).
     pub exempt: Exempt,
     /// Idle times and holds (NAT-7, CAP-7).
@@ -98,6 +101,40 @@ pub struct DesiredMark {
     pub value: u32,
     /// The bits looked at; no bit of the reserved mark mask.
     pub mask: u32,
+}
+
+/// Which traffic of some zones leaves by which address (POLICY-1, ZONE-5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredPolicy {
+    /// Its name.
+    pub name: String,
+    /// Numbers of the zones that it applies to: its account's.
+    pub zones: Vec<u16>,
+    /// What it matches; `None` for all traffic.
+    pub traffic: Option<Expression>,
+    /// How IPv4 leaves.
+    pub ipv4: DesiredExit,
+    /// How IPv6 leaves.
+    pub ipv6: DesiredExit,
+}
+
+/// How a policy's new flows leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DesiredExit {
+    /// By the default egress.
+    Default,
+    /// By an address, or a range, that this server has.
+    By {
+        /// Number of the pool that has it.
+        pool: u16,
+        /// What of the pool.
+        address: Address,
+    },
+    /// This server has no part of it: they are refused.
+    Nowhere {
+        /// Number of the pool that has it.
+        pool: u16,
+    },
 }
 
 /// A named set of egress IPs.

@@ -21,7 +21,9 @@ use crate::config::IcmpQueries;
 use crate::dataplane::api::{
     DataPlaneView, Exit, FlowKey, FlowRecord, OriginFilter, OriginMatch, Protocol, Traveller, Way,
 };
-use crate::desired::{Candidate, Desired, DesiredPrefix, DesiredZone};
+use crate::desired::{Candidate, Desired, DesiredExit, DesiredPolicy, DesiredPrefix, DesiredZone};
+use crate::policy::Facts;
+use crate::resource::Address;
 
 /// What a packet is, as far as decisions depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,7 +212,10 @@ pub struct Explanation {
     pub also_matching: Vec<Rule>,
     /// The zone.
     pub zone: Option<String>,
-    /// The pool of its setting.
+    /// The egress policy that decided, if any did (POLICY-1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// The pool it leaves by: that of its zone's setting, or that of the policy's address.
     pub pool: Option<String>,
     /// The pool's egress IPs in the order in which they are tried.
     pub candidates: Vec<CandidateVerdict>,
@@ -275,6 +280,7 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
         rule: rules.into_iter().next().map(|(_, rule)| rule),
         also_matching,
         zone: zone.map(|zone| zone.name.clone()),
+        policy: None,
         pool: pool.map(|pool| pool.id.clone()),
         candidates: Vec::new(),
         path: None,
@@ -297,10 +303,38 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
         explanation.outcome = outcome;
         return explanation;
     }
+    let policy = decided(desired, zone, query);
+    explanation.policy = policy.map(|policy| policy.name.clone());
+    let exit = policy.map(|policy| match query.source {
+        IpAddr::V4(_) => policy.ipv4,
+        IpAddr::V6(_) => policy.ipv6,
+    });
+    if let (Some(policy), Some(DesiredExit::Default)) = (policy, exit) {
+        explanation.pool = None;
+        explanation.outcome = default_egress(format!(
+            "policy {} leaves it there (POLICY-3, POLICY-4)",
+            policy.name
+        ));
+        return explanation;
+    }
+    if let Some(outcome) = untranslated(desired, query) {
+        explanation.outcome = outcome;
+        return explanation;
+    }
     let Some(protocol) = translated(query.protocol) else {
         explanation.outcome = refused(Reason::Protocol);
         return explanation;
     };
+    let (pool, only) = match exit {
+        Some(DesiredExit::By { pool, address }) => (desired.pool(pool), Some(address)),
+        Some(DesiredExit::Nowhere { pool }) => {
+            explanation.pool = desired.pool(pool).map(|pool| pool.id.clone());
+            explanation.outcome = refused(Reason::NoAddress);
+            return explanation;
+        }
+        Some(DesiredExit::Default) | None => (pool, None),
+    };
+    explanation.pool = pool.map(|pool| pool.id.clone());
     let Some(pool) = pool else {
         explanation.outcome = refused(Reason::Blocked);
         return explanation;
@@ -308,15 +342,67 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
     let origin = SocketAddr::new(query.destination, query.destination_port);
     let order = live.order(pool.number, query.source, realm);
     let active = |address| live.active(address, origin, protocol);
+    let chosen = |address: Address| only.is_none_or(|only| only == address);
     explanation.candidates = match query.source {
         IpAddr::V4(_) => ordered(&pool.candidates, order.as_deref())
+            .filter(|one| chosen(Address::V4(one.address)))
             .map(|one| judge(one.address.into(), one.cap, one.draining, active))
             .collect(),
-        IpAddr::V6(_) => of_ranges(&pool.prefixes, order.as_deref(), active),
+        IpAddr::V6(_) => {
+            let ranges: Vec<DesiredPrefix> = pool
+                .prefixes
+                .iter()
+                .filter(|one| chosen(Address::V6(one.prefix)))
+                .copied()
+                .collect();
+            // Which of the range's own addresses is tried first, only the order of the whole pool says.
+            let order = order
+                .as_deref()
+                .filter(|_| ranges.len() == pool.prefixes.len());
+            of_ranges(&ranges, order, active)
+        }
     };
     explanation.path = Some("local".into());
     explanation.outcome = admit(&explanation.candidates);
     explanation
+}
+
+/// The policy that a packet meets first, among those of its zone's account (ZONE-5). Without a source port it is asked
+/// as if from port 0.
+fn decided<'d>(
+    desired: &'d Desired,
+    zone: &DesiredZone,
+    query: &Query,
+) -> Option<&'d DesiredPolicy> {
+    let facts = Facts {
+        source: query.source,
+        source_port: query.source_port.unwrap_or(0),
+        destination: query.destination,
+        destination_port: query.destination_port,
+        protocol: translated(query.protocol)?,
+        zone: (&zone.id, &zone.name),
+    };
+    desired.policies.iter().find(|policy| {
+        policy.zones.contains(&zone.number)
+            && policy
+                .traffic
+                .as_ref()
+                .is_none_or(|traffic| traffic.matches(&facts))
+    })
+}
+
+/// What no policy that names an address makes leave.
+fn untranslated(desired: &Desired, query: &Query) -> Option<Outcome> {
+    if matches!(query.destination, IpAddr::V6(address) if address.is_unicast_link_local()) {
+        Some(refused(Reason::Ipv6))
+    } else if query.protocol == Traffic::Icmp {
+        Some(match desired.exempt.icmp_queries {
+            IcmpQueries::Default => default_egress("ICMP queries are exempt (POLICY-7)"),
+            IcmpQueries::Drop => refused(Reason::PingDropped),
+        })
+    } else {
+        None
+    }
 }
 
 fn translated(traffic: Traffic) -> Option<Protocol> {
@@ -348,7 +434,7 @@ fn live_flow(query: &Query, realm: Option<u16>, live: &dyn LiveView) -> Option<F
     })
 }
 
-/// What is decided before the pool is looked at, in the data plane's order.
+/// What is decided before policies and the pool are looked at, in the data plane's order.
 fn before_pool(desired: &Desired, zone: &DesiredZone, query: &Query) -> Option<Outcome> {
     let name = &zone.name;
     let off = match query.protocol {
@@ -369,13 +455,6 @@ fn before_pool(desired: &Desired, zone: &DesiredZone, query: &Query) -> Option<O
         )))
     } else if !is_of_a_host(query.source) || !is_of_a_host(destination) {
         Some(refused(Reason::Multicast))
-    } else if matches!(destination, IpAddr::V6(address) if address.is_unicast_link_local()) {
-        Some(refused(Reason::Ipv6))
-    } else if query.protocol == Traffic::Icmp {
-        Some(match desired.exempt.icmp_queries {
-            IcmpQueries::Default => default_egress("ICMP queries are exempt (POLICY-7)"),
-            IcmpQueries::Drop => refused(Reason::PingDropped),
-        })
     } else {
         None
     }

@@ -1,7 +1,7 @@
 //! The egress daemon as a library.
 //!
 //! From files to packets: [`config`] and [`resource`] read what people write, with a place for every mistake
-//! ([`diagnostic`]); [`plan`] says what would change; [`store`] keeps it; [`resolve`], with [`placed`] for what is this server's, boils it down to
+//! ([`diagnostic`]); [`plan`] says what would change; [`policy`] reads egress policies and makes tables of them; [`store`] keeps it; [`resolve`], with [`placed`] for what is this server's, boils it down to
 //! [`desired`], which [`dataplane`] puts into maps. [`control`] and [`cli`] are the two ends of the socket by
 //! which people talk to the daemon; [`api`] is what their programs talk to, by HTTP.
 

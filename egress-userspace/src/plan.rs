@@ -217,7 +217,7 @@ fn keeps_setting(file: &Resources, stored: &Stored, zone: &str) -> bool {
 
 fn conflicts(stored: &Stored, file: &Resources) -> Vec<Conflict> {
     let mut found = Vec::new();
-    let lists: [(Kind, Vec<Object>); 6] = [
+    let lists: [(Kind, Vec<Object>); 7] = [
         (
             Kind::Account,
             file.accounts.iter().cloned().map(Object::Account).collect(),
@@ -249,6 +249,10 @@ fn conflicts(stored: &Stored, file: &Resources) -> Vec<Conflict> {
         (
             Kind::Zone,
             file.zones.iter().cloned().map(Object::Zone).collect(),
+        ),
+        (
+            Kind::Policy,
+            file.policies.iter().cloned().map(Object::Policy).collect(),
         ),
     ];
     for (kind, objects) in lists {

@@ -1,8 +1,8 @@
 //! From resources and configuration to what the data plane shall do: a pure function.
 
 pub use crate::desired::{
-    Candidate, Desired, DesiredMark, DesiredPeer, DesiredPool, DesiredPrefix, DesiredTunnel,
-    DesiredZone, Selectors,
+    Candidate, Desired, DesiredExit, DesiredMark, DesiredPeer, DesiredPolicy, DesiredPool,
+    DesiredPrefix, DesiredTunnel, DesiredZone, Selectors,
 };
 
 use egress_common::port;
@@ -10,7 +10,8 @@ use egress_common::settings::MAX_POOLS;
 
 use crate::config::Config;
 use crate::placed;
-use crate::resource::{Address, Pool, Resources, Zone};
+use crate::policy::Mistake;
+use crate::resource::{Address, Policy, Pool, Resources, Zone};
 use crate::store::{Limits, Numbers};
 
 /// Why resources cannot be put in force on this server, though they are valid.
@@ -44,6 +45,22 @@ pub enum ResolveError {
         /// Its name.
         name: String,
     },
+    /// A policy's expression is none: another version wrote it.
+    #[error("policy {policy}: {mistake}")]
+    NoExpression {
+        /// The policy's name.
+        policy: String,
+        /// What is wrong.
+        mistake: Mistake,
+    },
+    /// A policy names an address of no pool.
+    #[error("policy {policy} names {address}, which is in no pool")]
+    NoMember {
+        /// The policy's name.
+        policy: String,
+        /// The address.
+        address: Address,
+    },
     /// A setting refers to a pool that does not exist.
     #[error("zone {zone} is enabled on pool {pool}, which does not exist")]
     NoPool {
@@ -65,6 +82,8 @@ impl ResolveError {
             Self::NoServer { .. } => {
                 "give it its name under [server] again, or add it to a [[location]]".into()
             }
+            Self::NoExpression { mistake, .. } => mistake.remedy.clone(),
+            Self::NoMember { .. } => "add the address to a pool again, or remove the policy".into(),
             Self::NoPool { zone, .. } => {
                 format!("`egress zone disable {zone}`, or add the pool again")
             }
@@ -108,9 +127,11 @@ pub fn resolve(
     }
     zones.sort_by_key(|zone| zone.number);
     pools.sort_by_key(|pool| pool.number);
+    let policies = resolve_policies(resources, &zones, &pools)?;
     Ok(Desired {
         zones,
         pools,
+        policies,
         exempt: config.exempt.clone(),
         timers: config.timers,
         refuse: config.dataplane.refuse,
@@ -222,6 +243,110 @@ fn resolve_pool(resources: &Resources, pool: &Pool, number: u16, server: &str) -
         }
     }
     resolved
+}
+
+/// The policies that are asked, by precedence. Those of several accounts never meet (ZONE-5), so their order among each
+/// other is nobody's business.
+fn resolve_policies(
+    resources: &Resources,
+    zones: &[DesiredZone],
+    pools: &[DesiredPool],
+) -> Result<Vec<DesiredPolicy>, ResolveError> {
+    let mut asked: Vec<&Policy> = resources
+        .policies
+        .iter()
+        .filter(|policy| policy.enabled)
+        .collect();
+    asked.sort_by_key(|policy| (policy.precedence, &policy.account));
+    let mut resolved = Vec::with_capacity(asked.len());
+    for policy in asked {
+        let traffic = policy
+            .expression()
+            .map_err(|mistake| ResolveError::NoExpression {
+                policy: policy.name.clone(),
+                mistake,
+            })?;
+        let of_account = |zone: &&DesiredZone| {
+            resources
+                .zone(&zone.id)
+                .is_some_and(|zone| resources.same_account(&zone.account, &policy.account))
+        };
+        let (ipv4, ipv6) = match &policy.egress {
+            None => (DesiredExit::Default, DesiredExit::Default),
+            Some(egress) => {
+                let primary = Address::V4(egress.ipv4);
+                let available = |address: Address| {
+                    let pool = resources
+                        .pools
+                        .iter()
+                        .find(|pool| pool.addresses.contains(&address));
+                    pool.is_some_and(|pool| !resources.drains(pool, &address))
+                };
+                // The secondary takes the place of a primary that drains (POLICY-4).
+                let ipv4 = if available(primary) {
+                    exit(resources, pools, policy, primary)?
+                } else if egress.ipv4_fallback.is_unspecified() {
+                    DesiredExit::Default
+                } else {
+                    exit(resources, pools, policy, Address::V4(egress.ipv4_fallback))?
+                };
+                (
+                    ipv4,
+                    exit(resources, pools, policy, Address::V6(egress.ipv6))?,
+                )
+            }
+        };
+        resolved.push(DesiredPolicy {
+            name: policy.name.clone(),
+            zones: zones
+                .iter()
+                .filter(of_account)
+                .map(|zone| zone.number)
+                .collect(),
+            traffic,
+            ipv4,
+            ipv6,
+        });
+    }
+    Ok(resolved)
+}
+
+/// How flows leave by an address: this server may have no part of it.
+fn exit(
+    resources: &Resources,
+    pools: &[DesiredPool],
+    policy: &Policy,
+    address: Address,
+) -> Result<DesiredExit, ResolveError> {
+    let pool = resources
+        .pools
+        .iter()
+        .find(|pool| pool.addresses.contains(&address))
+        .and_then(|pool| pools.iter().find(|resolved| resolved.id == pool.id))
+        .ok_or_else(|| ResolveError::NoMember {
+            policy: policy.name.clone(),
+            address,
+        })?;
+    let here = match address {
+        Address::V4(address) => pool
+            .candidates
+            .iter()
+            .find(|candidate| candidate.address == address)
+            .map(|candidate| Address::V4(candidate.address)),
+        Address::V6(range) => pool
+            .prefixes
+            .iter()
+            .find(|part| range.contains(&part.prefix))
+            .map(|part| Address::V6(part.prefix)),
+    };
+    Ok(
+        here.map_or(DesiredExit::Nowhere { pool: pool.number }, |address| {
+            DesiredExit::By {
+                pool: pool.number,
+                address,
+            }
+        }),
+    )
 }
 
 fn pool_number(numbers: &Numbers, id: &str, limits: Limits) -> Result<u16, ResolveError> {

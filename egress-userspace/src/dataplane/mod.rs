@@ -48,6 +48,7 @@ mod object;
 mod peers;
 mod pins;
 mod plane;
+mod policies;
 mod privileges;
 mod route;
 mod rules;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use egress_common::family::{V4, V6};
 use egress_common::key::realm;
+use egress_common::policy::Exit;
 use egress_common::settings::{
     Candidate, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, Pool, Settings,
     Timers, Zone, candidate_flag, zone_flag,
@@ -16,7 +17,8 @@ use ipnet::{IpNet, Ipv6Net};
 use super::cgroups::{self, Cgroups};
 use crate::config::{DNS_PORT, Dataplane, IcmpQueries, Refuse};
 use crate::dataplane::api::DataPlaneError;
-use crate::desired::{Desired, DesiredZone};
+use crate::desired::{Desired, DesiredExit, DesiredPolicy, DesiredZone};
+use crate::policy::compile;
 use crate::resource::Address;
 
 /// Entries of the maps that are not arrays; `egress-ebpf/src/maps.rs`.
@@ -49,6 +51,8 @@ pub(super) struct Tables {
     pub(super) sources6: Prefixes<V6>,
     pub(super) exempt4: Prefixes<V4>,
     pub(super) exempt6: Prefixes<V6>,
+    /// Egress policies.
+    pub(super) policies: compile::Tables,
 }
 
 impl Tables {
@@ -142,6 +146,8 @@ impl Tables {
             );
         }
         tables.exempt(desired);
+        tables.policies = compile::compile(desired, |policy| tables.exits(policy))
+            .map_err(|error| too_many(&error.to_string()))?;
         // The more bits a selector looks at, the earlier it is asked; equal ones never overlap (ZONE-3).
         tables
             .marks
@@ -166,10 +172,41 @@ impl Tables {
             interfaces: tables.interfaces.len() as u32,
             enabled: desired.zones.iter().filter(|zone| zone.enabled).count() as u32,
             reset_idle: u32::from(desired.timers.reset_idle),
-            pad: 0,
+            rules: tables.policies.rules.len() as u32,
         };
         tables.check()?;
         Ok(tables)
+    }
+
+    /// How a policy's flows of either family leave.
+    fn exits(&self, policy: &DesiredPolicy) -> (Exit, Exit) {
+        let of = |exit: DesiredExit| match exit {
+            DesiredExit::Default => Exit::default(),
+            DesiredExit::Nowhere { pool } => Exit {
+                pool: u32::from(pool),
+                candidate: 0,
+            },
+            DesiredExit::By { pool, address } => Exit {
+                pool: u32::from(pool),
+                candidate: self.candidate(address),
+            },
+        };
+        (of(policy.ipv4), of(policy.ipv6))
+    }
+
+    /// The number of the candidate that this address, or range, is; 0 if there is none.
+    fn candidate(&self, address: Address) -> u32 {
+        let found = match address {
+            Address::V4(_) => self
+                .candidates
+                .iter()
+                .position(|one| single(one) == address),
+            Address::V6(_) => self
+                .candidates6
+                .iter()
+                .position(|one| range(one) == Some(address)),
+        };
+        found.map_or(0, |at| at as u32 + 1)
     }
 
     fn select(
@@ -325,7 +362,9 @@ impl Tables {
             + differing(&self.sources4, &other.sources4)
             + differing(&self.sources6, &other.sources6)
             + differing(&self.exempt4, &other.exempt4)
-            + differing(&self.exempt6, &other.exempt6);
+            + differing(&self.exempt6, &other.exempt6)
+            + changed(&self.policies.rules, &other.policies.rules)
+            + usize::from(self.policies != other.policies);
         count as u64
     }
 }

@@ -16,6 +16,7 @@ use egress_common::settings::{
 
 use super::cgroups;
 use super::maps::Maps;
+use super::policies;
 use super::sys;
 use super::tables::{Prefixes, Tables};
 use crate::dataplane::api::DataPlaneError;
@@ -97,6 +98,7 @@ impl Tables {
             sources6: read_trie(maps, "SOURCES6", version)?,
             exempt4: read_trie(maps, "EXEMPT4", version)?,
             exempt6: read_trie(maps, "EXEMPT6", version)?,
+            policies: policies::read(maps, version, settings.rules)?,
         })
     }
 
@@ -152,6 +154,7 @@ impl Tables {
         write_trie(maps, "SOURCES6", version, &self.sources6)?;
         write_trie(maps, "EXEMPT4", version, &self.exempt4)?;
         write_trie(maps, "EXEMPT6", version, &self.exempt6)?;
+        policies::write(maps, version, &self.policies)?;
         maps.set("SETTINGS", version, self.settings)
     }
 
@@ -289,7 +292,7 @@ fn read_paths(maps: &Maps, version: u32) -> Result<BTreeMap<String, u32>, DataPl
     Ok(found)
 }
 
-fn write_array<T: Pod + Default>(
+pub(super) fn write_array<T: Pod + Default>(
     maps: &Maps,
     name: &str,
     version: u32,
@@ -334,7 +337,7 @@ impl Versioned for V6 {
     }
 }
 
-fn read_trie<A: Versioned>(
+pub(super) fn read_trie<A: Versioned>(
     maps: &Maps,
     name: &str,
     version: u32,
@@ -354,7 +357,7 @@ where
     Ok(found)
 }
 
-fn write_trie<A: Versioned>(
+pub(super) fn write_trie<A: Versioned>(
     maps: &Maps,
     name: &str,
     version: u32,

@@ -66,6 +66,9 @@ impl fmt::Display for Explanation {
             writeln!(f, "            ({rule} too, but comes later)")?;
         }
         writeln!(f, "zone        {}", self.zone.as_deref().unwrap_or("none"))?;
+        if let Some(policy) = &self.policy {
+            writeln!(f, "policy      {policy}")?;
+        }
         writeln!(f, "pool        {}", self.pool.as_deref().unwrap_or("none"))?;
         for (at, candidate) in self.candidates.iter().enumerate() {
             let label = if at == 0 { "candidates" } else { "" };

@@ -73,6 +73,7 @@ mod tests {
             rule: None,
             also_matching: Vec::new(),
             zone: None,
+            policy: None,
             pool: None,
             candidates: vec![CandidateVerdict {
                 egress_ip: [192, 0, 2, 1].into(),

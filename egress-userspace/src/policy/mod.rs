@@ -1,14 +1,18 @@
-//! Egress policies: their expressions (POLICY-2). Nothing enforces a policy yet, so each is refused by name.
+//! Egress policies (POLICY-1, POLICY-2): their expressions, and the tables that the data plane decides them by.
 //!
 //! | file | noun |
 //! |---|---|
 //! | [`field`] | the selectors that packets can be asked for, and why there are no others |
 //! | [`expression`] | what a policy matches, its canonical form, and what it means |
 //! | [`parse`] | reading one, with a place for every mistake |
+//! | [`rules`] | its alternatives: an "or" of "and"s |
+//! | [`compile`] | the tables |
 
+pub mod compile;
 pub mod expression;
 pub mod field;
 pub mod parse;
+pub mod rules;
 
 pub use expression::{Expression, Facts};
 pub use parse::{Mistake, parse};

@@ -1,14 +1,17 @@
-//! Expressions: parse what was printed, and anything else; what they mean, told another way.
+//! Expressions and tables against the slow and obvious: parse what was printed, evaluate the tree.
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use egress_common::policy::Exit;
 use ipnet::IpNet;
 use proptest::prelude::*;
 
+use super::compile::compile;
 use super::expression::{Operator, Test, Values};
 use super::field::Field;
 use super::*;
 use crate::dataplane::api::Protocol;
+use crate::desired::{Desired, DesiredExit, DesiredPolicy, DesiredZone, Selectors};
 
 const ZONES: [(&str, &str); 3] = [("z1", "shop"), ("z2", "mail"), ("z3", "other's")];
 
@@ -143,6 +146,57 @@ fn expression() -> impl Strategy<Value = Expression> {
     })
 }
 
+fn facts() -> impl Strategy<Value = (usize, Facts<'static>)> {
+    let packet = (
+        address(),
+        address(),
+        port(),
+        port(),
+        any::<bool>(),
+        0..ZONES.len(),
+    );
+    packet.prop_map(
+        |(source, destination, source_port, destination_port, tcp, zone)| {
+            let facts = Facts {
+                source,
+                source_port,
+                destination,
+                destination_port,
+                protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
+                zone: ZONES[zone],
+            };
+            (zone, facts)
+        },
+    )
+}
+
+fn zones() -> Vec<DesiredZone> {
+    let zone = |(number, (id, name)): (u16, &(&str, &str))| DesiredZone {
+        number,
+        id: (*id).to_owned(),
+        name: (*name).to_owned(),
+        enabled: true,
+        pool: Some(1),
+        selectors: Selectors::default(),
+        realm: false,
+        egress_tcp: true,
+        egress_udp: true,
+    };
+    (1..).zip(&ZONES).map(zone).collect()
+}
+
+fn policies(expressions: Vec<(Option<Expression>, bool)>) -> Vec<DesiredPolicy> {
+    let policy = |(number, (traffic, both)): (usize, (Option<Expression>, bool))| DesiredPolicy {
+        name: format!("p{number}"),
+        // The last zone is another account's.
+        zones: if both { vec![1, 2] } else { vec![3] },
+        traffic,
+        ipv4: DesiredExit::Default,
+        ipv6: DesiredExit::Default,
+    };
+    expressions.into_iter().enumerate().map(policy).collect()
+}
+
 /// A packet of zone shop.
 const PACKET: Facts<'_> = Facts {
     source: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 2)),
@@ -206,6 +260,34 @@ proptest! {
         if let Err(mistake) = parse(&text) {
             prop_assert!(mistake.span.start <= text.len() && mistake.span.end <= text.len());
             prop_assert!(text.get(mistake.span).is_some());
+        }
+    }
+
+    #[test]
+    fn policy_1_the_tables_find_the_first_policy_that_matches(
+        expressions in proptest::collection::vec(
+            (proptest::option::weighted(0.9, expression()), proptest::bool::weighted(0.8)),
+            1..12,
+        ),
+        packets in proptest::collection::vec(facts(), 1..40),
+    ) {
+        let desired = Desired {
+            zones: zones(),
+            policies: policies(expressions),
+            ..Desired::default()
+        };
+        let Ok(tables) = compile(&desired, |_| (Exit::default(), Exit::default())) else {
+            // Too many alternatives, once multiplied out.
+            return Ok(());
+        };
+        for (zone, facts) in packets {
+            let number = zone as u16 + 1;
+            let expected = desired.policies.iter().position(|policy| {
+                policy.zones.contains(&number)
+                    && policy.traffic.as_ref().is_none_or(|traffic| traffic.matches(&facts))
+            });
+            let found = tables.first(number, &facts).map(|rule| rule.policy as usize);
+            prop_assert_eq!(found, expected, "{:?}", facts);
         }
     }
 }
@@ -305,4 +387,44 @@ fn nesting_and_length_have_bounds() {
             .0
             .contains("bytes")
     );
+    let wide = ["net.dst.port == 1"; 40].join(" or ");
+    let square = format!("({wide}) and ({wide})");
+    assert!(rules::count(Some(&parse(&square).unwrap())).is_err());
+    assert_eq!(rules::count(Some(&parse(&wide).unwrap())), Ok(40));
+}
+
+#[test]
+fn policy_1_five_hundred_policies_fit() {
+    let policy = |n: usize| {
+        let text = format!(
+            "net.dst.ip in {{203.{}.{}.0/24 2001:db8:{n:x}::/48}} and net.dst.port in {{{n}..{}}}",
+            n / 200,
+            n % 200,
+            n + 100
+        );
+        (Some(parse(&text).unwrap()), true)
+    };
+    let desired = Desired {
+        zones: zones(),
+        policies: policies((0..500).map(policy).collect()),
+        ..Desired::default()
+    };
+    let tables = compile(&desired, |_| (Exit::default(), Exit::default())).unwrap();
+    assert_eq!(tables.rules.len(), 500);
+    println!("{} sets", tables.sets.len());
+    for n in [0, 1, 250, 499] {
+        let facts = Facts {
+            source: [10, 0, 0, 1].into(),
+            source_port: 1,
+            destination: [203, (n / 200) as u8, (n % 200) as u8, 9].into(),
+            destination_port: n as u16 + 7,
+            protocol: Protocol::Tcp,
+            zone: ZONES[0],
+        };
+        assert_eq!(
+            tables.first(1, &facts).map(|rule| rule.policy),
+            Some(n as u32)
+        );
+        assert_eq!(tables.first(3, &facts), None, "another account's zone");
+    }
 }

@@ -30,6 +30,7 @@ pub use mark::Mark;
 pub use object::{Drain, Object, Owner, Setting};
 pub use place::{Kind, Place, Places};
 pub use placement::{Placement, Share};
+pub use policy::{Egress, Policy};
 pub use pool::{Pool, PoolKind, PoolUse};
 pub use prefix::{Prefix, Service};
 pub use zone::{Aegis, Zone};
@@ -64,6 +65,9 @@ pub struct Resources {
     pub placements: Vec<Placement>,
     /// Tenants' traffic.
     pub zones: Vec<Zone>,
+    /// Egress policies.
+    #[serde(default)]
+    pub policies: Vec<Policy>,
     /// Settings made through API and command line, by zone id; for zones whose file has no `[zone.aegis]`.
     pub settings: BTreeMap<String, Aegis>,
     /// Addresses and ids of pools that drain through API and command line, whatever their pools say.
@@ -169,7 +173,17 @@ pub fn read(report: &Report<'_>) -> (Resources, Places) {
             .zones
             .push(Zone::read(table, &mut places.of(Kind::Zone, index)));
     }
-    policy::refuse_all(root.sections("policy"));
+    for (index, table) in root.sections("policy").into_iter().enumerate() {
+        let highest = |account: &str| {
+            let of_account = resources
+                .policies
+                .iter()
+                .filter(|policy| resources.same_account(&policy.account, account));
+            of_account.map(|policy| policy.precedence).max()
+        };
+        let policy = Policy::read(table, &mut places.of(Kind::Policy, index), highest);
+        resources.policies.push(policy);
+    }
     for (index, table) in root.sections("location").into_iter().enumerate() {
         resources
             .locations

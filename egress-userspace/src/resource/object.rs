@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, Aegis, Kind, Location, Placement, Pool, Prefix, Resources, Zone};
+use super::{Account, Aegis, Kind, Location, Placement, Policy, Pool, Prefix, Resources, Zone};
 
 /// Who may change an object; either side refuses to change the other's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,6 +40,8 @@ pub enum Object {
     Placement(Placement),
     /// A zone.
     Zone(Zone),
+    /// An egress policy.
+    Policy(Policy),
     /// A zone's setting that is an object of its own.
     Setting(Setting),
     /// An address or pool that drains though its pool does not say so.
@@ -72,6 +74,7 @@ impl Object {
             Self::Pool(_) => Kind::Pool,
             Self::Placement(_) => Kind::Placement,
             Self::Zone(_) => Kind::Zone,
+            Self::Policy(_) => Kind::Policy,
             Self::Setting(_) => Kind::Setting,
             Self::Drain(_) => Kind::Drain,
         }
@@ -86,6 +89,8 @@ impl Object {
             Self::Pool(pool) => pool.id.clone(),
             Self::Placement(placement) => placement.address.to_string(),
             Self::Zone(zone) => zone.id.clone(),
+            // Names are their account's own.
+            Self::Policy(policy) => format!("{}/{}", policy.account, policy.name),
             Self::Setting(setting) => setting.zone.clone(),
             Self::Drain(drain) => drain.subject.clone(),
         }
@@ -97,6 +102,7 @@ impl Object {
             Self::Account(account) => account.name.clone(),
             Self::Pool(pool) => pool.name.clone().unwrap_or_else(|| pool.id.clone()),
             Self::Zone(zone) => zone.name.clone(),
+            Self::Policy(policy) => policy.name.clone(),
             Self::Prefix(_)
             | Self::Location(_)
             | Self::Placement(_)
@@ -129,6 +135,7 @@ impl Resources {
             .chain(self.pools.iter().cloned().map(Object::Pool))
             .chain(self.placements.iter().cloned().map(Object::Placement))
             .chain(self.zones.iter().cloned().map(Object::Zone))
+            .chain(self.policies.iter().cloned().map(Object::Policy))
             .chain(settings)
             .chain(drains)
             .collect()
@@ -143,6 +150,7 @@ impl Resources {
             Object::Pool(pool) => self.pools.push(pool),
             Object::Placement(placement) => self.placements.push(placement),
             Object::Zone(zone) => self.zones.push(zone),
+            Object::Policy(policy) => self.policies.push(policy),
             Object::Setting(setting) => {
                 self.settings.insert(setting.zone, setting.aegis);
             }

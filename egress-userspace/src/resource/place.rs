@@ -22,6 +22,8 @@ pub enum Kind {
     Placement,
     /// A zone.
     Zone,
+    /// An egress policy.
+    Policy,
     /// A zone's setting, where it is an object of its own (made through API or command line).
     Setting,
     /// An address or pool that was told to drain through API or command line.
@@ -30,13 +32,14 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which objects refer to earlier ones.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Account,
         Self::Prefix,
         Self::Location,
         Self::Pool,
         Self::Placement,
         Self::Zone,
+        Self::Policy,
         Self::Setting,
         Self::Drain,
     ];
@@ -50,6 +53,7 @@ impl Kind {
             Self::Pool => "pool",
             Self::Placement => "placement",
             Self::Zone => "zone",
+            Self::Policy => "policy",
             Self::Setting => "setting",
             Self::Drain => "drain",
         }

@@ -1,10 +1,11 @@
 mod mutations;
 mod placements;
+mod policies;
 mod sample;
 
 use std::path::Path;
 
-use sample::{REFUSED, SAMPLE};
+use sample::SAMPLE;
 
 use super::*;
 use crate::diagnostic::Severity;
@@ -56,57 +57,6 @@ fn the_sample_of_the_interface_is_valid() {
     assert_eq!(
         resources.aegis(&resources.zones[0]).pool_id.as_deref(),
         Some("partners")
-    );
-}
-
-#[test]
-fn policies_are_refused_by_name() {
-    let found = errors(&format!("{SAMPLE}{REFUSED}"));
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].contains("policy bank") && found[0].contains("not available in this version"));
-}
-
-#[test]
-fn policy_2_a_mistake_in_an_expression_is_shown_in_its_own_line_and_column() {
-    let policy = |traffic: &str| {
-        let text = REFUSED.replacen(
-            "\"net.dst.ip in {203.0.113.0/24} and net.dst.port == 443\"",
-            traffic,
-            1,
-        );
-        let found = found(&format!("{SAMPLE}{text}"));
-        // Beside what is said about every policy.
-        let mistakes = found
-            .0
-            .iter()
-            .filter(|d| !d.reason.contains("not available"));
-        let mistakes = mistakes.filter(|d| d.severity == Severity::Error);
-        mistakes
-            .map(|d| (d.column, d.reason.clone()))
-            .collect::<Vec<_>>()
-    };
-    let one = policy("'net.dst.port == 443 and identity.email == \"x\"'");
-    assert_eq!((one.len(), one[0].0), (1, 36), "{one:?}");
-    assert!(
-        one[0].1.contains("identity.email") && one[0].1.contains("POLICY-2"),
-        "{one:?}"
-    );
-    let two = policy("'''\n  net.dst.port == 443\n  or net.dst.prot == 1'''");
-    assert_eq!((two.len(), two[0].0), (1, 6), "{two:?}");
-    assert!(two[0].1.contains("net.dst.prot"), "{two:?}");
-    // Written with escapes: the whole string.
-    let three = policy("\"net.protocol == \\\"gre\\\"\"");
-    assert_eq!((three.len(), three[0].0), (1, 11), "{three:?}");
-    assert_eq!(policy("'zone == \"shop.example\"'"), []);
-}
-
-#[test]
-fn policy_5_a_set_without_catch_all_is_warned_about() {
-    assert!(
-        found(REFUSED)
-            .0
-            .iter()
-            .any(|d| d.severity == Severity::Warning && d.reason.contains("POLICY-5"))
     );
 }
 

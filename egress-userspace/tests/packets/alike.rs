@@ -40,6 +40,8 @@ mod options;
 mod over;
 #[path = "passing.rs"]
 mod passing;
+#[path = "policies.rs"]
+mod policies;
 #[path = "quarantine.rs"]
 mod quarantine;
 #[path = "random.rs"]

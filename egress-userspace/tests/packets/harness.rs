@@ -4,6 +4,7 @@
 mod look;
 mod send;
 
+use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use egress_common::family::{V4, V6};
 use egress_common::fragment::{Datagram, FRAME, FRAMES};
 use egress_common::free::FreeList;
 use egress_common::key::{OriginKey, Reference};
+use egress_common::policy::{MAX_RULES, MAX_SETS, PORTS};
 use egress_common::reason::Counter;
 use egress_common::settings::{
     Candidate, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
@@ -28,6 +30,7 @@ use egress_common::settings::{
 use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
 use egress_common::tag::{Tag, TagField};
+use egress_userspace::policy::compile::Tables;
 
 use crate::family::{Family, TWIN_BITS, twin};
 use crate::index::{HASH_KEY, Index};
@@ -291,6 +294,42 @@ where
                 first += 1;
             }
         }
+    }
+
+    /// Writes egress policies into version 0 or 1, as the daemon does.
+    pub(crate) fn police(&mut self, version: u32, tables: &Tables) {
+        for (rule, at) in tables.rules.iter().zip(0..) {
+            self.array("POLICY_RULES", version * MAX_RULES + at, *rule);
+        }
+        for (set, at) in tables.sets.iter().zip(0..) {
+            self.array("POLICY_SETS", version * MAX_SETS + at, *set);
+        }
+        for (zone, set) in &tables.zones {
+            self.array("POLICY_ZONES", version * MAX_ZONES + zone, *set);
+        }
+        for (port, at) in tables.ports.iter().zip(0..) {
+            self.array("POLICY_PORTS", version * PORTS + at, *port);
+        }
+        for (side, prefixes) in [("FROM", &tables.from), ("TO", &tables.to)] {
+            for (net, set) in prefixes {
+                let length = VERSION_BITS + u32::from(net.prefix_len());
+                let selected = Selected { zone: *set };
+                let name = |family| format!("POLICY_{side}{family}");
+                match net.addr() {
+                    IpAddr::V4(address) => {
+                        let data = V4::data(version, address.octets());
+                        self.prefix(&name(4), &Key::new(length, data), selected);
+                    }
+                    IpAddr::V6(address) => {
+                        let data = V6::data(version, address.octets());
+                        self.prefix(&name(6), &Key::new(length, data), selected);
+                    }
+                }
+            }
+        }
+        let settings = self.elements::<Settings>("SETTINGS")[version as usize];
+        let rules = tables.rules.len() as u32;
+        self.array("SETTINGS", version, Settings { rules, ..settings });
     }
 
     /// A prefix in both families' tries of this name.

@@ -59,7 +59,16 @@ fn allow_files() {
 }
 
 /// Large arrays that programs only read: of these only those elements are put back that the harness has written.
-const CONFIGURATION: [&str; 4] = ["ZONES", "POOLS", "CANDIDATES4", "CANDIDATES6"];
+const CONFIGURATION: [&str; 8] = [
+    "ZONES",
+    "POOLS",
+    "CANDIDATES4",
+    "CANDIDATES6",
+    "POLICY_ZONES",
+    "POLICY_PORTS",
+    "POLICY_SETS",
+    "POLICY_RULES",
+];
 
 /// What of a world cannot be changed once the programs are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 mod eligible;
 mod placement;
+mod policy;
 mod pool;
 mod server;
 mod tunnel;
@@ -36,6 +37,7 @@ pub fn check(resources: &Resources, places: &Places, config: Option<&Config>, re
         &checker,
         config.map_or(0, |config| config.dataplane.mark_mask),
     );
+    policy::check(&checker);
     placement::check(&checker, config);
     tunnel::check(&checker);
     if let Some(config) = config {

@@ -5,7 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::super::*;
-use super::sample::{PLACED, REFUSED, SAMPLE};
+use super::sample::{PLACED, POLICY, SAMPLE};
 
 /// Up to five mutations of the sample.
 fn mutated() -> impl Strategy<Value = String> {
@@ -47,7 +47,7 @@ fn mutated() -> impl Strategy<Value = String> {
         "'''",
     ]);
     prop::collection::vec((cut, pieces, 0..3_u8), 1..6).prop_map(|changes| {
-        let mut text: Vec<char> = format!("{SAMPLE}{REFUSED}{PLACED}").chars().collect();
+        let mut text: Vec<char> = format!("{SAMPLE}{POLICY}{PLACED}").chars().collect();
         for ((one, other), piece, what) in changes {
             let (a, b) = (one.index(text.len() + 1), other.index(text.len() + 1));
             let (a, b) = (a.min(b), a.max(b));

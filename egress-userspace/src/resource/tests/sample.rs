@@ -33,8 +33,8 @@ enabled = true
 pool_id = "partners"
 "#;
 
-/// The parts of the sample that this version refuses by name.
-pub(super) const REFUSED: &str = r#"
+/// The sample's policy.
+pub(super) const POLICY: &str = r#"
 [[policy]]                   # Gateway egress policy
 name = "bank"
 account = "acme"

@@ -70,6 +70,7 @@ pub(super) fn write(
                 | Kind::Prefix
                 | Kind::Location
                 | Kind::Placement
+                | Kind::Policy
                 | Kind::Setting
                 | Kind::Drain => {}
             }
