@@ -18,8 +18,8 @@ use crate::resource::{Kind, Object, Owner};
 
 /// Version of the schema below, in `PRAGMA user_version`.
 ///
-/// 3: locations and placements among the objects; the tables are those of 2.
-const SCHEMA_VERSION: i64 = 3;
+/// 3: locations and placements among the objects; 4: policies. The tables are those of 2.
+const SCHEMA_VERSION: i64 = 4;
 /// "EGRS", in `PRAGMA application_id`: tells our files from other applications'.
 const APPLICATION_ID: i64 = 0x4547_5253;
 /// How long a writer waits for another process.

@@ -98,7 +98,7 @@ fn a_store_without_placements_is_taken_over() {
         .unwrap();
     drop(store);
     let store = SqliteStore::open(&directory.path().join("sub/egress.db")).unwrap();
-    assert_eq!(store.pragma("user_version").unwrap(), 3);
+    assert_eq!(store.pragma("user_version").unwrap(), SCHEMA_VERSION);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn only_the_daemon_brings_a_store_up_to_date() {
             error,
             StoreError::Older {
                 found: 2,
-                known: 3,
+                known: SCHEMA_VERSION,
                 ..
             }
         ),
@@ -145,7 +145,7 @@ fn a_newer_version_is_refused_by_name() {
             error,
             StoreError::Newer {
                 found: 9,
-                known: 3,
+                known: SCHEMA_VERSION,
                 ..
             }
         ),
