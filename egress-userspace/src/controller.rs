@@ -305,6 +305,7 @@ fn restart_needed(running: &Config, new: &Config) -> Vec<String> {
         ("[store]", running.store == new.store),
         ("[control]", running.control == new.control),
         ("[api]", running.api == new.api),
+        ("[announce]", running.announce == new.announce),
     ]
     .into_iter()
     .filter(|(_, same)| !same)

@@ -63,7 +63,8 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let store = SqliteStore::open(&config.store.sqlite)?;
     let tokens = SqliteStore::open(&config.store.sqlite)?;
     let history = History::beside(&config.store.sqlite);
-    let plane = Plane::open(claim, &config.dataplane)?;
+    let mut plane = Plane::open(claim, &config.dataplane)?;
+    plane.announce(config.announce.clone())?;
     let mut watcher = plane.watcher()?;
     let events = plane.events();
     let (controller, applied) =

@@ -28,6 +28,7 @@
 //! | [`pair`] | two servers that share an egress IP |
 //! | [`cgroup`] | running a command in a cgroup of its own |
 //! | [`programs`] | where other people's programs are |
+//! | [`bird`] | BGP by BIRD |
 //! | [`service`] | real servers and clients, other people's programs |
 //! | [`seed`] | random numbers that can be repeated |
 //! | [`needs`] | what a machine must have, or the test says `SKIPPED` |
@@ -35,6 +36,7 @@
 //! Everything needs root: namespaces, packet sockets and BPF are not for others.
 
 pub mod api;
+pub mod bird;
 pub mod capture;
 pub mod cgroup;
 pub mod client;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the tests call besides what labs need (`packages.rs`).
-const PROGRAMS: [Tool; 14] = [
+const PROGRAMS: [Tool; 15] = [
     Tool {
         command: "stun",
         package: "stun-client",
@@ -83,6 +83,11 @@ const PROGRAMS: [Tool; 14] = [
         command: "ethtool",
         package: "ethtool",
         purpose: "switching VLAN offload",
+    },
+    Tool {
+        command: "bird",
+        package: "bird2",
+        purpose: "announcing egress IPs by BGP",
     },
     Tool {
         command: "promtool",

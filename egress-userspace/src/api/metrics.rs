@@ -111,6 +111,13 @@ impl Scrape {
                 .set(f64::from(u8::from(hook.in_place)));
         }
         registry.register("hook_in_place", "1 while the program is attached", hooks);
+        let announced = Gauge::<i64>::default();
+        announced.set(i64::try_from(self.status.announced.len()).unwrap_or(i64::MAX));
+        registry.register(
+            "announced_routes",
+            "Routes announced to the network",
+            announced,
+        );
         let (used, capacity) = (Gauges::default(), Gauges::default());
         for table in &self.status.tables {
             let labels = vec![("table", table.table.clone())];

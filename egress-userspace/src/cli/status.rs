@@ -104,6 +104,10 @@ fn text(status: &Status) -> String {
             &rows,
         ));
     }
+    if !status.dataplane.announced.is_empty() {
+        let all = &status.dataplane.announced;
+        parts.push(format!("{} routes announced to the network", all.len()));
+    }
     if !status.dataplane.draining.is_empty() {
         parts.push(pool::left(&status.dataplane.draining));
     }

@@ -1,5 +1,6 @@
 //! `egress.toml`: how this server is set up. One file a section; each states its defaults once.
 
+mod announce;
 mod api;
 mod control;
 mod dataplane;
@@ -12,6 +13,7 @@ mod tunnel;
 
 use std::path::{Path, PathBuf};
 
+pub use announce::{Announce, WhenDown};
 pub use api::{Api, Tls};
 pub use control::Control;
 pub use dataplane::{Attach, Dataplane, Refuse, Xdp};
@@ -50,10 +52,12 @@ pub struct Config {
     pub resources: ResourcesFile,
     /// `[tunnel]`: this server's end of the tunnel to the other servers.
     pub tunnel: Tunnel,
+    /// `[announce]`: routes for a routing daemon to export; none without the section.
+    pub announce: Option<Announce>,
 }
 
 /// The top-level keys of this kind of file; `egress validate` tells the kinds apart by them.
-pub const SECTIONS: [&str; 10] = [
+pub const SECTIONS: [&str; 11] = [
     "server",
     "dataplane",
     "exempt",
@@ -63,6 +67,7 @@ pub const SECTIONS: [&str; 10] = [
     "api",
     "resources",
     "tunnel",
+    "announce",
     "cluster",
 ];
 
@@ -130,6 +135,7 @@ impl Config {
                 .map(|table| ResourcesFile::read(table, directory))
                 .unwrap_or_default(),
             tunnel: root.section("tunnel").map(Tunnel::read).unwrap_or_default(),
+            announce: root.section("announce").map(Announce::read),
         };
         if let Some(cluster) = root.get("cluster", "") {
             report.warning(

@@ -329,3 +329,40 @@ fn the_api_listens_beyond_loopback_with_tls_only() {
     assert_eq!(tls.key, Path::new("/k/a.key"));
     assert!(errors(&with("[api]\nlisten = \"[::1]:8080\"")).is_empty());
 }
+
+#[test]
+fn ann_1_announce_takes_a_table_of_its_own_and_real_aggregates() {
+    let (config, _) = parse(&with(
+        "[announce]\ntable = 77\nwhen_down = \"withdraw\"\naggregates = [\"198.51.100.0/24\", \"2001:db8::/48\"]",
+    ));
+    let announce = config.unwrap().announce.unwrap();
+    assert_eq!(announce.table, 77);
+    assert_eq!(announce.when_down, WhenDown::Withdraw);
+    assert_eq!(announce.aggregates.len(), 2);
+    assert_eq!(parse(&with("")).0.unwrap().announce, None);
+    for (section, said) in [
+        ("table = 254", "table 254 is the kernel's table `main`"),
+        ("table = 255", "the kernel's table `local`"),
+        ("table = -1", "`table`"),
+        (
+            "aggregates = [\"198.51.100.1/24\"]",
+            "bits set outside its prefix",
+        ),
+        (
+            "aggregates = [\"0.0.0.0/0\"]",
+            "the default route is no aggregate",
+        ),
+        ("when_down = \"leave\"", "`when_down`"),
+        ("tabel = 77", "tabel"),
+    ] {
+        let found = errors(&with(&format!("[announce]\n{section}")));
+        assert!(
+            found.len() == 1 && found[0].contains(said),
+            "{section}: {found:?}"
+        );
+        assert!(
+            found[0].starts_with("egress.toml") || found[0].starts_with("4:"),
+            "{found:?}"
+        );
+    }
+}

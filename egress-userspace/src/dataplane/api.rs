@@ -337,6 +337,9 @@ pub struct DataPlaneStatus {
     /// packet mark that are not ours.
     #[serde(default)]
     pub routed: bool,
+    /// What is announced to the network by routes (ANN-1), in whatever table.
+    #[serde(default)]
+    pub announced: Vec<IpNet>,
 }
 
 /// What went between this server and another one through the tunnel.

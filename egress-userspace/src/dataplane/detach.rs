@@ -15,6 +15,7 @@ use super::lock::Lock;
 use super::neighbours;
 use super::pins::{Pins, State};
 use super::privileges;
+use super::routes::Routes;
 use super::tunnel;
 use crate::dataplane::api::DataPlaneError;
 
@@ -39,7 +40,13 @@ pub(super) fn everything(pins: &Pins) -> Result<Vec<String>, DataPlaneError> {
     if state == State::Foreign {
         return Err(foreign(pins));
     }
-    let mut removed = departed(pins, |_, _| false)?;
+    // First of all: nobody is to send here any more.
+    let routes = Routes::of(pins).remove_all()?;
+    let mut removed = Vec::new();
+    if routes > 0 {
+        removed.push(format!("announced routes: {routes}"));
+    }
+    removed.extend(departed(pins, |_, _| false)?);
     removed.extend(births::remove(pins)?);
     let tunnels = tunnel::remove(pins)?;
     removed.extend(

@@ -14,6 +14,8 @@
 //! | `interfaces`, `devices` | names, indices and addresses; what each is to the programs |
 //! | `tables`, `versions`, `addresses` | a configuration as map entries; two versions and a switch; egress IPs |
 //! | `tunnel`, `peers` | the interface by which servers reach each other; who they are and what is theirs |
+//! | `announce`, `routes`, `stake` | what the network is told about egress IPs: routes of ours, and what they hang on |
+//! | `gratuitous` | what a plain segment is told, unasked |
 //! | `taken` | addresses that cannot be egress IPs: this host's own, and its routers' |
 //! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
@@ -25,6 +27,7 @@
 //! | `maps`, `sys`, `netlink`, `types` | typed maps; the system calls and messages that libraries lack; the kernel's structures |
 
 mod addresses;
+mod announce;
 pub mod api;
 mod attach;
 mod births;
@@ -37,6 +40,7 @@ mod events;
 mod farewell;
 mod first;
 mod flows;
+mod gratuitous;
 mod guard;
 mod hook;
 mod interfaces;
@@ -51,8 +55,10 @@ mod plane;
 mod policies;
 mod privileges;
 mod route;
+mod routes;
 mod rules;
 mod ruleset;
+mod stake;
 mod start;
 mod sys;
 mod tables;

@@ -2,6 +2,7 @@
 
 mod claim;
 mod reading;
+mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,6 +13,7 @@ use egress_common::tag::TagField;
 use ipnet::IpNet;
 
 use super::addresses::{self, Addresses};
+use super::announce::Announcement;
 use super::attach::{self, Kind, Outcome};
 use super::births;
 use super::cgroups::{self, Cgroups};
@@ -19,6 +21,7 @@ use super::detach;
 use super::devices;
 use super::events::Events;
 use super::farewell;
+use super::gratuitous::Gratuitous;
 use super::guard::Guard;
 use super::hook::Hook;
 use super::interfaces::{Interface, Link};
@@ -79,6 +82,9 @@ pub struct Plane {
     rules: Rules,
     /// Addresses that the host is given while they are egress IPs.
     own: Watch,
+    /// What the network is told about egress IPs, by routes and on the segment.
+    announcement: Announcement,
+    gratuitous: Gratuitous,
     lock: Lock,
 }
 
@@ -127,6 +133,7 @@ impl Plane {
         })?;
         let maps = Maps::open(&pins)?;
         let ended = maps.ring("ENDED")?;
+        let announcement = Announcement::of(&pins, None)?;
         object.arm(&maps)?;
         let mut plane = Self {
             config: config.clone(),
@@ -149,6 +156,8 @@ impl Plane {
             ended,
             rules: Rules::listen(field.mask)?,
             own: Watch::listen()?,
+            announcement,
+            gratuitous: Gratuitous::default(),
             lock,
         };
         plane.follow_rules()?;
@@ -418,6 +427,7 @@ impl Plane {
         if !guarded && let Err(error) = self.guard.settle(desired, &surroundings) {
             tracing::warn!(error = %chain(&error), "the guard keeps the rules of both configurations for now");
         }
+        self.tell(&egress_ips);
         if let Err(error) = self.end_strays(&moved) {
             tracing::warn!(error = %chain(&error), "connections that are not their zone's any more were not all ended");
         }
@@ -516,6 +526,27 @@ impl Plane {
         Ok(())
     }
 
+    /// Puts back what is missing; returns what that was.
+    fn mend(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        let seen = self.seen.clone();
+        let ready = self.ready.clone();
+        let attached = self.attach();
+        let stale = seen != self.seen
+            || ready != self.ready
+            || !self.guard.is_settled()
+            || self.births != self.maps.only::<u64>("CGROUP_BIRTHS")?;
+        if stale && let Some(desired) = self.desired.clone() {
+            self.put(&desired)?;
+        }
+        let put_back = self.guard.look_after()?;
+        self.follow_rules()?;
+        let mut done = attached?;
+        if put_back {
+            done.push("the guard was missing or changed, and was put back".to_owned());
+        }
+        Ok(done)
+    }
+
     /// The selected cgroups that exist; warns when one is missing that was not missing before.
     fn cgroups(&mut self, desired: &Desired) -> Result<Cgroups, DataPlaneError> {
         let paths: BTreeSet<&String> = desired
@@ -583,27 +614,20 @@ impl DataPlane for Plane {
     }
 
     fn repair(&mut self) -> Result<Vec<String>, DataPlaneError> {
-        let seen = self.seen.clone();
-        let ready = self.ready.clone();
-        let attached = self.attach();
-        let stale = seen != self.seen
-            || ready != self.ready
-            || !self.guard.is_settled()
-            || self.births != self.maps.only::<u64>("CGROUP_BIRTHS")?;
-        if stale && let Some(desired) = self.desired.clone() {
-            self.put(&desired)?;
-        }
-        let put_back = self.guard.look_after()?;
-        self.follow_rules()?;
-        let mut done = attached?;
-        if put_back {
-            done.push("the guard was missing or changed, and was put back".to_owned());
-        }
+        let mended = self.mend();
+        // Above all where something is not mended.
+        let told = self.announce_health();
+        let mut done = mended?;
+        done.extend(told?);
         Ok(done)
     }
 
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError> {
-        let mut done: Vec<String> = addresses::forget_unused(&self.maps)?
+        let unused = addresses::forget_unused(&self.maps)?;
+        if !unused.is_empty() {
+            self.wish_announced();
+        }
+        let mut done: Vec<String> = unused
             .into_iter()
             .map(|address| format!("{address} is no egress IP any more: its last flow has ended"))
             .collect();

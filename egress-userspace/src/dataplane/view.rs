@@ -24,6 +24,7 @@ use super::peers;
 use super::pins::Pins;
 use super::privileges;
 use super::route::{self, Route};
+use super::routes::Routes;
 use super::tables::Tables;
 use super::versions;
 use crate::config::{Attach, Dataplane, Tunnel};
@@ -215,6 +216,7 @@ impl DataPlaneView for View {
             draining: self.draining()?,
             peers: peers::status(&self.maps)?,
             routed: versions::is_routed(&self.maps)?,
+            announced: Routes::of(self.maps.pins()).prefixes()?,
         })
     }
 
