@@ -29,6 +29,7 @@
 //! | [`cgroup`] | running a command in a cgroup of its own |
 //! | [`programs`] | where other people's programs are |
 //! | [`bird`] | BGP by BIRD |
+//! | [`libraries`] | where other people's libraries are |
 //! | [`service`] | real servers and clients, other people's programs |
 //! | [`seed`] | random numbers that can be repeated |
 //! | [`needs`] | what a machine must have, or the test says `SKIPPED` |
@@ -47,6 +48,7 @@ pub mod gateway;
 pub mod interrupt;
 pub mod lab;
 pub mod leak;
+pub mod libraries;
 pub mod links;
 pub mod load;
 pub mod needs;

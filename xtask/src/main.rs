@@ -12,6 +12,7 @@ mod dist;
 mod fuzz;
 mod kernels;
 mod lab;
+mod libraries;
 mod packages;
 mod programs;
 mod report;

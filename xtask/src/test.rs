@@ -3,7 +3,8 @@
 //!
 //! Each test binary runs by itself, so that one that crashes or hangs hides no other. Tests find in their
 //! environment `EGRESS_BIN`, the release binary, `EGRESS_BIN_NEXT`, the same with kernel programs of other tags, to
-//! upgrade to, and `EGRESS_PROGRAMS`, the folder where other people's programs are unpacked.
+//! upgrade to, `EGRESS_PROGRAMS`, the folder where other people's programs are unpacked, and `EGRESS_PYTHON` and
+//! `EGRESS_NODE_MODULES`, where libraries are.
 
 use std::{
     fs,
@@ -18,7 +19,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    build, programs,
+    build,
+    libraries::Libraries,
+    programs,
     report::{Report, Tally},
     setup,
     toolchain::Toolchain,
@@ -74,6 +77,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     lint(&mut report, &workspace, toolchain.as_ref());
 
     let programs = programs::unpack(&workspace);
+    let libraries = Libraries::ensure(&workspace);
     let next = report.step("release binary for the upgrade test", || next(&workspace));
     let current = report.step("release binary", || build::release(&workspace));
     let binaries = report.step("test binaries", || test_binaries(&workspace, &EVERYTHING));
@@ -87,6 +91,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         }
         let mut command = test.command();
         command.env("EGRESS_PROGRAMS", &programs);
+        libraries.tell(&mut command);
         for (variable, binary) in [("EGRESS_BIN", &current), ("EGRESS_BIN_NEXT", &next)] {
             if let Some(binary) = binary {
                 command.env(variable, binary);

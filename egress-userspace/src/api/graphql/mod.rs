@@ -91,6 +91,7 @@ pub(super) fn graphql(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         ));
     };
     let body = call.json()?;
+    is_request(&body)?;
     let mut history = analytics
         .history
         .lock()
@@ -110,6 +111,22 @@ pub(super) fn graphql(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let outcome = run(&body, history, &may);
     let text = text(outcome).map_err(|error| ApiError::internal(&error))?;
     Ok(Answer::Text("application/json", text))
+}
+
+/// Whether a body is a request of GraphQL at all, whatever its query says.
+fn is_request(body: &Value) -> Result<(), ApiError> {
+    let null = Value::Null;
+    let of = |key: &str| body.get(key).unwrap_or(&null);
+    let wrong = if !of("query").is_string() {
+        "`query` is a text"
+    } else if !(of("variables").is_null() || of("variables").is_object()) {
+        "`variables` is an object"
+    } else if !(of("operationName").is_null() || of("operationName").is_string()) {
+        "`operationName` is a text"
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(Code::InvalidValue, wrong))
 }
 
 /// Answers the query of a body.
