@@ -2,6 +2,7 @@
 
 use crate::family::Address;
 use crate::key::Reference;
+use crate::record::Cause;
 
 /// Where the record begins in the packet that names a flow to be ended: behind an Ethernet header.
 pub const OFFSET: u32 = 14;
@@ -16,8 +17,8 @@ pub struct Ended {
     pub generation: u32,
     /// IP version, 4 or 6: whose slots are meant.
     pub version: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Why the daemon ends it: a [`Cause`] as a number. Of what the sweep has ended always zero.
+    pub cause: u32,
 }
 
 impl Ended {
@@ -28,7 +29,16 @@ impl Ended {
             index: slot.index,
             generation: slot.generation,
             version: if size_of::<A>() == 4 { 4 } else { 6 },
-            pad: 0,
+            cause: 0,
+        }
+    }
+
+    /// The same flow, to be ended for this cause.
+    #[must_use]
+    pub const fn because(self, cause: Cause) -> Self {
+        Self {
+            cause: cause as u32,
+            ..self
         }
     }
 
@@ -45,8 +55,8 @@ impl Ended {
     pub const fn bytes(self) -> [u8; 16] {
         let ([a, b, c, d], [e, f, g, h]) =
             (self.index.to_ne_bytes(), self.generation.to_ne_bytes());
-        let [i, j, k, l] = self.version.to_ne_bytes();
-        [a, b, c, d, e, f, g, h, i, j, k, l, 0, 0, 0, 0]
+        let ([i, j, k, l], [m, n, o, p]) = (self.version.to_ne_bytes(), self.cause.to_ne_bytes());
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 }
 
@@ -63,7 +73,7 @@ mod tests {
             index: 7,
             generation: 0xdead_beef,
         };
-        let record = Ended::new::<V6>(slot);
+        let record = Ended::new::<V6>(slot).because(Cause::Operator);
         // SAFETY: as many bytes as the record has, all of them initialised.
         let memory = unsafe { std::ptr::from_ref(&record).cast::<[u8; 16]>().read() };
         assert_eq!(record.bytes(), memory);

@@ -21,6 +21,7 @@
 //! | [`fragment`] | datagrams that come in fragments: which flow, and which parts were seen |
 //! | [`checksum`], [`reply`] | packets we make ourselves |
 //! | [`reason`] | why a packet was dropped: one enum from the kernel to the command line |
+//! | [`record`] | what the flow log is told: opened, closed, refused |
 //! | [`word`] | the compare-and-swap word everything exact is built on |
 //!
 //! Nothing here panics, allocates or does I/O: the same code is compiled into the kernel programs
@@ -54,6 +55,7 @@ pub mod policy;
 pub mod port;
 pub mod range;
 pub mod reason;
+pub mod record;
 pub mod reply;
 pub mod settings;
 pub mod siphash;

@@ -71,6 +71,7 @@ reasons! {
     TunnelStray = 33, "tunnel_stray", "a packet through the tunnel that is not for an egress IP, or says what this version does not know (FWD-6)";
     SteeredTwice = 34, "steered_twice", "a reply that came through the tunnel and belongs to yet another server: servers disagree about who owns what, and nothing is sent on twice (FWD-5)";
     PeerUnreachable = 35, "peer_unreachable", "a reply for another server that cannot be sent there: the tunnel is down (FWD-5)";
+    FlowLogLost = 36, "flow_log_lost", "a record did not fit the ring buffer of the flow log (OBS-4)";
 }
 
 impl Reason {

@@ -57,6 +57,10 @@ pub struct Settings {
     pub reset_idle: u32,
     /// Number of rules that egress policies make ([`crate::policy`]); 0: no packet is looked up.
     pub rules: u32,
+    /// What is written to the flow log: bit [`crate::record::kind`] each; 0: nothing.
+    pub log: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// Time-outs in nanoseconds (NAT-7, CAP-7).

@@ -27,6 +27,7 @@ use crate::flow;
 use crate::index::{self, ByEgress, ByInside, Inserted};
 use crate::maps::{POOLS, SCRATCH_OPEN4, SCRATCH_OPEN6, SECRET};
 use crate::outgoing::{Outgoing, next};
+use crate::record;
 use crate::report;
 use crate::slots;
 use crate::verdict;
@@ -307,6 +308,7 @@ fn publish<A: Scratch>(
     match index::insert::<A, ByInside>(&packet.key, mine) {
         Inserted::Done => {
             count::admitted::<A>(place);
+            record::opened(mine, slot, packet);
             Ok(mine)
         }
         outcome => {
@@ -323,6 +325,8 @@ fn publish<A: Scratch>(
             for _ in 0..4 {
                 let seen = SlotWord::from_bits(word.load());
                 if seen.generation != generation || !seen.state.is_counted() {
+                    // Who ended it has said so: it must have opened before.
+                    record::opened(mine, slot, packet);
                     break;
                 }
                 let over = seen.with_state(State::Unlinked).with_flags(flag::ORPHAN);

@@ -12,6 +12,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::ended::{self, Ended};
 use egress_common::family::{V4, V6};
 use egress_common::key::{Reference, TCP};
+use egress_common::record::Cause;
 use egress_common::slot::{State, flag};
 
 use crate::family::Family;
@@ -58,9 +59,9 @@ pub fn run(ctx: &TcContext) -> i32 {
         return 0;
     }
     let ended = if wanted.version == 6 {
-        one::<V6>(wanted.reference())
+        one::<V6>(wanted)
     } else {
-        one::<V4>(wanted.reference())
+        one::<V4>(wanted)
     };
     ended as i32
 }
@@ -68,7 +69,13 @@ pub fn run(ctx: &TcContext) -> i32 {
 /// Ends a counted flow as idleness would: TCP closes, its port rests and both ends can be told; of UDP
 /// nothing is left.
 #[inline(always)]
-fn one<A: Family>(reference: Reference) -> bool {
+fn one<A: Family>(wanted: Ended) -> bool {
+    let reference = wanted.reference();
+    let cause = if wanted.cause == Cause::ZoneMoved as u32 {
+        Cause::ZoneMoved
+    } else {
+        Cause::Operator
+    };
     // Again if a packet of the flow has advanced it meanwhile.
     for _ in 0..4 {
         let Some(found) = flow::at::<A>(reference.index) else {
@@ -85,9 +92,9 @@ fn one<A: Family>(reference: Reference) -> bool {
                 .word
                 .with_state(State::Closed)
                 .with_flags(flag::EXPIRED | flag::RESET);
-            slots::close::<A>(found.slot, found.word, closed, now)
+            slots::close(&found, found.word, closed, cause, now)
         } else {
-            slots::unlink::<A>(&found, now)
+            slots::unlink(&found, cause, now)
         };
         if ended {
             return true;

@@ -4,6 +4,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::clock::Moment;
 use egress_common::key::{FlowKey, ReverseKey, TCP};
 use egress_common::packet::{self, Options, Segment, control};
+use egress_common::record::Cause;
 use egress_common::slot::{Slot, SlotWord, State, advance, flag};
 use egress_common::tcp::{self, Direction, Way};
 use egress_common::word::Word;
@@ -67,12 +68,14 @@ pub fn advance_by<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arriva
     let now = slots::now();
     let slot = found.slot;
     let word = found.word;
+    // First, so that the record of a flow that this packet ends has it too.
+    count(ctx, slot, arrival.way, arrival.length);
     let (next, alive) = match (arrival.protocol, word.state, arrival.way) {
         (TCP, ..) => follow(ctx, found, arrival, now),
         (_, State::UdpUnanswered, Way::Back) => {
             let answered = word.with_state(State::UdpAnswered);
             // A lost race is another answer's.
-            change(slot, word, answered, now);
+            advance(&slots::word_of(slot), word, answered);
             (answered, true)
         }
         _ => (word, true),
@@ -85,7 +88,6 @@ pub fn advance_by<A: Family>(ctx: &TcContext, found: &Found<A>, arrival: &Arriva
             (*slot).last_seen = moment;
         }
     }
-    count(ctx, slot, arrival.way, arrival.length);
 }
 
 /// Counts a packet of a flow.
@@ -109,11 +111,22 @@ pub fn count<A: Family>(ctx: &TcContext, slot: *mut Slot<A>, way: Way, length: u
 
 /// Swaps a slot's word; false if another packet of the flow has changed it.
 #[inline(always)]
-fn change<A: Family>(slot: *mut Slot<A>, from: SlotWord, to: SlotWord, now: u64) -> bool {
+fn change<A: Family>(
+    found: &Found<A>,
+    from: SlotWord,
+    to: SlotWord,
+    arrival: &Arrival<'_>,
+    now: u64,
+) -> bool {
     if to.state as u8 == State::Closed as u8 {
-        slots::close::<A>(slot, from, to, now)
+        let cause = match arrival.way {
+            _ if !arrival.segment.has(control::RST) => Cause::Fin,
+            Way::Out => Cause::ResetByInside,
+            Way::Back => Cause::ResetByOrigin,
+        };
+        slots::close(found, from, to, cause, now)
     } else {
-        advance(&slots::word_of(slot), from, to)
+        advance(&slots::word_of(found.slot), from, to)
     }
 }
 
@@ -211,7 +224,7 @@ fn follow<A: Family>(
         let side = unsafe { core::ptr::read_volatile(receiver_at) };
         (receiver.end, receiver.ack) = (side.end, side.ack);
         let next = tcp::step(word, arrival.way, segment, &options, &sender, &receiver);
-        if next == word || change(slot, word, next, now) {
+        if next == word || change(found, word, next, arrival, now) {
             return (next, !reset);
         }
         word = SlotWord::from_bits(slots::word_of(slot).load());

@@ -59,6 +59,7 @@ mod options;
 mod outgoing;
 mod over;
 mod policy;
+mod record;
 mod refuse;
 mod reply;
 mod report;

@@ -25,6 +25,7 @@ use egress_common::layout::Layout;
 use egress_common::peer::{MAX_PEERS, Owners, Peer, PeerNumber, Traffic, Tunnel, Underlay};
 use egress_common::policy::{MAX_RULES, MAX_SETS, PORTS, Rule, RuleSet};
 use egress_common::reason::{Counter, Event, Reason};
+use egress_common::record::Head;
 use egress_common::reply;
 use egress_common::settings::{
     Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES,
@@ -184,6 +185,9 @@ pub static SWEEPER: Array<Sweeper, 1> = Array::new();
 pub static REASONS: PerCpuArray<Counter, { Reason::COUNT }> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
+/// What the flow log is told: records that say by themselves what they are ([`egress_common::record`]).
+#[btf_map]
+pub static FLOW_LOG: RingBuf<Head, 4_194_304> = RingBuf::new();
 /// Flows that the sweep has ended and whose ends the daemon is to tell.
 #[btf_map]
 pub static ENDED: RingBuf<Ended, 65_536> = RingBuf::new();

@@ -28,6 +28,7 @@ use crate::family::Family;
 use crate::frame::between;
 use crate::maps::{REPLIES, SCRATCH_QUOTE};
 use crate::outgoing::Outgoing;
+use crate::record;
 use crate::report::{self, Subject};
 use crate::slots;
 use crate::verdict::{self, DROP};
@@ -53,6 +54,7 @@ pub fn run<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
         destination_port: packet.key.origin_port,
     };
     report::refused(ctx, packet.reason, &packet.ip, subject);
+    record::refused(packet);
     let Some(configuration) = Configuration::of(packet.version) else {
         return DROP;
     };

@@ -9,6 +9,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use egress_common::clock::Moment;
 use egress_common::free::Links;
+use egress_common::record::Cause;
 use egress_common::slot::{SlotWord, State, advance, flag};
 use egress_common::word::Word;
 
@@ -17,6 +18,7 @@ use crate::family::Family;
 use crate::flow::Found;
 use crate::index::{self, ByEgress, ByInside};
 use crate::lists;
+use crate::record;
 use crate::word::MapWord;
 
 /// The coarse monotonic clock, ns: one tick of the kernel exact, and five times cheaper than the
@@ -116,10 +118,10 @@ pub fn free<A: Family>(index: u32, seen: SlotWord) {
     }
 }
 
-/// Ends a linked flow: out of both indexes and, if it was counted, out of the count. True for the
-/// one caller that did it.
+/// Ends a linked flow: out of both indexes and, if it was counted, out of the count, for this cause. True for
+/// the one caller that did it.
 #[inline(always)]
-pub fn unlink<A: Family>(found: &Found<A>, now: u64) -> bool {
+pub fn unlink<A: Family>(found: &Found<A>, cause: Cause, now: u64) -> bool {
     let (slot, seen) = (found.slot, found.word);
     // Before the swap: an unlinked slot with an old time would be freed without its grace.
     // SAFETY: a live map value.
@@ -130,6 +132,7 @@ pub fn unlink<A: Family>(found: &Found<A>, now: u64) -> bool {
     remove_entries(found);
     if seen.state.is_counted() {
         count::release::<A>(slot, now);
+        record::closed::<A>(found.index, slot, seen.state, cause);
     }
     true
 }
@@ -184,24 +187,28 @@ pub fn supersede<A: Family>(found: &Found<A>, now: u64) -> bool {
     index::remove::<A, ByInside>(&flow, found.index);
     if seen.state.is_counted() {
         count::release::<A>(slot, now);
+        record::closed::<A>(found.index, slot, seen.state, Cause::Replaced);
     }
     true
 }
 
-/// Ends a flow's counting while late packets still pass and its port rests. True for the one
-/// caller that did it.
+/// Ends a flow's counting while late packets still pass and its port rests: from the word that was seen to one that
+/// is closed, for this cause. True for the one caller that did it.
 #[inline(always)]
 pub fn close<A: Family>(
-    slot: *mut egress_common::slot::Slot<A>,
+    found: &Found<A>,
     seen: SlotWord,
     closed: SlotWord,
+    cause: Cause,
     now: u64,
 ) -> bool {
+    let slot = found.slot;
     // SAFETY: a live map value.
     unsafe { (*slot).last_seen = Moment::of(now) };
     if !advance(&word_of(slot), seen, closed) {
         return false;
     }
     count::release::<A>(slot, now);
+    record::closed::<A>(found.index, slot, seen.state, cause);
     true
 }

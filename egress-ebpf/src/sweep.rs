@@ -11,6 +11,7 @@ use aya_ebpf::helpers::{
 use egress_common::armed;
 use egress_common::expiry::{self, Cursor, Pressure, Sweep};
 use egress_common::family::{V4, V6};
+use egress_common::record::Cause;
 use egress_common::settings::Timers;
 use egress_common::slot::{SlotWord, State, advance, flag};
 use egress_common::word::Word;
@@ -210,7 +211,8 @@ unsafe extern "C" fn judge_slot<A: Family>(nth: u32, _: *mut c_void) -> i64 {
             }
             Sweep::Expire => {
                 let closed = word.with_state(State::Closed).with_flags(flag::EXPIRED);
-                if slots::close::<A>(slot, word, closed, now) {
+                let cause = Cause::of_idleness(word, age, &(*scratch).timers);
+                if slots::close(&found, word, closed, cause, now) {
                     end::tell(&found);
                 }
             }
@@ -219,7 +221,8 @@ unsafe extern "C" fn judge_slot<A: Family>(nth: u32, _: *mut c_void) -> i64 {
                 advance(&slots::word_of(slot), word, word.with_flags(flag::EXPIRED));
             }
             Sweep::Unlink => {
-                slots::unlink::<A>(&found, now);
+                let cause = Cause::of_idleness(word, age, &(*scratch).timers);
+                slots::unlink(&found, cause, now);
                 (*scratch).unlinked += 1;
                 if (*scratch).unlinked >= UNLINKED {
                     (*scratch).stopped = nth + 1;

@@ -76,7 +76,7 @@ const fn class(reason: Reason) -> Class {
         | Reason::NoAddress
         | Reason::Contended => Class::Allocation,
         Reason::ReplyLimited | Reason::Unanswerable => Class::Unanswered,
-        Reason::IndexInconsistent | Reason::EventLost => Class::Note,
+        Reason::IndexInconsistent | Reason::EventLost | Reason::FlowLogLost => Class::Note,
         // What a reason is for unless something is known about it.
         _ => Class::Drop,
     }

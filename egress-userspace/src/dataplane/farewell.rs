@@ -16,6 +16,7 @@ use egress_common::family::{Address, V4, V6};
 use egress_common::ipv6::IPV6;
 use egress_common::key::{Reference, TCP};
 use egress_common::packet::{IPV4_MIN, TCP_MIN, control};
+use egress_common::record::Cause;
 use egress_common::reply::TTL;
 use egress_common::slot::{Slot, SlotWord, State, flag};
 use egress_common::tcp;
@@ -212,11 +213,12 @@ pub(super) struct Candidate {
     pub(super) realm: u16,
 }
 
-/// Ends every live flow that is meant, and tells both ends; returns how many there were.
+/// Ends every live flow that is meant, for this cause, and tells both ends; returns how many there were.
 pub(super) fn reset(
     maps: &Maps,
     object: &mut Object,
     uplinks: &[&Interface],
+    cause: Cause,
     meant: impl Fn(&Candidate) -> bool,
 ) -> Result<u64, DataPlaneError> {
     let four = maps.records::<Slot<V4>>(V4::SLOTS)?;
@@ -225,8 +227,8 @@ pub(super) fn reset(
     for _ in 0..ROUNDS {
         // A program that began before the change that it is ended for may be about to admit a flow.
         sys::wait_for_running_programs();
-        let found = reset_once(&four, object, uplinks, &meant)?
-            + reset_once(&six, object, uplinks, &meant)?;
+        let found = reset_once(&four, object, uplinks, cause, &meant)?
+            + reset_once(&six, object, uplinks, cause, &meant)?;
         ended += found;
         if found == 0 {
             break;
@@ -239,6 +241,7 @@ fn reset_once<A: Made>(
     slots: &Records<Slot<A>>,
     object: &mut Object,
     uplinks: &[&Interface],
+    cause: Cause,
     meant: impl Fn(&Candidate) -> bool,
 ) -> Result<u64, DataPlaneError>
 where
@@ -264,7 +267,8 @@ where
         let flow = Ended::new::<A>(Reference {
             index,
             generation: word.generation,
-        });
+        })
+        .because(cause);
         if !object.end(flow)? {
             continue;
         }

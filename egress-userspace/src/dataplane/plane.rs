@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{MapData, RingBuf};
 use egress_common::peer::Tunnel;
+use egress_common::record::Cause;
 use egress_common::settings::Device;
 use egress_common::tag::TagField;
 use ipnet::IpNet;
@@ -450,11 +451,17 @@ impl Plane {
         }
         let uplinks = self.ready_uplinks();
         let uplinks: Vec<&Interface> = uplinks.iter().collect();
-        let ended = farewell::reset(&self.maps, &mut self.object, &uplinks, |flow| {
-            moved
-                .get(&flow.zone)
-                .is_some_and(|realm| *realm != flow.realm)
-        })?;
+        let ended = farewell::reset(
+            &self.maps,
+            &mut self.object,
+            &uplinks,
+            Cause::ZoneMoved,
+            |flow| {
+                moved
+                    .get(&flow.zone)
+                    .is_some_and(|realm| *realm != flow.realm)
+            },
+        )?;
         if ended > 0 {
             tracing::warn!(
                 connections = ended,
@@ -654,9 +661,13 @@ impl DataPlane for Plane {
     fn reset(&mut self, addresses: &[IpNet]) -> Result<u64, DataPlaneError> {
         let uplinks = self.ready_uplinks();
         let uplinks: Vec<&Interface> = uplinks.iter().collect();
-        farewell::reset(&self.maps, &mut self.object, &uplinks, |flow| {
-            addresses.iter().any(|net| net.contains(&flow.egress))
-        })
+        farewell::reset(
+            &self.maps,
+            &mut self.object,
+            &uplinks,
+            Cause::Operator,
+            |flow| addresses.iter().any(|net| net.contains(&flow.egress)),
+        )
     }
 
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {

@@ -26,6 +26,8 @@ mod icmp;
 mod length;
 #[path = "link.rs"]
 mod link;
+#[path = "log.rs"]
+mod log;
 #[path = "malformed.rs"]
 mod malformed;
 #[path = "martian.rs"]

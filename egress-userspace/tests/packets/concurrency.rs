@@ -16,11 +16,11 @@ use crate::world::World;
 
 /// Threads meet here and leave together, within nanoseconds.
 #[derive(Default)]
-struct Start(AtomicUsize);
+pub(super) struct Start(AtomicUsize);
 
 impl Start {
     /// Waits for the other thread the `round`th time, counted from 1.
-    fn wait(&self, round: usize) {
+    pub(super) fn wait(&self, round: usize) {
         self.0.fetch_add(1, SeqCst);
         while self.0.load(SeqCst) < 2 * round {
             std::hint::spin_loop();
@@ -29,7 +29,7 @@ impl Start {
 }
 
 /// Whether there are two CPUs; says `SKIPPED` if not.
-fn two_cpus() -> bool {
+pub(super) fn two_cpus() -> bool {
     if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() >= 2) {
         return true;
     }
@@ -60,7 +60,7 @@ fn pin(nth: usize) {
 }
 
 /// Runs the same thing on two CPUs at once.
-fn at_once(work: impl Fn(usize) + Sync) {
+pub(super) fn at_once(work: impl Fn(usize) + Sync) {
     std::thread::scope(|scope| {
         for nth in 0..2 {
             let work = &work;
@@ -73,7 +73,7 @@ fn at_once(work: impl Fn(usize) + Sync) {
 }
 
 /// A host of its own for each flow: the port is asked for by nobody else.
-fn client(thread: usize, number: u32) -> Endpoint {
+pub(super) fn client(thread: usize, number: u32) -> Endpoint {
     (
         at([10, 1, (number >> 14) as u8, thread as u8]),
         2_048 + (number & 0x3fff) as u16,

@@ -3,6 +3,7 @@
 
 mod look;
 mod send;
+mod told;
 
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
@@ -22,6 +23,7 @@ use egress_common::free::FreeList;
 use egress_common::key::{OriginKey, Reference};
 use egress_common::policy::{MAX_RULES, MAX_SETS, PORTS};
 use egress_common::reason::Counter;
+use egress_common::record::Cause;
 use egress_common::settings::{
     Candidate, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
     MAX_ZONES, MarkSelector, Pool, Prefixed as _, Selected, Settings, Switch, VERSION_BITS, Zone,
@@ -38,6 +40,8 @@ use crate::load::Lease;
 use crate::packet::Endpoint;
 use crate::run::{Meta, Verdict};
 use crate::world::{INSIDE_INTERFACE, UPLINK, UPLINK_MAC, World};
+
+pub(crate) use told::{FlowLog, Told, name};
 
 /// This load, as the sweep reports it.
 pub(crate) const LOAD_ID: u64 = 0x5eed;
@@ -468,8 +472,13 @@ where
 
     /// Ends a slot's flow as the daemon does; whether it was alive.
     pub(crate) fn end(&self, slot: Reference) -> bool {
+        self.end_because(slot, Cause::Operator)
+    }
+
+    /// Ends a slot's flow for a cause.
+    pub(crate) fn end_because(&self, slot: Reference, cause: Cause) -> bool {
         let mut packet = vec![0; ended::OFFSET as usize];
-        packet.extend(Ended::new::<A>(slot).bytes());
+        packet.extend(Ended::new::<A>(slot).because(cause).bytes());
         let outcome = self.try_bytes(Hook::EndFlow, &packet, Meta::default());
         outcome.unwrap().verdict == Verdict::Other(1)
     }

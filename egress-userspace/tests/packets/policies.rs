@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use egress_common::policy::{Exit, Rule};
 use egress_common::reason::Reason;
+use egress_common::record::{self, kind};
 use egress_userspace::dataplane::api::Protocol;
 use egress_userspace::desired::{Desired, DesiredExit, DesiredPolicy, DesiredZone, Selectors};
 use egress_userspace::policy::compile::{self, Tables};
@@ -11,6 +12,7 @@ use egress_userspace::policy::{Facts, parse};
 
 use super::errors::NO_PORT;
 use super::{Address, DataPlane, EGRESS, EGRESS_2, Endpoint, INSIDE, ORIGIN, Packet, at};
+use crate::harness::Told;
 use crate::packet::{ACK, RST, SYN};
 use crate::seed::Random;
 use crate::world::{self, ENABLED, POOL, World, ZONE};
@@ -324,4 +326,34 @@ fn random_policy(random: &mut Random) -> (String, Exit) {
 #[test]
 fn the_record_of_a_rule_has_no_padding() {
     assert_eq!(size_of::<Rule>(), 20);
+}
+
+#[test]
+fn obs_4_the_flow_log_names_the_rule_that_decided() {
+    let mut world = world();
+    world.settings.log = 1 << kind::OPEN | 1 << kind::REFUSED;
+    let Some(mut plane) = DataPlane::of(world) else {
+        return;
+    };
+    let (_, tables) = compiled(&[
+        ("net.dst.port == 80", FIRST),
+        ("net.dst.port == 443", SECOND),
+        ("net.dst.port == 25", NOWHERE),
+    ]);
+    plane.police(0, &tables);
+    let mut log = plane.flow_log();
+    let mut rule = |port| {
+        plane.out(&syn(INSIDE, (ORIGIN.0, port)));
+        let told = log.told::<Address>();
+        assert_eq!(told.len(), 1);
+        match told[0] {
+            Told::Opened(flow) => flow.head.rule,
+            Told::Refused(refusal) => refusal.head.rule,
+            Told::Closed(..) => panic!("{told:?}"),
+        }
+    };
+    assert_eq!(record::which(rule(443)), Some((0, 1)));
+    assert_eq!(record::which(rule(80)), Some((0, 0)));
+    assert_eq!(record::which(rule(25)), Some((0, 2)));
+    assert_eq!(record::which(rule(53)), None, "the zone's own pool");
 }
