@@ -103,8 +103,8 @@ pub struct Head {
     pub state: u8,
     /// Of a flow the number of its slot. With the slot's generation it names the flow.
     pub index: u32,
-    /// The policies' rule by which a flow was opened or a packet refused ([`rule`]); 0: none.
-    pub rule: u32,
+    /// The policy by which a flow was opened or a packet refused ([`policy`]); 0: none.
+    pub policy: u32,
 }
 
 impl Head {
@@ -153,24 +153,23 @@ const _: () = assert!(size_of::<Flow<crate::family::V6>>() == 160);
 const _: () = assert!(size_of::<Refusal<crate::family::V4>>() == 48);
 const _: () = assert!(size_of::<Refusal<crate::family::V6>>() == 72);
 
-/// A rule of a version of the configuration; `rule` counts from 1, 0 is none.
+/// A policy of a version of the configuration, as a record has it; `number` counts from 1, 0 is none.
 ///
-/// A record of a closed flow has none: rules may have changed since it was opened.
+/// A record of a closed flow has none: policies may have changed since it was opened.
 #[inline(always)]
-pub const fn rule(version: u32, rule: u32) -> u32 {
-    if rule == 0 {
+pub const fn policy(version: u32, number: u32) -> u32 {
+    if number == 0 {
         0
     } else {
-        (version & 1) << 31 | rule
+        (version & 1) << 31 | number
     }
 }
 
-/// The version of the configuration, and the rule of it from 0.
-#[inline(always)]
-pub const fn which(rule: u32) -> Option<(u32, u32)> {
-    match (rule >> 31, rule & 0x7fff_ffff) {
+/// The version of the configuration, and the policy of it, from 0.
+pub const fn which(policy: u32) -> Option<(u32, u32)> {
+    match (policy >> 31, policy & 0x7fff_ffff) {
         (_, 0) => None,
-        (version, rule) => Some((version, rule - 1)),
+        (version, number) => Some((version, number - 1)),
     }
 }
 
@@ -228,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_goes_with_its_version() {
+    fn a_policy_goes_with_its_version() {
         for (version, number) in [(0, 1), (1, 1), (2, 1_024), (3, 7)] {
             assert_eq!(
-                which(rule(version, number)),
+                which(policy(version, number)),
                 Some((version & 1, number - 1))
             );
         }
-        assert_eq!((rule(1, 0), which(0)), (0, None));
+        assert_eq!((policy(1, 0), which(0)), (0, None));
     }
 
     proptest! {
@@ -254,7 +253,7 @@ mod tests {
             let word = SlotWord {
                 state: State::from_bits(state),
                 scale: 0,
-                flags: syn | (fins & 1) * flag::FIN_OUT | (fins >> 1) * flag::FIN_IN,
+                flags: syn | ((fins & 1) * flag::FIN_OUT) | ((fins >> 1) * flag::FIN_IN),
                 generation: 1,
             };
             let verdict = judge(word, age, &timers, Pressure(pressure));

@@ -35,8 +35,8 @@ pub struct Outgoing<A> {
     pub pool: u32,
     /// The one candidate that a policy lets it leave by, from 1; 0: any of the pool's.
     pub only: u32,
-    /// The policy's rule that decided, from 1; 0: none.
-    pub rule: u32,
+    /// The policy that decided, from 1; 0: none.
+    pub policy: u32,
     /// Why it is refused, once it is.
     pub reason: Reason,
     /// The slot it leaves by, once that is known.

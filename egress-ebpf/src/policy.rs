@@ -91,11 +91,11 @@ fn look_up<A: Policed>(packet: &mut Outgoing<A>) -> i32 {
     let Some(rule) = RuleSet::first_of_all(all) else {
         return next::ADMIT;
     };
-    packet.rule = rule + 1;
     let Some(rule) = POLICY_RULES.get(version * MAX_RULES + rule) else {
         packet.reason = Reason::Blocked;
         return next::REFUSE;
     };
+    packet.policy = rule.policy + 1;
     let exit = A::exit(rule);
     if exit.pool == 0 {
         return next::PASS;

@@ -18,13 +18,13 @@ use crate::report;
 /// Tells of a flow that a packet has opened.
 #[inline(always)]
 pub fn opened<A: Family>(index: u32, slot: *mut Slot<A>, packet: &Outgoing<A>) {
-    flow::<A>(slot, index, rule(packet), kind::OPEN as u32);
+    flow::<A>(slot, index, policy(packet), kind::OPEN as u32);
 }
 
-/// The rule that decided about a packet of a known zone.
+/// The policy that decided about a packet of a known zone.
 #[inline(always)]
-fn rule<A>(packet: &Outgoing<A>) -> u32 {
-    record::rule(packet.version, packet.rule)
+fn policy<A>(packet: &Outgoing<A>) -> u32 {
+    record::policy(packet.version, packet.policy)
 }
 
 /// Tells of a flow that has left the count; `state` is the one it left.
@@ -56,13 +56,13 @@ fn head<A: Family>(kind: u8, cause: u8) -> Head {
         cause,
         state: 0,
         index: 0,
-        rule: 0,
+        policy: 0,
     }
 }
 
 /// Writes a record with a copy of the slot; `what` is kind, cause and state, a byte each.
 #[inline(never)]
-fn flow<A: Family>(slot: *mut Slot<A>, index: u32, rule: u32, what: u32) -> i32 {
+fn flow<A: Family>(slot: *mut Slot<A>, index: u32, policy: u32, what: u32) -> i32 {
     if !wanted(what) {
         return 0;
     }
@@ -77,7 +77,7 @@ fn flow<A: Family>(slot: *mut Slot<A>, index: u32, rule: u32, what: u32) -> i32 
         (*record).head = Head {
             state: (what >> 16) as u8,
             index,
-            rule,
+            policy,
             ..head::<A>(what as u8, (what >> 8) as u8)
         };
         core::ptr::copy_nonoverlapping(slot, &raw mut (*record).slot, 1);
@@ -109,13 +109,13 @@ pub fn refused<A: Family>(packet: &Outgoing<A>) -> i32 {
         return 0;
     };
     // Left over from an earlier packet where it never came to a zone.
-    let (pool, rule) = match packet.zone {
+    let (pool, policy) = match packet.zone {
         0 => (0, 0),
-        _ => (packet.pool, rule(packet)),
+        _ => (packet.pool, policy(packet)),
     };
     entry.write(Refusal {
         head: Head {
-            rule,
+            policy,
             ..head::<A>(kind::REFUSED, packet.reason as u32 as u8)
         },
         flow: packet.key,

@@ -270,7 +270,7 @@ fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 
     packet.zone = number;
     packet.pool = zone.pool;
     packet.only = 0;
-    packet.rule = 0;
+    packet.policy = 0;
     packet.redirect = false;
     if !is_of_a_host(packet.ip.source) || !is_of_a_host(packet.ip.destination) {
         return report::drop(ctx, Reason::Multicast);

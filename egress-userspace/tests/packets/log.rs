@@ -401,5 +401,5 @@ fn obs_4_each_open_has_one_close_whoever_is_first_on_two_cpus() {
     }
     println!("{} flows: {causes:?}", pairs.len());
     let all = plane.counts.iter().map(|count| count.unwrap().admitted);
-    assert_eq!(pairs.len() as u64, all.map(u64::from).sum::<u64>());
+    assert_eq!(pairs.len() as u64, all.sum::<u64>());
 }

@@ -329,31 +329,31 @@ fn the_record_of_a_rule_has_no_padding() {
 }
 
 #[test]
-fn obs_4_the_flow_log_names_the_rule_that_decided() {
+fn obs_4_the_flow_log_names_the_policy_that_decided() {
     let mut world = world();
     world.settings.log = 1 << kind::OPEN | 1 << kind::REFUSED;
     let Some(mut plane) = DataPlane::of(world) else {
         return;
     };
     let (_, tables) = compiled(&[
-        ("net.dst.port == 80", FIRST),
+        ("net.dst.port in {80 8080..8090}", FIRST),
         ("net.dst.port == 443", SECOND),
         ("net.dst.port == 25", NOWHERE),
     ]);
     plane.police(0, &tables);
     let mut log = plane.flow_log();
-    let mut rule = |port| {
+    let mut policy = |port| {
         plane.out(&syn(INSIDE, (ORIGIN.0, port)));
         let told = log.told::<Address>();
         assert_eq!(told.len(), 1);
         match told[0] {
-            Told::Opened(flow) => flow.head.rule,
-            Told::Refused(refusal) => refusal.head.rule,
+            Told::Opened(flow) => flow.head.policy,
+            Told::Refused(refusal) => refusal.head.policy,
             Told::Closed(..) => panic!("{told:?}"),
         }
     };
-    assert_eq!(record::which(rule(443)), Some((0, 1)));
-    assert_eq!(record::which(rule(80)), Some((0, 0)));
-    assert_eq!(record::which(rule(25)), Some((0, 2)));
-    assert_eq!(record::which(rule(53)), None, "the zone's own pool");
+    assert_eq!(record::which(policy(443)), Some((0, 1)));
+    assert_eq!(record::which(policy(80)), Some((0, 0)));
+    assert_eq!(record::which(policy(25)), Some((0, 2)));
+    assert_eq!(record::which(policy(53)), None, "the zone's own pool");
 }
