@@ -6,6 +6,7 @@
 
 mod draining;
 mod farewell;
+mod policy;
 mod realms;
 mod requests;
 mod setting;
@@ -24,6 +25,7 @@ use crate::resource::check::check;
 use crate::resource::{self, Kind};
 use crate::store::{Change, StateStore, StoreError, Stored};
 
+pub use policy::PolicyError;
 pub(crate) use requests::origins;
 pub use requests::{OpenView, Service};
 pub use setting::{AegisPatch, SettingError};

@@ -3,6 +3,7 @@
 //! A pure function of what is desired and what is live; it follows the data plane's order of decisions and uses
 //! its words for refusals.
 
+mod policy;
 mod render;
 mod rule;
 mod way;
@@ -13,6 +14,8 @@ use egress_common::reason::Reason;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use policy::{ByPort, UNKNOWN_PORT};
+use policy::{by_port, decided};
 pub use rule::Rule;
 use rule::matching;
 use way::on_its_way;
@@ -21,8 +24,7 @@ use crate::config::IcmpQueries;
 use crate::dataplane::api::{
     DataPlaneView, Exit, FlowKey, FlowRecord, OriginFilter, OriginMatch, Protocol, Traveller, Way,
 };
-use crate::desired::{Candidate, Desired, DesiredExit, DesiredPolicy, DesiredPrefix, DesiredZone};
-use crate::policy::Facts;
+use crate::desired::{Candidate, Desired, DesiredExit, DesiredPrefix, DesiredZone};
 use crate::resource::Address;
 
 /// What a packet is, as far as decisions depend on it.
@@ -215,6 +217,10 @@ pub struct Explanation {
     /// The egress policy that decided, if any did (POLICY-1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// What policies decide by source port, where the question names none and it depends on it: asked as from
+    /// [`UNKNOWN_PORT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_source_port: Vec<ByPort>,
     /// The pool it leaves by: that of its zone's setting, or that of the policy's address.
     pub pool: Option<String>,
     /// The pool's egress IPs in the order in which they are tried.
@@ -281,6 +287,7 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
         also_matching,
         zone: zone.map(|zone| zone.name.clone()),
         policy: None,
+        by_source_port: Vec::new(),
         pool: pool.map(|pool| pool.id.clone()),
         candidates: Vec::new(),
         path: None,
@@ -305,6 +312,7 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
     }
     let policy = decided(desired, zone, query);
     explanation.policy = policy.map(|policy| policy.name.clone());
+    explanation.by_source_port = by_port(desired, zone, query);
     let exit = policy.map(|policy| match query.source {
         IpAddr::V4(_) => policy.ipv4,
         IpAddr::V6(_) => policy.ipv6,
@@ -365,30 +373,6 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
     explanation.path = Some("local".into());
     explanation.outcome = admit(&explanation.candidates);
     explanation
-}
-
-/// The policy that a packet meets first, among those of its zone's account (ZONE-5). Without a source port it is asked
-/// as if from port 0.
-fn decided<'d>(
-    desired: &'d Desired,
-    zone: &DesiredZone,
-    query: &Query,
-) -> Option<&'d DesiredPolicy> {
-    let facts = Facts {
-        source: query.source,
-        source_port: query.source_port.unwrap_or(0),
-        destination: query.destination,
-        destination_port: query.destination_port,
-        protocol: translated(query.protocol)?,
-        zone: (&zone.id, &zone.name),
-    };
-    desired.policies.iter().find(|policy| {
-        policy.zones.contains(&zone.number)
-            && policy
-                .traffic
-                .as_ref()
-                .is_none_or(|traffic| traffic.matches(&facts))
-    })
 }
 
 /// What no policy that names an address makes leave.

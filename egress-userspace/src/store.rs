@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use sqlite::SqliteStore;
+pub(crate) use sqlite::now;
+pub(crate) use token::random;
 pub use token::{NewToken, Permission, Token, hash_of};
 
 use crate::dataplane::api::Names;

@@ -13,6 +13,9 @@ const PER_PAGE: usize = 20;
 /// The most members of a page.
 const MAX_PER_PAGE: usize = 1000;
 
+/// The code of every warning, among the messages of an answer that says yes.
+const WARNING: u32 = 1100;
+
 /// Codes of errors: those of the original's public interface, and five of our own (1404, 1408, 1413, 1429, 1503)
 /// where that has none in common use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +140,8 @@ impl IntoResponse for ApiError {
 pub(super) enum Answer {
     /// One thing.
     One(Value),
+    /// One thing, and what deserves a warning about it.
+    Noted(Value, Vec<String>),
     /// A thing that is new.
     Created(Value),
     /// A page of a list, and where it stands.
@@ -150,6 +155,14 @@ impl IntoResponse for Answer {
         let envelope = |result: Value| json!({ "success": true, "errors": [], "messages": [], "result": result });
         match self {
             Self::One(result) => respond(StatusCode::OK, &envelope(result)),
+            Self::Noted(result, warnings) => {
+                let mut body = envelope(result);
+                body["messages"] = warnings
+                    .into_iter()
+                    .map(|warning| json!({ "code": WARNING, "message": warning }))
+                    .collect();
+                respond(StatusCode::OK, &body)
+            }
             Self::Created(result) => respond(StatusCode::CREATED, &envelope(result)),
             Self::Page(members, info) => {
                 let mut body = envelope(members.into());

@@ -2,12 +2,13 @@
 //!
 //! A request's way: [`listen`] accepts it (with [`tls`] beyond loopback; [`linger`] ends connections so that answers arrive), [`routes`] finds what it asks for,
 //! [`authority`] says whether its token may, [`limit`] whether it may yet; then one of the answering files
-//! ([`settings`], [`egress`], [`graphql`], [`metrics`]) does the work with the controller that the command line also uses, and
+//! ([`settings`], [`egress`], [`gateway`], [`graphql`], [`metrics`]) does the work with the controller that the command line also uses, and
 //! [`envelope`] wraps the answer. What there is stands in one table, `routes::ROUTES`; `openapi.json` describes it.
 
 mod authority;
 mod egress;
 mod envelope;
+mod gateway;
 mod graphql;
 mod limit;
 mod linger;

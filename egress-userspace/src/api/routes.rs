@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::authority::{Authority, authorise};
 use super::envelope::{Answer, ApiError, Code};
 use super::listen::Peer;
-use super::{Access, Api, Call, egress, graphql, metrics, settings};
+use super::{Access, Api, Call, egress, gateway, graphql, metrics, settings};
 use crate::store::Permission;
 
 /// The most bytes of a body: settings are a line, and lists of them a page.
@@ -60,7 +60,7 @@ const READ_ANALYTICS: Access = Access::Token(Permission::AccountAnalyticsRead);
 const WRITE_EGRESS: Access = Access::Token(Permission::AccountEgressWrite);
 
 /// All there is.
-static ROUTES: [Route; 14] = [
+static ROUTES: [Route; 20] = [
     route(
         Method::GET,
         "/client/v4/zones/{zone_id}/settings/{setting_id}",
@@ -120,6 +120,42 @@ static ROUTES: [Route; 14] = [
         "/client/v4/accounts/{account_id}/egress/drains/{subject}",
         WRITE_EGRESS,
         egress::undrain,
+    ),
+    route(
+        Method::GET,
+        "/client/v4/accounts/{account_id}/gateway/rules",
+        READ_EGRESS,
+        gateway::list,
+    ),
+    route(
+        Method::POST,
+        "/client/v4/accounts/{account_id}/gateway/rules",
+        WRITE_EGRESS,
+        gateway::create,
+    ),
+    route(
+        Method::GET,
+        "/client/v4/accounts/{account_id}/gateway/rules/{rule_id}",
+        READ_EGRESS,
+        gateway::get,
+    ),
+    route(
+        Method::PUT,
+        "/client/v4/accounts/{account_id}/gateway/rules/{rule_id}",
+        WRITE_EGRESS,
+        gateway::put,
+    ),
+    route(
+        Method::PATCH,
+        "/client/v4/accounts/{account_id}/gateway/rules/{rule_id}",
+        WRITE_EGRESS,
+        gateway::patch,
+    ),
+    route(
+        Method::DELETE,
+        "/client/v4/accounts/{account_id}/gateway/rules/{rule_id}",
+        WRITE_EGRESS,
+        gateway::delete,
     ),
     route(
         Method::POST,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Exit, Explanation, Outcome, Query, Rule, Traffic, Verdict};
+use super::{Exit, Explanation, Outcome, Query, Rule, Traffic, UNKNOWN_PORT, Verdict};
 
 impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,6 +68,23 @@ impl fmt::Display for Explanation {
         writeln!(f, "zone        {}", self.zone.as_deref().unwrap_or("none"))?;
         if let Some(policy) = &self.policy {
             writeln!(f, "policy      {policy}")?;
+        }
+        if !self.by_source_port.is_empty() {
+            writeln!(
+                f,
+                "            (asked as from source port {UNKNOWN_PORT}: ask with one, ADDRESS:PORT, since policies differ by it)"
+            )?;
+        }
+        for stretch in &self.by_source_port {
+            let policy = stretch.policy.as_ref().map_or_else(
+                || "no policy: the zone's pool".to_owned(),
+                |policy| format!("policy {policy}"),
+            );
+            writeln!(
+                f,
+                "            (from source port {} on: {policy})",
+                stretch.from
+            )?;
         }
         writeln!(f, "pool        {}", self.pool.as_deref().unwrap_or("none"))?;
         for (at, candidate) in self.candidates.iter().enumerate() {

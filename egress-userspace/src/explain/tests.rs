@@ -3,6 +3,8 @@ use std::collections::HashMap;
 use super::*;
 use crate::desired::{ALL_SLICES, DesiredMark, DesiredPool, Selectors};
 
+mod policies;
+
 #[derive(Default)]
 struct Fake {
     active: HashMap<IpAddr, u64>,

@@ -74,6 +74,7 @@ mod tests {
             also_matching: Vec::new(),
             zone: None,
             policy: None,
+            by_source_port: Vec::new(),
             pool: None,
             candidates: vec![CandidateVerdict {
                 egress_ip: [192, 0, 2, 1].into(),

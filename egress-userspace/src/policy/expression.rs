@@ -120,6 +120,22 @@ impl Expression {
             Self::And(parts) | Self::Or(parts) => parts.iter().flat_map(Self::zones).collect(),
         }
     }
+
+    /// The source ports that it compares with.
+    pub fn source_ports(&self) -> Vec<RangeInclusive<u16>> {
+        match self {
+            Self::Test(Test {
+                field: Field::SourcePort,
+                values: Values::Ports(ranges),
+                ..
+            }) => ranges.clone(),
+            Self::Test(_) => Vec::new(),
+            Self::Not(inner) => inner.source_ports(),
+            Self::And(parts) | Self::Or(parts) => {
+                parts.iter().flat_map(Self::source_ports).collect()
+            }
+        }
+    }
 }
 
 impl Test {

@@ -347,6 +347,11 @@ fn mistakes_stand_where_they_are_made() {
         ("net.dst.port == 443 and", 24, ""),
         ("\n  net.dst.port ==\n 443)", 5, ")"),
         ("any(net.dst.ip[*] in {10.0.0.1})", 1, "any"),
+        (
+            "any(identity.groups.name[*] in {\"a\"})",
+            5,
+            "identity.groups.name[*]",
+        ),
         ("zone == \"shop", 9, "\"shop"),
     ];
     for (text, column, meant) in cases {

@@ -59,13 +59,7 @@ pub(super) fn reference(
 /// The text of a name, if it can be one.
 pub(super) fn checked(value: Value<'_, '_>, example: &str) -> Option<String> {
     let text = value.string()?;
-    let problem = if text.is_empty() {
-        "it is empty"
-    } else if text.len() > MAX_LENGTH {
-        "it is longer than 253 bytes"
-    } else if text.trim() != text || text.chars().any(char::is_control) {
-        "it has spaces at an end, or control characters"
-    } else {
+    let Some(problem) = unfit(text) else {
         return Some(text.to_owned());
     };
     value.refuse(
@@ -73,4 +67,17 @@ pub(super) fn checked(value: Value<'_, '_>, example: &str) -> Option<String> {
         format!("write, for instance, {example}"),
     );
     None
+}
+
+/// Why a text cannot be a name.
+pub fn unfit(text: &str) -> Option<&'static str> {
+    if text.is_empty() {
+        Some("it is empty")
+    } else if text.len() > MAX_LENGTH {
+        Some("it is longer than 253 bytes")
+    } else if text.trim() != text || text.chars().any(char::is_control) {
+        Some("it has spaces at an end, or control characters")
+    } else {
+        None
+    }
 }

@@ -90,7 +90,10 @@ impl Object {
             Self::Placement(placement) => placement.address.to_string(),
             Self::Zone(zone) => zone.id.clone(),
             // Names are their account's own.
-            Self::Policy(policy) => format!("{}/{}", policy.account, policy.name),
+            Self::Policy(policy) => policy.made.as_ref().map_or_else(
+                || format!("{}/{}", policy.account, policy.name),
+                |made| made.id.clone(),
+            ),
             Self::Setting(setting) => setting.zone.clone(),
             Self::Drain(drain) => drain.subject.clone(),
         }

@@ -13,10 +13,10 @@ use crate::document::{Table, Value};
 use crate::policy::{self, Expression};
 
 /// Precedences go up to here, so that a generated one still fits.
-const MAX_PRECEDENCE: u32 = 1_000_000_000;
+pub const MAX_PRECEDENCE: u32 = 1_000_000_000;
 
 /// The precedence of an account's first policy, where none is written.
-const FIRST_PRECEDENCE: u32 = 1_000;
+pub const FIRST_PRECEDENCE: u32 = 1_000;
 
 /// An egress policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,24 @@ pub struct Policy {
     pub traffic: String,
     /// By which addresses its traffic leaves; none for the default egress.
     pub egress: Option<Egress>,
+    /// What it has if it was made through the API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
+}
+
+/// What a policy has that was made through the API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// Its id, a UUID.
+    pub id: String,
+    /// What its makers say about it.
+    pub description: String,
+    /// 1, and one more with every change.
+    pub version: u64,
+    /// When it was made, µs since 1970.
+    pub created_at: i64,
+    /// When it was changed last, µs since 1970.
+    pub updated_at: i64,
 }
 
 /// The addresses of a policy (POLICY-3).
@@ -104,6 +122,7 @@ impl Policy {
             enabled,
             traffic,
             egress,
+            made: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+pub(crate) use tokens::now;
 use write::{WriteError, write};
 
 use super::{Change, Limits, Numbers, StateStore, StoreError, Stored};

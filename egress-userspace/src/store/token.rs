@@ -136,7 +136,11 @@ pub fn hash_of(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
 }
 
-fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+/// Random bytes of the kernel.
+///
+/// # Errors
+/// When it has none yet.
+pub(crate) fn random<const N: usize>() -> std::io::Result<[u8; N]> {
     let mut bytes = [0; N];
     // SAFETY: the pointer and the length are those of `bytes`, which lives until the call returns.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) };

@@ -45,6 +45,15 @@ pub fn check(resources: &Resources, places: &Places, config: Option<&Config>, re
     }
 }
 
+/// Reports everything that is wrong with the set's policies, and what deserves a warning.
+pub fn check_policies(resources: &Resources, report: &Report<'_>) {
+    policy::check(&Checker {
+        resources,
+        places: &Places::default(),
+        report,
+    });
+}
+
 /// The set under examination.
 struct Checker<'a, 's> {
     resources: &'a Resources,

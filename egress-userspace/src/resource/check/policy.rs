@@ -143,7 +143,7 @@ fn addresses(checker: &Checker<'_, '_>, place: Place, policy: &Policy, egress: &
                 "name an address of the policy's own account",
             ),
             None => (
-                format!("{address} is in no pool (ZONE-5)"),
+                format!("policy {}: {address} is in no pool (ZONE-5)", policy.name),
                 "name an address, or a whole IPv6 prefix, that a [[pool]] of the account lists",
             ),
         };
@@ -201,8 +201,10 @@ fn accounts(checker: &Checker<'_, '_>) {
     let mut last: BTreeMap<&str, (Place, bool)> = BTreeMap::new();
     for (object, policy) in resources.policies.iter().enumerate() {
         let place = Place::object(Kind::Policy, object);
+        // One that is called by its name here and by its id there is one account.
+        let account = resources.account(&policy.account);
         let (of, matches_all) = last
-            .entry(policy.account.as_str())
+            .entry(account.map_or(policy.account.as_str(), |account| account.name.as_str()))
             .or_insert((place, false));
         *of = place;
         *matches_all |= policy.enabled && policy.traffic.is_empty();

@@ -22,7 +22,7 @@ CREATE TABLE token (
 const COLUMNS: &str = "id, name, permissions, accounts, created";
 
 /// Now, µs since 1970.
-pub(super) fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0))
 }
