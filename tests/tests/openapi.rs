@@ -22,9 +22,16 @@ const PERMISSIONS: [&str; 4] = [
     "account-analytics:read",
     "metrics:read",
 ];
-/// No schema can say which pools and addresses there are: what names one that is not there may be refused with 400,
-/// though the document allows it.
-const NAMES_OTHERS: [&str; 3] = ["editZoneSetting", "editZoneSettings", "drain"];
+/// No schema can say which pools and addresses there are, nor what an expression is: what names one that is not there, or
+/// is none, may be refused with 400, though the document allows it.
+const NAMES_OTHERS: [&str; 6] = [
+    "editZoneSetting",
+    "editZoneSettings",
+    "drain",
+    "createRule",
+    "putRule",
+    "patchRule",
+];
 
 /// Most requests are for the account and the zone that there are: what is said about others is said early.
 fn config() -> String {

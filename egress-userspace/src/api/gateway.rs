@@ -51,7 +51,7 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         updated_at: now,
     };
     let policy = wanted.policy(account, precedence, made);
-    change(&mut controller, account, policy)
+    change(&mut controller, account, &policy)
 }
 
 /// `PUT /accounts/{account_id}/gateway/rules/{rule_id}`: the whole rule. Without a precedence it keeps its place.
@@ -68,7 +68,7 @@ pub(super) fn put(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     change(
         &mut controller,
         account,
-        wanted.policy(account, precedence, made),
+        &wanted.policy(account, precedence, made),
     )
 }
 
@@ -82,7 +82,7 @@ pub(super) fn patch(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let mut made = changed(made);
     patch.onto(&mut policy, &mut made);
     policy.made = Some(made);
-    change(&mut controller, account, policy)
+    change(&mut controller, account, &policy)
 }
 
 /// `DELETE /accounts/{account_id}/gateway/rules/{rule_id}`
@@ -97,7 +97,7 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 }
 
 /// Puts a policy in force, and says what it is then.
-fn change(controller: &mut Controller, account: &str, policy: Policy) -> Result<Answer, ApiError> {
+fn change(controller: &mut Controller, account: &str, policy: &Policy) -> Result<Answer, ApiError> {
     let id = policy.made.as_ref().map(|made| made.id.clone());
     let warnings = controller.put_policy(policy).map_err(|error| match error {
         PolicyError::Invalid(why) => invalid(why),

@@ -26,13 +26,13 @@ impl Controller {
     ///
     /// # Errors
     /// Which kind of mistake it was; everything is then as before.
-    pub fn put_policy(&mut self, policy: Policy) -> Result<Vec<String>, PolicyError> {
+    pub fn put_policy(&mut self, policy: &Policy) -> Result<Vec<String>, PolicyError> {
         let put = Object::Policy(policy.clone());
         let mut after = self.stored.resources();
         after
             .policies
             .retain(|one| Object::Policy(one.clone()).id() != put.id());
-        if let Some(why) = taken(&after, &policy) {
+        if let Some(why) = taken(&after, policy) {
             return Err(PolicyError::Invalid(why));
         }
         after.policies.push(policy.clone());

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Query, translated};
 use crate::desired::{Desired, DesiredPolicy, DesiredZone};
-use crate::policy::Facts;
+use crate::policy::{Expression, Facts};
 
 /// The source port of a question that names none: the first that Linux gives to connections.
 pub const UNKNOWN_PORT: u16 = 32_768;
@@ -46,7 +46,7 @@ pub(super) fn by_port(desired: &Desired, zone: &DesiredZone, query: &Query) -> V
     let mut starts = BTreeSet::from([0]);
     for range in asked
         .filter_map(|policy| policy.traffic.as_ref())
-        .flat_map(|traffic| traffic.source_ports())
+        .flat_map(Expression::source_ports)
     {
         starts.insert(*range.start());
         starts.extend(range.start().checked_add(1));

@@ -64,7 +64,7 @@ impl Rule {
                 "traffic" => rule.traffic = traffic(text(key, value)?)?,
                 "identity" | "device_posture" => nothing_but_packets(key, text(key, value)?)?,
                 "rule_settings" => rule.egress = settings(value)?,
-                "schedule" | "expiration" if is_nothing(value) => {}
+                "schedule" | "expiration" if value.is_null() => {}
                 "schedule" | "expiration" => {
                     return Err(invalid(format!(
                         "`{key}` cannot be decided by the data plane"

@@ -73,7 +73,7 @@ fn what_is_not_said_is_off_and_the_default_egress() {
         ("traffic", json!("  ")),
         ("precedence", json!(null)),
         ("enabled", json!(null)),
-        ("schedule", json!({})),
+        ("schedule", json!(null)),
         // What an answer had is sent back.
         ("version", json!(5)),
         ("deleted_at", json!(null)),
