@@ -45,6 +45,28 @@ pub mod realm {
     pub const fn of_zone(zone: u16) -> u16 {
         zone
     }
+
+    /// Realms from here are other servers': two servers' insides may use the same addresses.
+    const PEERS: u16 = 0x8000;
+
+    const _: () = assert!(crate::settings::MAX_ZONES <= PEERS as u32);
+    const _: () = assert!(crate::peer::MAX_PEERS <= PEERS as u32);
+
+    /// The realm of what another server has sent here to be translated, by that server's number.
+    #[inline(always)]
+    pub const fn of_peer(number: u32) -> u16 {
+        PEERS | number as u16
+    }
+
+    /// The number of the server whose realm it is, if it is one of those.
+    #[inline(always)]
+    pub const fn peer(realm: u16) -> Option<u32> {
+        if realm & PEERS == 0 {
+            None
+        } else {
+            Some((realm & !PEERS) as u32)
+        }
+    }
 }
 
 /// A flow as the origin sees it; its insertion is the reservation of the egress port (CAP-8).
@@ -84,6 +106,16 @@ pub struct OriginKey<A> {
 }
 
 impl<A: Address> OriginKey<A> {
+    /// What counts the flows that are forwarded to a server, by its number: of no egress IP.
+    #[inline(always)]
+    pub fn of_peer(number: u32, protocol: u8) -> Self {
+        Self {
+            origin_port: number as u16,
+            protocol,
+            ..Self::default()
+        }
+    }
+
     /// What a counter is of that is free but on no list of free ones: nothing has it, since 0 is no protocol that is
     /// counted. Whoever looks after idle counters finds it, unlike one on a list, which has no key at all.
     #[inline(always)]

@@ -58,6 +58,7 @@ pub mod reason;
 pub mod record;
 pub mod reply;
 pub mod settings;
+pub mod share;
 pub mod siphash;
 pub mod slot;
 pub mod tag;

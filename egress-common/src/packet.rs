@@ -334,6 +334,8 @@ pub struct OptionWalk {
     pub end: u32,
     /// Found so far.
     pub found: Options,
+    /// Where the segment size (MSS) stands, from the start of the list; 0 if none was met.
+    pub segment_size_at: u32,
 }
 
 impl OptionWalk {
@@ -347,6 +349,7 @@ impl OptionWalk {
                 scale: None,
                 timestamp: None,
             },
+            segment_size_at: 0,
         }
     }
 
@@ -383,6 +386,8 @@ impl OptionWalk {
                 .map(|shift| if shift > 14 { 14 } else { shift });
         } else if kind == 8 && length == 10 {
             self.found.timestamp = list.u32(at + 2);
+        } else if kind == 2 && length == 4 {
+            self.segment_size_at = self.at + 2;
         }
         self.at += length;
         true

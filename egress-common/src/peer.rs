@@ -6,8 +6,12 @@ use crate::port::SLICES;
 /// Servers that the data plane may know; their numbers are 1..MAX_PEERS, given by each daemon for itself.
 pub const MAX_PEERS: u32 = 4_096;
 
-/// Tunnel id of a reply that arrived at another server than the one that owns its port. Pools have the others.
+/// Tunnel id of a reply that arrived at another server than the one that owns its port.
 pub const REPLY: u32 = 0;
+
+/// Tunnel id of what goes back to the server that a connection came from, translated back already. Pools have the
+/// ids from [`crate::share::FIRST_TARGET`].
+pub const RETURN: u32 = 1;
 
 /// Where a server is reached by the others: an IPv6 address, or an IPv4 address mapped into one (RFC 4291,
 /// section 2.5.5.2).
@@ -55,6 +59,8 @@ pub struct Tunnel {
     pub uplink: u32,
     /// Where this server is reached by the others.
     pub own: Underlay,
+    /// Length of the longest IP packet that fits the tunnel uncut; 0 if that is not known.
+    pub mtu: u32,
 }
 
 /// Who owns the slices of an IPv4 egress IP that are not this server's.

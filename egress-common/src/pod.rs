@@ -14,6 +14,7 @@ use crate::settings::{
     Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MarkSelector, Pool,
     Selected, Settings, Switch, Zone,
 };
+use crate::share::{Forward, Target};
 use crate::siphash::Secret;
 use crate::slot::Slot;
 
@@ -28,6 +29,8 @@ macro_rules! pod {
 
 pod!(
     Bucket,
+    Forward,
+    Target,
     Candidate<V4>,
     Candidate<V6>,
     CgroupKey,

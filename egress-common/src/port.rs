@@ -46,6 +46,10 @@ pub const fn capacity_of(total: u32, slices: u32) -> u32 {
     sum
 }
 
+/// In place of slices: every port, those below 2048 too. Of flows that leave with the client's own, since another
+/// server translates them.
+pub const EVERY_PORT: u32 = u32::MAX;
+
 /// Whether a port lies in one of the slices.
 #[inline(always)]
 pub const fn owns(slices: u32, port: u16) -> bool {

@@ -2,7 +2,7 @@
 //! this server owns, or an address of an IPv6 range and every port (NAT-3, CAP-8).
 
 use crate::family::{V4, V6};
-use crate::port::{Sequence, owns};
+use crate::port::{EVERY_PORT, Sequence, owns};
 use crate::settings::Candidate;
 use crate::siphash::{Secret, siphash};
 
@@ -55,7 +55,7 @@ impl Range for V4 {
 
     #[inline(always)]
     fn may_keep(slices: u32, port: u16) -> bool {
-        owns(slices, port)
+        slices == EVERY_PORT || owns(slices, port)
     }
 
     #[inline(always)]

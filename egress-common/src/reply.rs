@@ -6,6 +6,8 @@ use crate::packet::{Segment, control};
 pub const UNREACHABLE: u8 = 3;
 /// Protocol unreachable.
 pub const CODE_PROTOCOL: u8 = 2;
+/// Fragmentation needed, and not allowed (RFC 1191).
+pub const CODE_TOO_LONG: u8 = 4;
 /// Communication administratively prohibited (RFC 1812, 5.2.7.1; RFC 5508 REQ-8).
 pub const CODE_PROHIBITED: u8 = 13;
 /// Bytes of the offending packet's payload that an ICMP error carries (RFC 792).

@@ -102,6 +102,11 @@ pub mod flag {
     pub const RESET: u16 = 1 << 9;
     /// The inside's packets enter as they leave, whatever netfilter may do on the way: the fast path has met one.
     pub const DIRECT: u16 = 1 << 10;
+    /// Another server translates the flow: its packets go there as they are, and come back translated (FWD-2). Such a
+    /// slot has no egress IP; its inside endpoint stands in for one, and its `interface` is that server's number.
+    pub const FORWARDED: u16 = 1 << 11;
+    /// Another server sent the flow here to be translated, and gets what comes back. The realm tells which one.
+    pub const VISITOR: u16 = 1 << 12;
 }
 
 /// State, flags and generation in one compare-and-swap word.
@@ -205,7 +210,8 @@ pub struct Slot<A> {
     pub windows: [u8; 2],
     /// Counter record that holds this flow's place, and by that stays this flow's.
     pub count: u32,
-    /// Interface the flow entered by; 0 for the host's own sockets.
+    /// Interface the flow entered by; 0 for the host's own sockets. Of a forwarded flow the number of the server that
+    /// translates it.
     pub interface: u32,
     /// Timestamp value last seen from the inside while closing (RFC 7323).
     pub timestamp: u32,
@@ -239,6 +245,9 @@ impl<A: Address> Slot<A> {
     /// The counter this slot falls under.
     #[inline(always)]
     pub fn counted(&self) -> OriginKey<A> {
+        if self.flags & flag::FORWARDED != 0 {
+            return OriginKey::of_peer(self.interface, self.flow.protocol);
+        }
         self.flow.counted(self.egress)
     }
 

@@ -25,7 +25,7 @@ use crate::count;
 use crate::family::Family;
 use crate::flow;
 use crate::index::{self, ByEgress, ByInside, Inserted};
-use crate::maps::{POOLS, SCRATCH_OPEN4, SCRATCH_OPEN6, SECRET};
+use crate::maps::{Both, POOLS, SCRATCH_OPEN, SECRET};
 use crate::outgoing::{Outgoing, next};
 use crate::record;
 use crate::report;
@@ -33,6 +33,7 @@ use crate::slots;
 use crate::verdict;
 
 mod candidate;
+mod pin;
 mod port;
 
 /// How far the allocation got.
@@ -82,14 +83,14 @@ pub trait Scratch: Family {
 impl Scratch for V4 {
     #[inline(always)]
     fn scratch() -> Option<*mut Open<Self>> {
-        SCRATCH_OPEN4.get_ptr_mut(0)
+        SCRATCH_OPEN.get_ptr_mut(0).map(Both::four)
     }
 }
 
 impl Scratch for V6 {
     #[inline(always)]
     fn scratch() -> Option<*mut Open<Self>> {
-        SCRATCH_OPEN6.get_ptr_mut(0)
+        SCRATCH_OPEN.get_ptr_mut(0).map(Both::six)
     }
 }
 
@@ -114,6 +115,21 @@ pub fn open<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     finish(ctx, packet)
 }
 
+/// Gives a flow that another server translates its slot: counted by server, and without an egress IP.
+#[inline(never)]
+pub fn pin<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    let step = begin(ctx, packet);
+    if step != next::ADMIT {
+        return step;
+    }
+    if pin::place(packet) {
+        // SAFETY: the callback is given nothing.
+        unsafe { port::attempt::<A>(0, core::ptr::null_mut()) };
+        port::settle::<A>();
+    }
+    finish(ctx, packet)
+}
+
 /// What a failure means for the packet.
 #[inline(always)]
 fn failed<A>(ctx: &TcContext, packet: &mut Outgoing<A>, reason: Reason) -> i32 {
@@ -130,6 +146,8 @@ fn failed<A>(ctx: &TcContext, packet: &mut Outgoing<A>, reason: Reason) -> i32 {
 fn begin<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     match try_begin(ctx, packet) {
         Ok(()) => next::ADMIT,
+        // This server has nothing of the pool: another one may have (FWD-2).
+        Err(Reason::NoAddress) if A::FORWARDS => next::FORWARD,
         Err(reason) => failed(ctx, packet, reason),
     }
 }
@@ -139,7 +157,7 @@ fn try_begin<A: Scratch>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), Re
     let configuration = Configuration::of(packet.version).ok_or(Reason::Blocked)?;
     let open = A::scratch().ok_or(Reason::TableFull)?;
     let pool = pool(&configuration, packet.pool).ok_or(Reason::Blocked)?;
-    if A::candidates(&pool).1 == 0 {
+    if packet.kind != flag::FORWARDED && A::candidates(&pool).1 == 0 {
         return Err(Reason::NoAddress);
     }
     let (index, generation) = slots::obtain::<A>().ok_or(Reason::TableFull)?;
@@ -277,7 +295,7 @@ fn publish<A: Scratch>(
         (*slot).count = (*open).place.index;
         ((*open).mine.index, (*open).place.index, (*open).now)
     };
-    let redirect = if packet.redirect { flag::REDIRECT } else { 0 };
+    let redirect = packet.kind | if packet.redirect { flag::REDIRECT } else { 0 };
     let ready = if packet.key.protocol == TCP {
         let (out, back, flags, scale) = tcp::opened(&packet.segment, &packet.options);
         // SAFETY: as above.

@@ -121,11 +121,11 @@ impl Family for V4 {
     }
     #[inline(always)]
     fn walk_flows() -> Option<*mut Walk<FlowKey<Self>>> {
-        SCRATCH_WALK_FLOWS4.get_ptr_mut(0)
+        SCRATCH_WALK_FLOWS.get_ptr_mut(0).map(Both::four)
     }
     #[inline(always)]
     fn walk_reverse() -> Option<*mut Walk<ReverseKey<Self>>> {
-        SCRATCH_WALK_REVERSE4.get_ptr_mut(0)
+        SCRATCH_WALK_REVERSE.get_ptr_mut(0).map(Both::four)
     }
     #[inline(always)]
     fn origin(key: &OriginKey<Self>) -> Option<Reference> {
@@ -184,7 +184,7 @@ impl Family for V4 {
     }
     #[inline(always)]
     fn outgoing() -> Option<*mut Outgoing<Self>> {
-        SCRATCH_OUTGOING4.get_ptr_mut(0)
+        SCRATCH_OUTGOING.get_ptr_mut(0).map(Both::four)
     }
 
     #[inline(always)]

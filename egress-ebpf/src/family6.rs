@@ -44,11 +44,11 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn walk_flows() -> Option<*mut Walk<FlowKey<Self>>> {
-        SCRATCH_WALK_FLOWS6.get_ptr_mut(0)
+        SCRATCH_WALK_FLOWS.get_ptr_mut(0).map(Both::six)
     }
     #[inline(always)]
     fn walk_reverse() -> Option<*mut Walk<ReverseKey<Self>>> {
-        SCRATCH_WALK_REVERSE6.get_ptr_mut(0)
+        SCRATCH_WALK_REVERSE.get_ptr_mut(0).map(Both::six)
     }
     #[inline(always)]
     fn origin(key: &OriginKey<Self>) -> Option<Reference> {
@@ -100,7 +100,7 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn outgoing() -> Option<*mut Outgoing<Self>> {
-        SCRATCH_OUTGOING6.get_ptr_mut(0)
+        SCRATCH_OUTGOING.get_ptr_mut(0).map(Both::six)
     }
 
     #[inline(always)]

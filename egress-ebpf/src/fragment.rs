@@ -33,8 +33,8 @@ use crate::family6::words;
 use crate::flow::{self, Found};
 use crate::frame::Frame;
 use crate::maps::{
-    DATAGRAM_LOCKS4, DATAGRAM_LOCKS6, DATAGRAMS4, DATAGRAMS6, IDENTIFICATIONS, SCRATCH_FRAGMENT4,
-    SCRATCH_FRAGMENT6, SECRET,
+    Both, DATAGRAM_LOCKS4, DATAGRAM_LOCKS6, DATAGRAMS4, DATAGRAMS6, IDENTIFICATIONS,
+    SCRATCH_FRAGMENT, SECRET,
 };
 use crate::word::MapWord;
 use crate::{held, slots};
@@ -147,7 +147,7 @@ pub trait Fragmented: Family + Words {
 impl Fragmented for V4 {
     #[inline(always)]
     fn work() -> Option<*mut Work<Self>> {
-        SCRATCH_FRAGMENT4.get_ptr_mut(0)
+        SCRATCH_FRAGMENT.get_ptr_mut(0).map(Both::four)
     }
     #[inline(always)]
     fn datagram(index: u32) -> Option<*mut Datagram<Self>> {
@@ -194,7 +194,7 @@ impl Fragmented for V4 {
 impl Fragmented for V6 {
     #[inline(always)]
     fn work() -> Option<*mut Work<Self>> {
-        SCRATCH_FRAGMENT6.get_ptr_mut(0)
+        SCRATCH_FRAGMENT.get_ptr_mut(0).map(Both::six)
     }
     #[inline(always)]
     fn datagram(index: u32) -> Option<*mut Datagram<Self>> {

@@ -11,7 +11,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::bytes::Bytes;
 use egress_common::checksum::fold;
 use egress_common::icmp::{self, Endpoint, Error, LONGEST};
-use egress_common::key::{FlowKey, TCP};
+use egress_common::key::{FlowKey, TCP, realm};
 use egress_common::packet::IcmpKind;
 use egress_common::reason::Reason;
 use egress_common::slot::flag;
@@ -47,6 +47,8 @@ pub struct Outer<A> {
 pub enum Arriving {
     /// It was translated back. A realm's leaves by this interface instead of the routing table.
     Flow { redirect: Option<u32> },
+    /// It was translated back, and belongs to a flow that this server sent here.
+    Visitor { server: u32 },
     /// It is about a packet of no flow here, which left from this port.
     Unknown { port: u16 },
 }
@@ -80,11 +82,12 @@ pub fn arriving<A: Family>(ctx: &TcContext, outer: &Outer<A>) -> Result<Arriving
     }
     believable(ctx, &frame, outer, &error, &found, Way::Back)?;
     // SAFETY: a live map value that was checked to be the quoted packet's.
-    let (inside, port, interface) = unsafe {
+    let (inside, port, interface, space) = unsafe {
         (
             (*found.slot).flow.inside,
             (*found.slot).flow.inside_port,
             (*found.slot).interface,
+            (*found.slot).flow.realm,
         )
     };
     icmp::translate(
@@ -102,6 +105,10 @@ pub fn arriving<A: Family>(ctx: &TcContext, outer: &Outer<A>) -> Result<Arriving
         },
     )
     .ok_or(Reason::Malformed)?;
+    if found.word.has(flag::VISITOR) {
+        let server = realm::peer(space).unwrap_or(0);
+        return Ok(Arriving::Visitor { server });
+    }
     Ok(Arriving::Flow {
         redirect: found.word.has(flag::REDIRECT).then_some(interface),
     })
@@ -146,6 +153,9 @@ pub fn leaving<A: Family>(
     // It goes to the origin, or it tells a stranger about a flow.
     if error.source != outer.destination || found.word.has(flag::EXPIRED) {
         return Err(Reason::IcmpError);
+    }
+    if found.word.has(flag::FORWARDED) {
+        return Err(Reason::ForwardedIcmp);
     }
     believable(ctx, &frame, outer, &error, &found, Way::Out)?;
     // SAFETY: a live map value that was checked to be the quoted packet's.

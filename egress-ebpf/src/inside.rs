@@ -17,20 +17,41 @@ pub fn run(ctx: &TcContext) -> i32 {
     let Some(network) = link::network(ctx) else {
         return unread(ctx);
     };
-    let frame = Frame::now(ctx);
     match network.ethertype {
-        ETHERTYPE_IPV4 => ip::<V4>(
-            ctx,
-            network.offset,
-            packet::ipv4(&frame, network.offset, ctx.len()).map(|ip| ip.source),
-        ),
-        ETHERTYPE_IPV6 => ip::<V6>(
-            ctx,
-            network.offset,
-            ipv6(&frame, network.offset, ctx.len()).map(|ip| ip.source),
-        ),
+        ETHERTYPE_IPV4 => ip::<V4>(ctx, network.offset, zone4(ctx, network.offset)),
+        ETHERTYPE_IPV6 => ip::<V6>(ctx, network.offset, zone6(ctx, network.offset)),
         _ => unread(ctx),
     }
+}
+
+/// No zone's number: the packet cannot be read, or it is in none.
+const UNREAD: u32 = 1 << 31;
+const NONE: u32 = 1 << 30;
+
+/// The zone of the packet whose header is at `offset`. Not a part of [`run`], whose stack the fast path's is added to.
+#[inline(never)]
+fn zone4(ctx: &TcContext, offset: usize) -> u32 {
+    let ip = packet::ipv4(&Frame::now(ctx), offset, ctx.len());
+    zone(ctx, ip.map(|ip| ip.source))
+}
+
+/// As [`zone4`].
+#[inline(never)]
+fn zone6(ctx: &TcContext, offset: usize) -> u32 {
+    let ip = ipv6(&Frame::now(ctx), offset, ctx.len());
+    zone(ctx, ip.map(|ip| ip.source))
+}
+
+#[inline(always)]
+fn zone<A: Family>(ctx: &TcContext, source: Result<A, Malformed>) -> u32 {
+    let Ok(source) = source else {
+        return UNREAD;
+    };
+    Configuration::now()
+        .and_then(|configuration| {
+            classify::entering(&configuration, verdict::interface(ctx), source)
+        })
+        .unwrap_or(NONE)
 }
 
 /// Neither IPv4 nor IPv6, or nothing that can be read. It has no tag: an IP packet that it carries, in PPPoE for
@@ -43,17 +64,14 @@ fn unread(ctx: &TcContext) -> i32 {
 
 /// An IP packet: tagged, and past everything else if its flow is live.
 #[inline(always)]
-fn ip<A: Family>(ctx: &TcContext, network: usize, source: Result<A, Malformed>) -> i32 {
-    let Ok(source) = source else {
+fn ip<A: Family>(ctx: &TcContext, network: usize, zone: u32) -> i32 {
+    if zone == UNREAD {
         return unread(ctx);
-    };
-    let zone = Configuration::now().and_then(|configuration| {
-        classify::entering(&configuration, verdict::interface(ctx), source)
-    });
-    let Some(zone) = zone else {
+    }
+    if zone == NONE {
         verdict::set_tag(ctx, Tag::Unbound);
         return NEXT;
-    };
+    }
     verdict::set_tag(ctx, Tag::Zone(zone as u16));
     match fast::out::<A>(ctx, network, zone) {
         DECLINED => NEXT,

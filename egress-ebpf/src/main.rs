@@ -10,6 +10,7 @@
 //! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, answer for a flow that is [`over`], or drop; [`icmp`]; [`arp`], [`ndp`] |
 //! | tracepoints | [`cgroup`]: selected cgroups that are created anew, and those that are gone |
 //! | tc ingress of the tunnel | [`tunnel`]: what other servers have sent on ([`steer`]) is taken for arrived on the uplink |
+//! | tc egress of the tunnel | [`forward`]: connections whose pool others own are sent there; what comes back is [`returned`], and what others forward here a [`visitor`] |
 //! | a timer | [`sweep`]: end idle flows, free what ended |
 //! | both of the uplink's | [`fragment`], [`held`]: fragments in any order |
 //! | run by the daemon | [`end`]: end a flow, and put on the way in what tells both ends |
@@ -42,6 +43,7 @@ mod family;
 mod family6;
 mod fast;
 mod flow;
+mod forward;
 mod fragment;
 mod frame;
 mod globals;
@@ -54,6 +56,7 @@ mod inside;
 mod link;
 mod lists;
 mod maps;
+mod mss;
 mod ndp;
 mod options;
 mod outgoing;
@@ -63,13 +66,16 @@ mod record;
 mod refuse;
 mod reply;
 mod report;
+mod returned;
 mod slots;
 mod steer;
 mod sweep;
+mod too_long;
 mod translate;
 mod tunnel;
 mod uplink;
 mod verdict;
+mod visitor;
 mod word;
 mod zero;
 
@@ -109,6 +115,13 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
 pub fn tunnel_ingress(ctx: TcContext) -> i32 {
     globals::mark_variant();
     tunnel::run(&ctx)
+}
+
+/// Everything that goes to other servers.
+#[classifier]
+pub fn tunnel_egress(ctx: TcContext) -> i32 {
+    globals::mark_variant();
+    forward::run(&ctx)
 }
 
 /// A cgroup was created.

@@ -32,6 +32,7 @@ use egress_common::settings::{
     MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, Pool, PrefixV4, PrefixV6, Selected, Settings,
     Switch, Zone,
 };
+use egress_common::share::{Forward, Target};
 use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
 
@@ -125,6 +126,12 @@ pub static PEER_TRAFFIC: PerCpuArray<Traffic, { MAX_PEERS as usize }> = PerCpuAr
 /// Of IPv6 ranges the owner stands in `EGRESS6`.
 #[btf_map]
 pub static SLICES4: HashMap<V4, Owners, 65_536, NO_PREALLOC> = HashMap::new();
+/// Where new connections of pools go that this server owns nothing of, by this server's number of the pool (FWD-2).
+#[btf_map]
+pub static FORWARDS: HashMap<u32, Forward, { MAX_POOLS as usize }, NO_PREALLOC> = HashMap::new();
+/// What tunnel ids of other servers' connections mean here.
+#[btf_map]
+pub static TARGETS: HashMap<u32, Target, { MAX_POOLS as usize }, NO_PREALLOC> = HashMap::new();
 
 // Flows and counts.
 #[btf_map]
@@ -194,20 +201,39 @@ pub static ENDED: RingBuf<Ended, 65_536> = RingBuf::new();
 #[btf_map]
 pub static REPLIES: PerCpuArray<reply::Bucket, 1> = PerCpuArray::new();
 
+/// A scratch record for each family, in one map: a program may use 64 maps.
+#[repr(C)]
+pub struct Both<T, U> {
+    pub four: T,
+    pub six: U,
+}
+
+impl<T, U> Both<T, U> {
+    /// The record for IPv4, of this CPU's two.
+    #[inline(always)]
+    pub fn four(both: *mut Self) -> *mut T {
+        // SAFETY: a map value.
+        unsafe { &raw mut (*both).four }
+    }
+
+    /// The record for IPv6.
+    #[inline(always)]
+    pub fn six(both: *mut Self) -> *mut U {
+        // SAFETY: as above.
+        unsafe { &raw mut (*both).six }
+    }
+}
+
 /// What one new flow needs between the callbacks of its allocation; not pinned.
 #[btf_map]
-pub static SCRATCH_OPEN4: PerCpuArray<Open<V4>, 1> = PerCpuArray::new();
-#[btf_map]
-pub static SCRATCH_OPEN6: PerCpuArray<Open<V6>, 1> = PerCpuArray::new();
+pub static SCRATCH_OPEN: PerCpuArray<Both<Open<V4>, Open<V6>>, 1> = PerCpuArray::new();
 /// Walks through the indexes; not pinned.
 #[btf_map]
-pub static SCRATCH_WALK_FLOWS4: PerCpuArray<Walk<FlowKey<V4>>, 1> = PerCpuArray::new();
+pub static SCRATCH_WALK_FLOWS: PerCpuArray<Both<Walk<FlowKey<V4>>, Walk<FlowKey<V6>>>, 1> =
+    PerCpuArray::new();
 #[btf_map]
-pub static SCRATCH_WALK_REVERSE4: PerCpuArray<Walk<ReverseKey<V4>>, 1> = PerCpuArray::new();
-#[btf_map]
-pub static SCRATCH_WALK_FLOWS6: PerCpuArray<Walk<FlowKey<V6>>, 1> = PerCpuArray::new();
-#[btf_map]
-pub static SCRATCH_WALK_REVERSE6: PerCpuArray<Walk<ReverseKey<V6>>, 1> = PerCpuArray::new();
+pub static SCRATCH_WALK_REVERSE: PerCpuArray<Both<Walk<ReverseKey<V4>>, Walk<ReverseKey<V6>>>, 1> =
+    PerCpuArray::new();
 /// Next hops of live flows; not pinned.
 #[btf_map]
 pub static SCRATCH_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
@@ -222,9 +248,7 @@ pub static SCRATCH_PIECE: PerCpuArray<crate::icmp::Piece, 1> = PerCpuArray::new(
 pub static SCRATCH_SWEEP: PerCpuArray<crate::sweep::Scratch, 1> = PerCpuArray::new();
 /// One packet between the steps of the uplink's program; not pinned.
 #[btf_map]
-pub static SCRATCH_OUTGOING4: PerCpuArray<Outgoing<V4>, 1> = PerCpuArray::new();
-#[btf_map]
-pub static SCRATCH_OUTGOING6: PerCpuArray<Outgoing<V6>, 1> = PerCpuArray::new();
+pub static SCRATCH_OUTGOING: PerCpuArray<Both<Outgoing<V4>, Outgoing<V6>>, 1> = PerCpuArray::new();
 /// One packet between the steps of the program that takes replies; not pinned.
 #[btf_map]
 pub static SCRATCH_INCOMING4: PerCpuArray<Incoming<V4>, 1> = PerCpuArray::new();
@@ -238,9 +262,7 @@ pub static SCRATCH_EXTENSIONS: PerCpuArray<Extensions, 1> = PerCpuArray::new();
 pub static SCRATCH_PATH: PerCpuArray<CgroupPath, 1> = PerCpuArray::new();
 /// One fragment while its datagram is looked up; not pinned.
 #[btf_map]
-pub static SCRATCH_FRAGMENT4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
-#[btf_map]
-pub static SCRATCH_FRAGMENT6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
+pub static SCRATCH_FRAGMENT: PerCpuArray<Both<Work<V4>, Work<V6>>, 1> = PerCpuArray::new();
 /// A list of TCP options; not pinned.
 #[btf_map]
 pub static SCRATCH_OPTIONS: PerCpuArray<crate::options::List, 1> = PerCpuArray::new();

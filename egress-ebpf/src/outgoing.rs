@@ -43,6 +43,11 @@ pub struct Outgoing<A> {
     pub slot: u32,
     /// Replies leave by the interface the packet came in by (realms).
     pub redirect: bool,
+    /// Of a flow that two servers share: `flag::FORWARDED` or `flag::VISITOR`; else 0.
+    pub kind: u16,
+    /// The server that is to translate a forwarded flow, and the tunnel id under which it goes there.
+    pub peer: u32,
+    pub target: u32,
     /// A first fragment without a whole transport header.
     pub cut: bool,
 }
@@ -74,6 +79,10 @@ pub mod next {
     pub const PASS: i32 = 0x107;
     /// It arrived at the wrong server: it is sent on to its owner.
     pub const ELSEWHERE: i32 = 0x10b;
+    /// Another server translates it.
+    pub const FORWARD: i32 = 0x10c;
+    /// It belongs to a flow of another server, which gets it now that it is translated back.
+    pub const HOME: i32 = 0x10d;
     /// A first fragment has been dealt with; later ones that were held follow it.
     pub const RELEASE: i32 = 0x108;
 }

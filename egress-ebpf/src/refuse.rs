@@ -48,6 +48,26 @@ pub struct Quote {
 /// Counts, reports and answers the packet whose reason is set; it never leaves.
 #[inline(never)]
 pub fn run<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
+    match turned(ctx, packet) {
+        ANSWERED => {
+            hand_back(ctx, packet).unwrap_or_else(|()| report::drop(ctx, Reason::Unanswerable))
+        }
+        verdict => verdict,
+    }
+}
+
+/// No verdict: the packet has become its answer, which is still to be sent.
+pub const ANSWERED: i32 = 0x1fe;
+
+/// As [`run`]; where the answer goes is the caller's business.
+#[inline(never)]
+pub fn answer<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
+    turned(ctx, packet)
+}
+
+/// Turns the packet into its answer: [`ANSWERED`], or a verdict.
+#[inline(always)]
+fn turned<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     let subject = Subject {
         zone: packet.zone,
         source_port: packet.key.inside_port,
@@ -81,7 +101,7 @@ pub fn run<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     if made.is_err() {
         return report::drop(ctx, Reason::Unanswerable);
     }
-    hand_back(ctx, packet).unwrap_or_else(|()| report::drop(ctx, Reason::Unanswerable))
+    ANSWERED
 }
 
 /// Whether we may make another packet now (NAT-11).

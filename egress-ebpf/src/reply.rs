@@ -3,8 +3,9 @@
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
 use egress_common::family::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
-use egress_common::key::{ReverseKey, TCP};
+use egress_common::key::{ReverseKey, TCP, realm};
 use egress_common::packet::{self, Fragment, Ip, Segment};
+use egress_common::peer::{REPLY, RETURN};
 use egress_common::reason::Reason;
 use egress_common::settings::{EgressAddress, egress_flag};
 use egress_common::slot::flag;
@@ -72,10 +73,10 @@ fn packet<A: Fragmented>(ctx: &TcContext, offset: usize, mark: u32) -> i32 {
     if step == next::LATER {
         step = fragment::back::later(ctx, packet);
         // None of the steps below: the verifier would look at all of them once more.
-        return if step == next::ELSEWHERE {
-            elsewhere(ctx, packet)
-        } else {
-            step
+        return match step {
+            next::ELSEWHERE => elsewhere(ctx, packet),
+            next::HOME => home(ctx, packet),
+            verdict => verdict,
         };
     }
     if step == next::KNOWN && matches!(packet.ip.fragment, Fragment::First) {
@@ -93,6 +94,9 @@ fn packet<A: Fragmented>(ctx: &TcContext, offset: usize, mark: u32) -> i32 {
     if step == next::ELSEWHERE {
         step = elsewhere(ctx, packet);
     }
+    if step == next::HOME {
+        step = home(ctx, packet);
+    }
     step
 }
 
@@ -102,7 +106,14 @@ fn elsewhere<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
     if packet.is_tunnelled() {
         return report::drop(ctx, Reason::SteeredTwice);
     }
-    steer::send(ctx, packet.owner, packet.ip.network())
+    steer::send(ctx, packet.owner, packet.ip.network(), REPLY)
+}
+
+/// Sends what was translated back to the server that its connection came from (FWD-2). It may have come through the
+/// tunnel itself, from a server that the network has brought it to by mistake: then it was a reply, and is none now.
+#[inline(never)]
+fn home<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
+    steer::send(ctx, packet.owner, packet.ip.network(), RETURN)
 }
 
 impl<A: Family> Incoming<A> {
@@ -176,6 +187,10 @@ fn message<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> i32 {
     };
     let network = ip.network();
     let verdict = icmp::arriving(ctx, &outer).and_then(|arriving| match arriving {
+        Arriving::Visitor { server } => {
+            packet.owner = server;
+            Ok(next::HOME)
+        }
         Arriving::Flow { redirect: None } => Ok(NEXT),
         Arriving::Flow {
             redirect: Some(interface),
@@ -255,24 +270,27 @@ fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<i32
 
 /// Sends the packet to whom its flow belongs to.
 #[inline(never)]
-fn back<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
+fn back<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> i32 {
     try_back(ctx, packet).unwrap_or_else(|reason| report::drop(ctx, reason))
 }
 
 #[inline(always)]
-fn try_back<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> Result<i32, Reason> {
-    let ip = &packet.ip;
+fn try_back<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<i32, Reason> {
     let found = flow::at::<A>(packet.slot).ok_or(Reason::Contended)?;
     // SAFETY: a live map value that was checked to be this packet's.
     let (inside, inside_port, interface) = unsafe {
+        // Noted at once: kept on the stack it would be too much for that.
+        packet.owner = realm::peer((*found.slot).flow.realm).unwrap_or(0);
         (
             (*found.slot).flow.inside,
             (*found.slot).flow.inside_port,
             (*found.slot).interface,
         )
     };
+    let ip = &packet.ip;
     let redirect = found.word.has(flag::REDIRECT);
-    let hop = if redirect {
+    let visitor = found.word.has(flag::VISITOR);
+    let hop = if redirect || visitor {
         None
     } else {
         fast::back(ctx, ip, &packet.segment, &found)
@@ -295,6 +313,9 @@ fn try_back<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> Result<i32, Rea
         },
     )
     .map_err(|()| Reason::Malformed)?;
+    if visitor {
+        return Ok(next::HOME);
+    }
     if redirect {
         return deliver::<A>(ctx, ip.network(), interface);
     }

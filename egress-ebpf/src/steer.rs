@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{
     bpf_redirect, bpf_skb_change_head, bpf_skb_set_tunnel_key, bpf_skb_vlan_pop,
 };
 use aya_ebpf::programs::TcContext;
-use egress_common::peer::{Peer, REPLY, Tunnel, Underlay, unmapped};
+use egress_common::peer::{Peer, Tunnel, Underlay, unmapped};
 use egress_common::reason::Reason;
 use egress_common::tag::Tag;
 
@@ -27,18 +27,38 @@ pub fn tunnel() -> Option<Tunnel> {
     (tunnel.interface != 0).then_some(tunnel)
 }
 
-/// Sends the packet to the server of this number; `network` is where its IP header starts.
+/// Length of the longest IP packet that fits the tunnel; 0 if that is not known.
 #[inline(always)]
-pub fn send(ctx: &TcContext, number: u32, network: usize) -> i32 {
-    let peer = PEERS.get(number).copied().unwrap_or_default();
-    let (Some(tunnel), true) = (tunnel(), peer != Peer::default()) else {
-        return report::drop(ctx, Reason::PeerUnreachable);
-    };
+pub fn room() -> u32 {
+    TUNNEL.get(0).map_or(0, |tunnel| tunnel.mtu)
+}
+
+/// Sends the packet to the server of this number, under a tunnel id; `network` is where its IP header starts.
+#[inline(always)]
+pub fn send(ctx: &TcContext, number: u32, network: usize, id: u32) -> i32 {
     if link_layer(ctx, network).is_none() {
         return report::drop(ctx, Reason::Malformed);
     }
-    if aim(ctx, &tunnel.own, &peer.address, REPLY).is_none() {
+    let (Some(tunnel), true) = (tunnel(), aim_at(ctx, number, id)) else {
         return report::drop(ctx, Reason::PeerUnreachable);
+    };
+    // The packet around it is this host's own, and no zone's.
+    verdict::set_tag(ctx, Tag::Done);
+    // SAFETY: the helper takes an interface and no flags: its way out.
+    unsafe { bpf_redirect(tunnel.interface, 0) as i32 }
+}
+
+/// Says that the packet goes to the server of this number, and counts it there; false if it cannot.
+#[inline(never)]
+pub fn aim_at(ctx: &TcContext, number: u32, id: u32) -> bool {
+    let (Some(tunnel), Some(peer)) = (TUNNEL.get(0), PEERS.get(number)) else {
+        return false;
+    };
+    if tunnel.interface == 0 || *peer == Peer::default() {
+        return false;
+    }
+    if aim(ctx, &tunnel.own, &peer.address, id).is_none() {
+        return false;
     }
     if let Some(traffic) = PEER_TRAFFIC.get_ptr_mut(number) {
         // SAFETY: this CPU's own element; nothing else writes it meanwhile.
@@ -47,15 +67,12 @@ pub fn send(ctx: &TcContext, number: u32, network: usize) -> i32 {
             (*traffic).sent_bytes += ctx.len() as u64;
         }
     }
-    // The packet around it is this host's own, and no zone's.
-    verdict::set_tag(ctx, Tag::Done);
-    // SAFETY: the helper takes an interface and no flags: its way out.
-    unsafe { bpf_redirect(tunnel.interface, 0) as i32 }
+    true
 }
 
 /// What goes through the tunnel is Ethernet, without the tag of a network that the other end is not in.
 #[inline(always)]
-fn link_layer(ctx: &TcContext, network: usize) -> Option<()> {
+pub fn link_layer(ctx: &TcContext, network: usize) -> Option<()> {
     // SAFETY: helpers that check what they are given.
     unsafe {
         if verdict::has_vlan(ctx) && bpf_skb_vlan_pop(ctx.skb.skb) != 0 {
@@ -75,11 +92,16 @@ fn link_layer(ctx: &TcContext, network: usize) -> Option<()> {
     Some(())
 }
 
+/// A tunnel key on the stack, where the verifier wants whole words.
+#[repr(C, align(8))]
+pub struct Key(pub bpf_tunnel_key);
+
 /// Says where the tunnel's interface is to send the packet.
 #[inline(always)]
 fn aim(ctx: &TcContext, own: &Underlay, peer: &Underlay, id: u32) -> Option<()> {
     // SAFETY: all-zero is a valid key.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let mut key: Key = unsafe { core::mem::zeroed() };
+    let Key(key) = &mut key;
     key.tunnel_id = id;
     key.tunnel_ttl = HOPS;
     let flags = match (unmapped(own), unmapped(peer)) {
@@ -101,7 +123,7 @@ fn aim(ctx: &TcContext, own: &Underlay, peer: &Underlay, id: u32) -> Option<()> 
     let status = unsafe {
         bpf_skb_set_tunnel_key(
             ctx.skb.skb,
-            &raw mut key,
+            &raw mut *key,
             size_of::<bpf_tunnel_key>() as u32,
             flags as u64,
         )

@@ -1,60 +1,100 @@
 //! tc ingress of the tunnel: what a known server has sent on is handed to the uplink, as if it had arrived there
-//! (FWD-5). Nothing else comes in by the tunnel, and nothing goes from it to the host itself (FWD-6).
+//! (FWD-5); what belongs to a flow that was forwarded there, too ([`returned`]); connections that it forwards are
+//! translated ([`visitor`]). Nothing else comes in by the tunnel (FWD-6).
 
-use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_TUNINFO_IPV6, bpf_tunnel_key};
-use aya_ebpf::helpers::{bpf_redirect, bpf_skb_get_tunnel_key, bpf_skb_load_bytes};
+use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, bpf_tunnel_key};
+use aya_ebpf::helpers::{bpf_skb_get_tunnel_key, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
 use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
 use egress_common::packet::Network;
-use egress_common::peer::{REPLY, Tunnel, Underlay, mapped, unmapped};
+use egress_common::peer::{REPLY, RETURN, Underlay, mapped, unmapped};
 use egress_common::reason::Reason;
+use egress_common::share::END_OF_TARGETS;
 use egress_common::tag::Tag;
 
 use crate::family::Family;
-use crate::frame::Frame;
-use crate::maps::{DEVICES, PEER_NUMBERS, PEER_TRAFFIC};
-use crate::{link, report, steer, verdict};
+use crate::maps::{PEER_NUMBERS, PEER_TRAFFIC};
+use crate::steer::Key;
+use crate::{forward, link, report, returned, steer, verdict, visitor};
 
 pub fn run(ctx: &TcContext) -> i32 {
-    match accepted(ctx) {
-        Ok(tunnel) => arrive(ctx, &tunnel),
-        Err(reason) => report::drop(ctx, reason),
-    }
+    accepted(ctx).unwrap_or_else(|reason| report::drop(ctx, reason))
 }
 
-/// Who sent the packet, and whether it is what that server may send.
+/// Who sent the packet, whether it is what that server may send, and what becomes of it.
 #[inline(always)]
-fn accepted(ctx: &TcContext) -> Result<Tunnel, Reason> {
-    let tunnel = steer::tunnel().ok_or(Reason::TunnelStranger)?;
-    let (sender, id) = sender(ctx, &tunnel.own).ok_or(Reason::TunnelStranger)?;
-    // SAFETY: the daemon replaces values as a whole.
-    let number = unsafe { PEER_NUMBERS.get(sender) }.ok_or(Reason::TunnelStranger)?;
-    let network = link::network(ctx).ok_or(Reason::TunnelStray)?;
-    if id != REPLY || !is_for_egress_ip(ctx, &network) {
-        return Err(Reason::TunnelStray);
+fn accepted(ctx: &TcContext) -> Result<i32, Reason> {
+    let sender = sender(ctx);
+    let (number, id) = (
+        (sender >> ID_BITS) as u32,
+        sender as u32 & (END_OF_TARGETS - 1),
+    );
+    if number == 0 {
+        return Err(Reason::TunnelStranger);
     }
-    if let Some(traffic) = PEER_TRAFFIC.get_ptr_mut(number.number) {
+    let network = link::network(ctx).ok_or(Reason::TunnelStray)?;
+    if let Some(traffic) = PEER_TRAFFIC.get_ptr_mut(number) {
         // SAFETY: this CPU's own element; nothing else writes it meanwhile.
         unsafe {
             (*traffic).received_packets += verdict::segments(ctx) as u64;
             (*traffic).received_bytes += ctx.len() as u64;
         }
     }
-    Ok(tunnel)
+    if id == REPLY {
+        return if is_for_egress_ip(ctx, &network) {
+            Ok(arrive(ctx))
+        } else {
+            Err(Reason::TunnelStray)
+        };
+    }
+    // IPv6 is never forwarded (FWD-1).
+    if network.ethertype != ETHERTYPE_IPV4 {
+        return Err(Reason::TunnelStray);
+    }
+    if id == RETURN {
+        return Ok(match returned::accept::<V4>(ctx, network.offset, number) {
+            returned::ACCEPTED => arrive(ctx),
+            verdict => verdict,
+        });
+    }
+    let target = visitor::target(id).ok_or(Reason::TunnelStray)?;
+    Ok(visitor::run(ctx, network.offset, number, target.pool))
 }
 
-/// The sender's address and the tunnel id, from the headers that the kernel has taken off.
+/// Bits of a tunnel id.
+const ID_BITS: u32 = 24;
+const _: () = assert!(END_OF_TARGETS == 1 << ID_BITS);
+
+/// The sender's number and the tunnel id in one word, from the headers that the kernel has taken off; 0 if the sender
+/// is not known. A function of its own, for the stack's sake.
+#[inline(never)]
+fn sender(ctx: &TcContext) -> u64 {
+    let Some(tunnel) = steer::tunnel() else {
+        return 0;
+    };
+    let Some((sender, id)) = headers(ctx, &tunnel.own) else {
+        return 0;
+    };
+    // SAFETY: the daemon replaces values as a whole.
+    match unsafe { PEER_NUMBERS.get(sender) } {
+        Some(number) => (number.number as u64) << ID_BITS | (id & (END_OF_TARGETS - 1)) as u64,
+        None => 0,
+    }
+}
+
+/// The sender's address and the tunnel id.
 #[inline(always)]
-fn sender(ctx: &TcContext, own: &Underlay) -> Option<(Underlay, u32)> {
+fn headers(ctx: &TcContext, own: &Underlay) -> Option<(Underlay, u32)> {
     // SAFETY: all-zero is a valid key.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let mut key: Key = unsafe { core::mem::zeroed() };
+    let Key(key) = &mut key;
     let single = unmapped(own).is_some();
     let flags = if single { 0 } else { BPF_F_TUNINFO_IPV6 };
     // SAFETY: the helper fills in the key, whose size is given.
     let status = unsafe {
         bpf_skb_get_tunnel_key(
             ctx.skb.skb,
-            &raw mut key,
+            &raw mut *key,
             size_of::<bpf_tunnel_key>() as u32,
             flags as u64,
         )
@@ -114,15 +154,11 @@ fn is_for<A: Family>(ctx: &TcContext, offset: usize) -> i32 {
 
 /// Hands the packet to the uplink: addressed to it, and marked so that it is not sent on again.
 #[inline(always)]
-fn arrive(ctx: &TcContext, tunnel: &Tunnel) -> i32 {
-    let device = DEVICES.get_ptr(tunnel.uplink);
-    let to = Frame::now(ctx).at::<6>(0);
-    let (Some(device), Some(to)) = (device, to) else {
-        return report::drop(ctx, Reason::TunnelStray);
+fn arrive(ctx: &TcContext) -> i32 {
+    let Some(tunnel) = steer::tunnel() else {
+        return report::drop(ctx, Reason::TunnelStranger);
     };
-    // SAFETY: a map value that the daemon replaces as a whole; checked to lie within the packet.
-    unsafe { *to = (*device).mac };
     verdict::set_tag(ctx, Tag::Done);
-    // SAFETY: the helper takes an interface: its way in.
-    unsafe { bpf_redirect(tunnel.uplink, BPF_F_INGRESS as u64) as i32 }
+    forward::to_uplink(ctx, tunnel.uplink)
+        .unwrap_or_else(|()| report::drop(ctx, Reason::TunnelStray))
 }

@@ -25,7 +25,7 @@ use crate::outgoing::{Outgoing, next};
 use crate::policy::{self, Policed};
 use crate::translate::{self, Endpoint};
 use crate::verdict;
-use crate::{allocate, globals, icmp, refuse, report, slots};
+use crate::{allocate, forward, globals, icmp, refuse, report, slots};
 
 pub fn run(ctx: &TcContext) -> i32 {
     let tag = globals::tag_field().read(verdict::mark(ctx));
@@ -83,6 +83,9 @@ fn packet<A: Scratch + Fragmented + Policed>(ctx: &TcContext, offset: usize, tag
     if step == next::ADMIT {
         step = allocate::open(ctx, packet);
     }
+    if step == next::FORWARD {
+        step = forward::hand_over(ctx, packet);
+    }
     if step == next::LEAVE && packet.is_first() {
         step = fragment::out::first(ctx, packet);
     }
@@ -136,13 +139,18 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
 
 /// A packet that may belong to a flow.
 #[inline(never)]
-fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+pub fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     let Some(found) = flow::outgoing(&packet.key) else {
         return next::CLASSIFY;
     };
     packet.slot = found.index;
     match live(packet, &found) {
         Live::Translate => next::LEAVE,
+        Live::Forward => {
+            // SAFETY: a live map value that was checked to be this packet's.
+            packet.zone = unsafe { (*found.slot).zone } as u32;
+            next::FORWARD
+        }
         Live::Anew => {
             if slots::supersede(&found, slots::now()) {
                 next::CLASSIFY
@@ -177,6 +185,8 @@ fn message<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
 /// What a packet of a known flow deserves.
 pub enum Live {
     Translate,
+    /// Another server translates it.
+    Forward,
     /// The flow is over and this packet opens a new one.
     Anew,
     /// The flow is over.
@@ -186,8 +196,13 @@ pub enum Live {
 #[inline(always)]
 pub fn live<A: Family>(packet: &Outgoing<A>, found: &Found<A>) -> Live {
     let word = found.word;
+    let alive = if word.has(flag::FORWARDED) {
+        Live::Forward
+    } else {
+        Live::Translate
+    };
     if packet.ip.protocol != TCP {
-        return Live::Translate;
+        return alive;
     }
     let over = word.state as u8 == State::Closed as u8;
     if packet.segment.opens() && (over || word.has(flag::FIN_IN | flag::FIN_OUT)) {
@@ -197,7 +212,7 @@ pub fn live<A: Family>(packet: &Outgoing<A>, found: &Found<A>) -> Live {
     if over && word.has(flag::EXPIRED) && !packet.segment.has(control::RST) {
         return Live::Over;
     }
-    Live::Translate
+    alive
 }
 
 /// Advances the flow and sends the packet from its egress IP.
@@ -206,6 +221,10 @@ pub fn leave<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     let Some(found) = flow::at::<A>(packet.slot) else {
         return report::drop(ctx, Reason::Contended);
     };
+    if found.word.has(flag::FORWARDED) {
+        // Admitted by another CPU meanwhile, for another server: it has no egress IP.
+        return report::drop(ctx, Reason::Contended);
+    }
     let frame = Frame::now(ctx);
     flow::advance_by(
         ctx,
@@ -272,6 +291,7 @@ fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 
     packet.only = 0;
     packet.policy = 0;
     packet.redirect = false;
+    packet.kind = 0;
     if !is_of_a_host(packet.ip.source) || !is_of_a_host(packet.ip.destination) {
         return report::drop(ctx, Reason::Multicast);
     }
@@ -345,14 +365,14 @@ fn is_link_signalling<A: Family>(ctx: &TcContext, packet: &Outgoing<A>) -> bool 
 
 /// Whether an address may be one host's. The kernel forwards no others; who makes packets himself can.
 #[inline(always)]
-fn is_of_a_host<A: Family>(address: A) -> bool {
+pub fn is_of_a_host<A: Family>(address: A) -> bool {
     !address.is_multicast() && !address.is_nobodys()
 }
 
 /// Whether an enabled zone's packet takes the default egress all the same (POLICY-6, POLICY-7). An error does
 /// if what it is about did.
 #[inline(always)]
-fn exempt<A: Family>(
+pub fn exempt<A: Family>(
     packet: &Outgoing<A>,
     configuration: &Configuration,
     zone: &Zone,

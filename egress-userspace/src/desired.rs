@@ -5,6 +5,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+pub use egress_common::forward::Tier;
+use egress_common::share::share_of;
+
 pub use egress_common::port::{ALL_SLICES, CONNECTIONS_PER_ORIGIN};
 use ipnet::{IpNet, Ipv6Net};
 
@@ -43,6 +46,20 @@ pub struct DesiredTunnel {
     pub port: u16,
     /// The others, in the order of the file; at least one.
     pub peers: Vec<DesiredPeer>,
+    /// What pools are between servers.
+    pub pools: Vec<DesiredForward>,
+}
+
+/// A pool among servers: its tunnel id, and where its new connections go (FWD-2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredForward {
+    /// This server's number of the pool.
+    pub pool: u16,
+    /// Its tunnel id, the same on all servers.
+    pub target: u32,
+    /// Where this server owns nothing of the pool's IPv4 addresses and others do: by share of the inside addresses,
+    /// which of [`DesiredTunnel::peers`] translates, and how near it is.
+    pub shares: Option<Vec<(usize, Tier)>>,
 }
 
 /// Another server.
@@ -188,6 +205,12 @@ impl Desired {
                 .iter()
                 .map(|pool| (pool.number, pool.id.clone()))
                 .collect(),
+            servers: self
+                .tunnel
+                .iter()
+                .flat_map(|tunnel| &tunnel.peers)
+                .map(|peer| (peer.address, peer.name.clone()))
+                .collect(),
         }
     }
 
@@ -197,6 +220,14 @@ impl Desired {
             let single = pool.candidates.iter().map(|one| Address::V4(one.address));
             single.chain(pool.prefixes.iter().map(|range| Address::V6(range.prefix)))
         })
+    }
+
+    /// The server that translates new connections of an inside address, where this one owns nothing of the pool.
+    pub fn forwarded(&self, pool: u16, inside: Ipv4Addr) -> Option<(&DesiredPeer, Tier)> {
+        let tunnel = self.tunnel.as_ref()?;
+        let pool = tunnel.pools.iter().find(|one| one.pool == pool)?;
+        let (peer, tier) = *pool.shares.as_ref()?.get(share_of(inside.octets()))?;
+        Some((tunnel.peers.get(peer)?, tier))
     }
 
     /// The pool with this number.

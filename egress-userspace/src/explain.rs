@@ -24,7 +24,7 @@ use crate::config::IcmpQueries;
 use crate::dataplane::api::{
     DataPlaneView, Exit, FlowKey, FlowRecord, OriginFilter, OriginMatch, Protocol, Traveller, Way,
 };
-use crate::desired::{Candidate, Desired, DesiredExit, DesiredPrefix, DesiredZone};
+use crate::desired::{Candidate, Desired, DesiredExit, DesiredPrefix, DesiredZone, Tier};
 use crate::resource::Address;
 
 /// What a packet is, as far as decisions depend on it.
@@ -179,6 +179,13 @@ pub enum Outcome {
         /// The address it leaves with.
         egress_ip: IpAddr,
     },
+    /// Another server translates it (FWD-2).
+    Forwarded {
+        /// Its name.
+        server: String,
+        /// How near it is: `data-center`, `location` or `elsewhere`.
+        nearness: String,
+    },
     /// It is refused.
     Refused {
         /// The reason's name.
@@ -225,7 +232,7 @@ pub struct Explanation {
     pub pool: Option<String>,
     /// The pool's egress IPs in the order in which they are tried.
     pub candidates: Vec<CandidateVerdict>,
-    /// Where the flow egresses: `local`.
+    /// Where the flow egresses: `local`, or `peer NAME`.
     pub path: Option<String>,
     /// Where it leaves, if anybody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -370,6 +377,20 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
             of_ranges(&ranges, order, active)
         }
     };
+    if let IpAddr::V4(source) = query.source
+        && let Some((peer, tier)) = desired.forwarded(pool.number, source)
+    {
+        if realm.is_some() {
+            explanation.outcome = refused(Reason::ForwardedRealm);
+            return explanation;
+        }
+        explanation.path = Some(format!("peer {}", peer.name));
+        explanation.outcome = Outcome::Forwarded {
+            server: peer.name.clone(),
+            nearness: nearness(tier).to_owned(),
+        };
+        return explanation;
+    }
     explanation.path = Some("local".into());
     explanation.outcome = admit(&explanation.candidates);
     explanation
@@ -386,6 +407,15 @@ fn untranslated(desired: &Desired, query: &Query) -> Option<Outcome> {
         })
     } else {
         None
+    }
+}
+
+fn nearness(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Here => "here",
+        Tier::DataCenter => "data-center",
+        Tier::Location => "location",
+        Tier::Elsewhere => "elsewhere",
     }
 }
 

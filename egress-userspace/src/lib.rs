@@ -16,6 +16,7 @@ pub mod desired;
 pub mod diagnostic;
 pub mod document;
 pub mod explain;
+pub mod forwarding;
 pub mod inventory;
 mod notify;
 pub mod placed;

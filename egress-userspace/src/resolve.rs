@@ -9,6 +9,7 @@ use egress_common::port;
 use egress_common::settings::MAX_POOLS;
 
 use crate::config::Config;
+use crate::forwarding;
 use crate::placed;
 use crate::policy::Mistake;
 use crate::resource::{Address, Policy, Pool, Resources, Zone};
@@ -139,6 +140,7 @@ pub fn resolve(
             own,
             device: config.tunnel.device.clone(),
             port: config.tunnel.port,
+            pools: forwarding::pools(resources, name, &peers, numbers),
             peers,
         }),
     })

@@ -17,7 +17,7 @@ pub(crate) use token::random;
 pub use token::{NewToken, Permission, Token, hash_of};
 
 use crate::dataplane::api::Names;
-use crate::resource::{Kind, Object, Owner, Resources};
+use crate::resource::{Kind, Location, Object, Owner, Resources};
 
 /// Keeps objects, owners and numbers.
 pub trait StateStore: Send {
@@ -77,6 +77,16 @@ impl Stored {
         Names {
             zones: names(Kind::Zone, &self.numbers.zones),
             pools: names(Kind::Pool, &self.numbers.pools),
+            servers: self
+                .objects
+                .values()
+                .filter_map(|(_, object)| match object {
+                    Object::Location(location) => Some(location),
+                    _ => None,
+                })
+                .flat_map(Location::servers)
+                .filter_map(|(_, _, server)| Some((server.tunnel?, server.name.clone())))
+                .collect(),
         }
     }
 }

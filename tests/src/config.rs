@@ -26,6 +26,8 @@ pub struct Server {
     pub name: String,
     /// Its data center.
     pub data_center: String,
+    /// The location of that.
+    pub location: String,
     /// The uplinks.
     pub uplink: Vec<String>,
     /// The inside interfaces.
@@ -45,6 +47,7 @@ impl Default for Server {
         Self {
             name: "lab-s1".to_owned(),
             data_center: "lab".to_owned(),
+            location: "lab".to_owned(),
             uplink: vec![UPLINK.to_owned()],
             inside: vec![INSIDE_BOUND.to_owned(), INSIDE_UNBOUND.to_owned()],
             accelerate: true,
@@ -90,7 +93,7 @@ impl Server {
     #[must_use]
     pub fn text(&self, directory: &Path, pin: &Path) -> String {
         format!(
-            "[server]\nname = \"{name}\"\ndata_center = \"{data_center}\"\nlocation = \"lab\"\n\n\
+            "[server]\nname = \"{name}\"\ndata_center = \"{data_center}\"\nlocation = \"{location}\"\n\n\
              [dataplane]\nuplink = {uplink}\ninside = {inside}\naccelerate = {accelerate}\n\
              max_flows = {max_flows}\npin = \"{pin}\"\n{dataplane}\n\n{sections}\n\n\
              [store]\nsqlite = \"{directory}/egress.db\"\n\n\
@@ -98,6 +101,7 @@ impl Server {
              [resources]\nfile = \"resources.toml\"\n",
             name = self.name,
             data_center = self.data_center,
+            location = self.location,
             uplink = quoted(&self.uplink),
             inside = quoted(&self.inside),
             accelerate = self.accelerate,

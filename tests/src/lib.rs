@@ -40,6 +40,7 @@ pub mod api;
 pub mod bird;
 pub mod capture;
 pub mod cgroup;
+pub mod cities;
 pub mod client;
 pub mod config;
 pub mod flood;

@@ -24,6 +24,8 @@ pub struct Caller {
     pub mark: Option<u32>,
     /// The local port; the kernel's choice if there is none.
     pub port: Option<u16>,
+    /// The local address, likewise.
+    pub address: Option<IpAddr>,
 }
 
 impl Caller {
@@ -45,9 +47,9 @@ impl Caller {
         if let Some(mark) = self.mark {
             setsockopt(&socket, sockopt::Mark, &mark)?;
         }
-        if let Some(port) = self.port {
+        if self.port.is_some() || self.address.is_some() {
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-            let any = SocketAddr::new(any, port);
+            let any = SocketAddr::new(self.address.unwrap_or(any), self.port.unwrap_or(0));
             bind(socket.as_raw_fd(), &SockaddrStorage::from(any))?;
         }
         connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;

@@ -73,11 +73,21 @@ fn translated<A: Fragmented>(ctx: &TcContext, packet: &mut Incoming<A>) -> Resul
     }
     flows::count(ctx, found.slot, Way::Back, ip.length);
     // SAFETY: a live map value of the generation that the first fragment belonged to.
-    let (inside, interface) = unsafe { ((*found.slot).flow.inside, (*found.slot).interface) };
+    let (inside, interface, space) = unsafe {
+        (
+            (*found.slot).flow.inside,
+            (*found.slot).interface,
+            (*found.slot).flow.realm,
+        )
+    };
     let frame = Frame::now(ctx);
     A::write(&frame, network, End::Destination, ip.destination, inside)
         .map_err(|()| Reason::Malformed)?;
     A::moved(ctx, ip.destination, inside);
+    if let Some(server) = realm::peer(space) {
+        packet.owner = server;
+        return Ok(next::HOME);
+    }
     if redirect {
         return deliver::<A>(ctx, network, interface);
     }

@@ -103,6 +103,9 @@ pub struct Names {
     pub zones: BTreeMap<u16, String>,
     /// Pool number to the pool's id.
     pub pools: BTreeMap<u16, String>,
+    /// Other servers' names, by where they are reached.
+    #[serde(default)]
+    pub servers: BTreeMap<IpAddr, String>,
 }
 
 impl Names {
@@ -112,6 +115,14 @@ impl Names {
             .get(&number)
             .cloned()
             .unwrap_or_else(|| format!("#{number}"))
+    }
+
+    /// The server's name, or where it is reached.
+    pub fn server(&self, address: IpAddr) -> String {
+        self.servers
+            .get(&address)
+            .cloned()
+            .unwrap_or_else(|| address.to_string())
     }
 
     /// The pool's id, or its number.

@@ -1,6 +1,7 @@
 //! Live flows and connection counts, read from mapped memory while the data plane writes it.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
@@ -11,9 +12,10 @@ use egress_common::count::{Count, Tally};
 use egress_common::family::{Address, V4, V6};
 use egress_common::index::{self, Bucket, HashKey, Place};
 use egress_common::key::{self, OriginKey, Reference, realm};
-use egress_common::slot::{Slot, SlotWord};
+use egress_common::slot::{Slot, SlotWord, flag};
 
 use super::maps::{Maps, Records};
+use super::peers;
 use crate::dataplane::api::{
     DataPlaneError, FlowFilter, FlowKey, FlowRecord, Names, OriginFilter, OriginRecord, Protocol,
     utilization,
@@ -23,7 +25,7 @@ use crate::dataplane::api::{
 const ATTEMPTS: usize = 4;
 /// Nanoseconds of a second.
 const SECOND: u64 = 1_000_000_000;
-/// Every flow of this version leaves here; peers come with forwarding.
+/// Of a flow that began here and leaves here.
 const LOCAL: &str = "local";
 
 /// The clock of the data plane: `bpf_ktime_get_coarse_ns`.
@@ -95,13 +97,53 @@ where
     None
 }
 
-fn record<A: Tabled>(slot: &Slot<A>, names: &Names, now: u64) -> Option<FlowRecord> {
+/// Names for what slots hold as numbers.
+struct Named<'n> {
+    names: &'n Names,
+    /// Other servers, by their numbers.
+    servers: BTreeMap<u32, IpAddr>,
+}
+
+impl<'n> Named<'n> {
+    fn now(maps: &Maps, names: &'n Names) -> Result<Self, DataPlaneError> {
+        let servers = peers::numbers(maps)?
+            .into_iter()
+            .map(|(address, number)| (number, peers::address_of(address)))
+            .collect();
+        Ok(Self { names, servers })
+    }
+
+    /// The way a flow takes: `local`, `peer NAME` where another server translates it, `from NAME` where it is
+    /// translated here for another server.
+    fn path<A>(&self, slot: &Slot<A>) -> String {
+        let name = |number: u32| {
+            self.servers.get(&number).map_or_else(
+                || format!("#{number}"),
+                |address| self.names.server(*address),
+            )
+        };
+        if slot.flags & flag::FORWARDED != 0 {
+            return format!("peer {}", name(slot.interface));
+        }
+        realm::peer(slot.flow.realm).map_or_else(
+            || LOCAL.to_owned(),
+            |number| format!("from {}", name(number)),
+        )
+    }
+}
+
+fn record<A: Tabled>(slot: &Slot<A>, named: &Named<'_>, now: u64) -> Option<FlowRecord> {
+    let names = named.names;
     Some(FlowRecord {
         protocol: protocol(slot.flow.protocol)?,
         inside: socket(slot.flow.inside, slot.flow.inside_port),
         egress: socket(slot.egress, slot.egress_port),
         origin: socket(slot.flow.origin, slot.flow.origin_port),
-        zone: names.zone(slot.zone),
+        // Whose zone it is, only the server knows that it came from.
+        zone: match slot.zone {
+            0 => String::new(),
+            number => names.zone(number),
+        },
         pool: names.pool(slot.pool),
         state: slot.word().state.name().to_owned(),
         age_s: slot.opened.age(now) / SECOND,
@@ -110,7 +152,7 @@ fn record<A: Tabled>(slot: &Slot<A>, names: &Names, now: u64) -> Option<FlowReco
         packets_in: slot.packets_in.into(),
         bytes_out: slot.bytes_out,
         bytes_in: slot.bytes_in,
-        path: LOCAL.to_owned(),
+        path: named.path(slot),
     })
 }
 
@@ -151,11 +193,12 @@ where
     Slot<A>: Pod,
 {
     let slots = maps.records::<Slot<A>>(&name::<A>("SLOTS"))?;
+    let named = Named::now(maps, names)?;
     let now = now();
     for index in 0..slots.len() {
         if let Some(slot) = live(&slots, index)
             && wanted(&slot, filter)
-            && let Some(record) = record(&slot, names, now)
+            && let Some(record) = record(&slot, &named, now)
             && each(record).is_break()
         {
             return Ok(ControlFlow::Break(()));
@@ -202,6 +245,7 @@ where
         ..key::FlowKey::default()
     };
     let slots = maps.records::<Slot<A>>(&name::<A>("SLOTS"))?;
+    let named = Named::now(maps, names)?;
     if key.inside_port != 0 {
         let buckets = maps.records::<Bucket>(&name::<A>("FLOWS"))?;
         let hash = key.hash(&maps.only::<HashKey>("HASH_KEY")?);
@@ -209,7 +253,7 @@ where
         return Ok(look_up(&buckets, hash, is_of)
             .and_then(|slot| live(&slots, slot))
             .filter(|slot| slot.flow == key)
-            .and_then(|slot| record(&slot, names, now())));
+            .and_then(|slot| record(&slot, &named, now())));
     }
     let any_port = |slot: &Slot<A>| key::FlowKey {
         inside_port: 0,
@@ -218,7 +262,7 @@ where
     Ok((0..slots.len())
         .filter_map(|index| live(&slots, index))
         .find(|slot| any_port(slot) == key)
-        .and_then(|slot| record(&slot, names, now())))
+        .and_then(|slot| record(&slot, &named, now())))
 }
 
 /// The slot of the key with this hash, as the data plane looks for it.
@@ -327,6 +371,10 @@ where
 }
 
 fn origin_record<A: Tabled>(count: &Count<A>) -> Option<OriginRecord> {
+    if count.key.egress == A::default() {
+        // What is counted of forwarded flows is their server's connections, not an origin's.
+        return None;
+    }
     Some(OriginRecord {
         egress_ip: count.key.egress.into(),
         origin: socket(count.key.origin, count.key.origin_port),

@@ -17,6 +17,8 @@ pub(super) enum Hook {
     UplinkIngress,
     /// Takes what other servers send on (FWD-6).
     TunnelIngress,
+    /// Sends connections to other servers (FWD-2).
+    TunnelEgress,
 }
 
 /// Where in the chain of its hook a program runs.
@@ -31,12 +33,13 @@ pub(super) enum Order {
 impl Hook {
     /// In the order in which they are attached: at no instant does a packet of a bound zone meet an uplink
     /// without the program that would stop it.
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::UplinkGuard,
         Self::UplinkEgress,
         Self::UplinkIngress,
         Self::InsideIngress,
         Self::TunnelIngress,
+        Self::TunnelEgress,
     ];
 
     /// Those of an uplink, in attach order.
@@ -46,8 +49,8 @@ impl Hook {
     /// Those of an inside interface.
     pub(super) const INSIDE: [Self; 1] = [Self::InsideIngress];
 
-    /// That of the tunnel.
-    pub(super) const TUNNEL: [Self; 1] = [Self::TunnelIngress];
+    /// Those of the tunnel.
+    pub(super) const TUNNEL: [Self; 2] = [Self::TunnelIngress, Self::TunnelEgress];
 
     /// The program's name in the object, in pins and in what is printed.
     pub(super) const fn program(self) -> &'static str {
@@ -57,6 +60,7 @@ impl Hook {
             Self::UplinkGuard => "uplink_guard",
             Self::UplinkIngress => "uplink_ingress",
             Self::TunnelIngress => "tunnel_ingress",
+            Self::TunnelEgress => "tunnel_egress",
         }
     }
 
@@ -69,7 +73,7 @@ impl Hook {
     pub(super) const fn direction(self) -> Direction {
         match self {
             Self::InsideIngress | Self::UplinkIngress | Self::TunnelIngress => Direction::Ingress,
-            Self::UplinkEgress | Self::UplinkGuard => Direction::Egress,
+            Self::UplinkEgress | Self::UplinkGuard | Self::TunnelEgress => Direction::Egress,
         }
     }
 
@@ -93,7 +97,7 @@ impl Hook {
     pub(super) const fn role(self) -> u32 {
         match self {
             Self::InsideIngress => role::INSIDE,
-            Self::TunnelIngress => role::TUNNEL,
+            Self::TunnelIngress | Self::TunnelEgress => role::TUNNEL,
             _ => role::UPLINK,
         }
     }

@@ -40,6 +40,7 @@ mod events;
 mod farewell;
 mod first;
 mod flows;
+mod forwards;
 mod gratuitous;
 mod guard;
 mod hook;

@@ -14,6 +14,7 @@ use egress_common::peer::{
 };
 use egress_common::placement;
 
+use super::forwards;
 use super::maps::Maps;
 use crate::dataplane::api::{DataPlaneError, PeerStatus};
 use crate::desired::DesiredTunnel;
@@ -78,6 +79,7 @@ pub(super) fn enter(maps: &Maps, tunnel: &DesiredTunnel) -> Result<(Numbers, u64
             changed += 1;
         }
     }
+    changed += forwards::enter(maps, tunnel, &numbers)?;
     Ok((numbers, changed))
 }
 
@@ -90,6 +92,7 @@ pub(super) fn forget(maps: &Maps, tunnel: Option<&DesiredTunnel>) -> Result<u64,
         owned.extend(peer.slices.iter().map(|(address, _)| address.octets()));
     }
     let mut removed = 0;
+    removed += forwards::forget(maps, tunnel)?;
     let mut slices = maps.hash::<V4, Owners>("SLICES4")?;
     for address in read_owners(maps)?.keys() {
         if !owned.contains(address) {
@@ -180,7 +183,7 @@ fn owners(tunnel: &DesiredTunnel, numbers: &Numbers) -> BTreeMap<V4, Owners> {
     all
 }
 
-fn numbers(maps: &Maps) -> Result<Numbers, DataPlaneError> {
+pub(super) fn numbers(maps: &Maps) -> Result<Numbers, DataPlaneError> {
     let map = maps.hash::<Underlay, PeerNumber>("PEER_NUMBERS")?;
     map.iter()
         .map(|entry| entry.map(|(address, number)| (address, number.number)))
@@ -203,7 +206,7 @@ pub(super) fn underlay(address: IpAddr) -> Underlay {
     }
 }
 
-fn address_of(underlay: Underlay) -> IpAddr {
+pub(super) fn address_of(underlay: Underlay) -> IpAddr {
     unmapped(&underlay).map_or_else(|| underlay.into(), IpAddr::from)
 }
 
@@ -249,6 +252,7 @@ mod tests {
             device: "egress0".into(),
             port: 4789,
             peers: vec![peer(2, 1 << 1 | 1 << 31), peer(3, 1 << 5)],
+            pools: Vec::new(),
         };
         let numbers = [(at(2), 7), (at(3), 9)].into();
         let found = owners(&tunnel, &numbers);

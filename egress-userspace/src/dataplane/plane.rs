@@ -313,6 +313,7 @@ impl Plane {
             // Where there is none, packets are dropped.
             uplink: self.ready.first().copied().unwrap_or(0),
             own: peers::underlay(tunnel.own),
+            mtu: tunnel::room(tunnel)?,
         };
         changed += u64::from(peers::set_end(&self.maps, end)?);
         let theirs = Theirs {
@@ -522,7 +523,9 @@ impl Plane {
         let keep = |interface: &str, hook: Hook| {
             let names = match hook {
                 Hook::InsideIngress => &self.config.inside,
-                Hook::TunnelIngress => return self.tunnel.as_deref() == Some(interface),
+                Hook::TunnelIngress | Hook::TunnelEgress => {
+                    return self.tunnel.as_deref() == Some(interface);
+                }
                 _ => &self.config.uplink,
             };
             names.iter().any(|name| name == interface)

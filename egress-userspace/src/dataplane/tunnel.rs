@@ -89,6 +89,7 @@ pub(super) fn check(
         ));
     }
     let longest = uplinks.iter().map(|uplink| uplink.mtu).max().unwrap_or(0);
+    let around = around(tunnel);
     let all = Interface::all()?;
     let mut short = BTreeSet::new();
     for peer in &tunnel.peers {
@@ -106,11 +107,6 @@ pub(super) fn check(
                 "connect the servers by a network of their own; nothing was changed",
             ));
         }
-        let around = if tunnel.own.is_ipv4() {
-            AROUND_V4
-        } else {
-            AROUND_V6
-        };
         let wanted = longest + around;
         if by.mtu >= wanted || !short.insert(by.index) {
             continue;
@@ -135,6 +131,36 @@ pub(super) fn check(
         );
     }
     Ok(())
+}
+
+/// Bytes that the tunnel puts around each packet.
+fn around(tunnel: &DesiredTunnel) -> u32 {
+    if tunnel.own.is_ipv4() {
+        AROUND_V4
+    } else {
+        AROUND_V6
+    }
+}
+
+/// Length of the longest packet that reaches every other server uncut, as far as this host's interfaces tell; 0 if
+/// there is no way to any of them (NAT-5).
+pub(super) fn room(tunnel: &DesiredTunnel) -> Result<u32, DataPlaneError> {
+    let all = Interface::all()?;
+    let mut least = None;
+    for peer in &tunnel.peers {
+        let by = route::out(peer.address, tunnel.own)?;
+        let mtu = all
+            .iter()
+            .find(|one| Some(one.index) == by)
+            .map(|by| by.mtu);
+        least = match (least, mtu) {
+            (Some(least), Some(mtu)) => Some(u32::min(least, mtu)),
+            (least, mtu) => least.or(mtu),
+        };
+    }
+    // No packet has more than 16 bits of length.
+    let most = u32::from(u16::MAX);
+    Ok(least.map_or(0, |mtu| mtu.saturating_sub(around(tunnel)).min(most)))
 }
 
 fn refusal(reason: String, remedy: &str) -> DataPlaneError {

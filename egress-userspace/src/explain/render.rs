@@ -127,6 +127,17 @@ impl fmt::Display for Explanation {
             Outcome::Admitted { egress_ip } => {
                 write!(f, "admitted: a new connection leaves as {egress_ip}")
             }
+            Outcome::Forwarded { server, nearness } => {
+                let near = match nearness.as_str() {
+                    "data-center" => "another server of this data center",
+                    "location" => "another data center of this location",
+                    _ => "the closest other location",
+                };
+                write!(
+                    f,
+                    "forwarded: server {server} ({near}) translates a new connection"
+                )
+            }
             Outcome::Refused { reason, text } => write!(f, "refused: {reason}: {text}"),
             Outcome::DefaultEgress { text } => write!(f, "default egress: {text}"),
             Outcome::NoRoute { text } => write!(f, "no route: {text}"),

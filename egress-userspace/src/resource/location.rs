@@ -1,6 +1,9 @@
 //! A location: data centers of one city, and the servers in them.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+
+use egress_common::distance::FARTHEST;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +21,10 @@ pub struct Location {
     pub name: String,
     /// Its data centers, in the order of the file.
     pub data_centers: Vec<DataCenter>,
+    /// Round-trip times to other locations by their names, in microseconds (FWD-3). One that is not named is farther
+    /// than all that are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub distances: BTreeMap<String, u32>,
 }
 
 /// A data center.
@@ -46,6 +53,28 @@ impl Location {
     pub(super) fn read(mut table: Table<'_, '_>, places: &mut ObjectPlaces<'_>) -> Self {
         places.whole(table.span());
         let name = required(&mut table, "name = \"frankfurt\"", "name", 0, places);
+        let mut distances = BTreeMap::new();
+        const DISTANCES: &str = "distances = [ { location = \"amsterdam\", microseconds = 7000 } ]";
+        for value in table.list("distances", DISTANCES) {
+            let Some(mut one) = value.table("a distance") else {
+                continue;
+            };
+            let to = one
+                .require("location", "location = \"amsterdam\"")
+                .and_then(|value| value.name());
+            let time = one
+                .require("microseconds", "microseconds = 7000")
+                .and_then(|value| value.integer(1..=FARTHEST, "microseconds"));
+            one.finish();
+            if let (Some(to), Some(time)) = (to, time)
+                && distances.insert(to.clone(), time).is_some()
+            {
+                value.refuse(
+                    format!("there are two distances from {name} to {to}"),
+                    "keep one of them",
+                );
+            }
+        }
         let mut data_centers = Vec::new();
         let mut count = 0;
         for mut table in table.sections("data_center") {
@@ -60,7 +89,11 @@ impl Location {
             data_centers.push(DataCenter { name, servers });
         }
         table.finish();
-        Self { name, data_centers }
+        Self {
+            name,
+            data_centers,
+            distances,
+        }
     }
 
     /// Data centers and servers, each with the number under which its place is noted.

@@ -57,18 +57,20 @@ pub(crate) enum Hook {
     UplinkGuard,
     UplinkIngress,
     TunnelIngress,
+    TunnelEgress,
     Arm,
     EndFlow,
     Inject,
 }
 
 impl Hook {
-    pub(crate) const ALL: [(Self, &'static str); 8] = [
+    pub(crate) const ALL: [(Self, &'static str); 9] = [
         (Self::InsideIngress, "inside_ingress"),
         (Self::UplinkEgress, "uplink_egress"),
         (Self::UplinkGuard, "uplink_guard"),
         (Self::UplinkIngress, "uplink_ingress"),
         (Self::TunnelIngress, "tunnel_ingress"),
+        (Self::TunnelEgress, "tunnel_egress"),
         (Self::Arm, "arm"),
         (Self::EndFlow, "end_flow"),
         (Self::Inject, "inject"),

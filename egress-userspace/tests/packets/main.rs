@@ -34,6 +34,7 @@ mod world;
 
 mod arp;
 mod budget;
+mod forwarding;
 mod fragments;
 mod fuzz;
 mod index;

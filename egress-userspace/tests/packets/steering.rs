@@ -36,6 +36,7 @@ const END: Tunnel = Tunnel {
     interface: 1,
     uplink: 1,
     own: mapped([10, 9, 0, 1]),
+    mtu: 0,
 };
 /// The other server.
 const PEER: Peer = Peer {

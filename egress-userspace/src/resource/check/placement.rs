@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use super::super::location::REFUSED;
-use super::super::{Address, Kind, Place, Placement, PoolUse};
+use super::super::{Address, Kind, Location, Place, Placement, PoolUse};
 use super::Checker;
 use crate::config::{Config, Server};
 use crate::document::nearest;
@@ -36,6 +36,7 @@ fn names(checker: &Checker<'_, '_>) {
     for (object, location) in checker.resources.locations.iter().enumerate() {
         let place = Place::object(Kind::Location, object);
         once.meet("location", &location.name, place.field("name"));
+        distances(checker, place, location);
         for (at, data_center) in location.data_centers.iter().enumerate() {
             let place = place.field("data_center").item(at);
             once.meet("data center", &data_center.name, place);
@@ -46,6 +47,27 @@ fn names(checker: &Checker<'_, '_>) {
                 let place = place.field("number").item(at);
                 once.meet("server number", &number.to_string(), place);
             }
+        }
+    }
+}
+
+/// Distances are to other locations that there are.
+fn distances(checker: &Checker<'_, '_>, place: Place, location: &Location) {
+    let others = || {
+        let all = checker.resources.locations.iter();
+        all.map(|one| one.name.as_str())
+            .filter(|name| *name != location.name)
+    };
+    for to in location.distances.keys() {
+        if !others().any(|name| name == to) {
+            checker.error(
+                place.field("name"),
+                format!("location {} has a distance to {to}, and there is no other location of that name", location.name),
+                nearest(to, others()).map_or_else(
+                    || "take it out, or declare the location with [[location]]".to_owned(),
+                    |like| format!("did you mean \"{like}\"?"),
+                ),
+            );
         }
     }
 }

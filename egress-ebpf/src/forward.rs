@@ -1,0 +1,293 @@
+//! New connections of a pool that this server owns nothing of go to a server that does (FWD-2): tc egress of the
+//! tunnel. `uplink_egress` has decided whose a packet is and hands it over with its zone in the mark ([`hand_over`]).
+//!
+//! Nothing is translated here. The flow gets a slot like any other, so that its server stays the same while it lives
+//! (FWD-4), and it is swept, listed and ended like any other; in place of an egress IP stands its inside endpoint,
+//! and it is counted by server, not by origin.
+
+use aya_ebpf::bindings::BPF_F_INGRESS;
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::programs::TcContext;
+use egress_common::family::{ETHERTYPE_IPV4, V4};
+use egress_common::key::{TCP, realm};
+use egress_common::packet::{Fragment, Options, control};
+use egress_common::peer::Peer;
+use egress_common::reason::Reason;
+use egress_common::settings::zone_flag;
+use egress_common::share::Forward;
+use egress_common::slot::flag;
+use egress_common::tag::Tag;
+use egress_common::tcp::Way;
+
+use crate::allocate;
+use crate::classify::Configuration;
+use crate::family::Family;
+use crate::flow::{self, Arrival, Found};
+use crate::frame::Frame;
+use crate::maps::{DEVICES, FORWARDS, PEERS};
+use crate::outgoing::{Outgoing, next};
+use crate::policy::{self, Policed};
+use crate::uplink::{self, Live};
+use crate::{globals, link, mss, options, refuse, report, slots, steer, too_long, verdict};
+
+/// Hands a packet over to the tunnel's program, whole and as it is; or says why it is refused.
+#[inline(never)]
+pub fn hand_over<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    let Some(tunnel) = steer::tunnel() else {
+        packet.reason = Reason::NoAddress;
+        return next::REFUSE;
+    };
+    if !matches!(packet.ip.fragment, Fragment::Whole) {
+        packet.reason = Reason::ForwardedFragment;
+        return next::REFUSE;
+    }
+    if packet.key.realm != realm::COMMON {
+        packet.reason = Reason::ForwardedRealm;
+        return next::REFUSE;
+    }
+    if steer::link_layer(ctx, packet.ip.network()).is_none() {
+        return report::drop(ctx, Reason::Malformed);
+    }
+    verdict::set_tag(ctx, Tag::Zone(packet.zone as u16));
+    // SAFETY: the helper takes an interface and no flags: its way out.
+    unsafe { bpf_redirect(tunnel.interface, 0) as i32 }
+}
+
+/// What leaves by the tunnel.
+pub fn run(ctx: &TcContext) -> i32 {
+    // What says where it goes was aimed already. The interface itself drops what does not.
+    let Tag::Zone(zone) = globals::tag_field().read(verdict::mark(ctx)) else {
+        return verdict::NEXT;
+    };
+    match link::network(ctx) {
+        Some(network) if network.ethertype == ETHERTYPE_IPV4 => packet(ctx, network.offset, zone),
+        _ => report::drop(ctx, Reason::Malformed),
+    }
+}
+
+/// A packet of a zone.
+#[inline(always)]
+fn packet(ctx: &TcContext, offset: usize, zone: u16) -> i32 {
+    let Some(packet) = Outgoing::<V4>::scratch() else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    let mut step = read(ctx, packet, offset, zone);
+    if step == next::KNOWN {
+        step = known(ctx, packet);
+    }
+    if step == next::CLASSIFY {
+        step = first(ctx, packet);
+    }
+    if step == next::ADMIT {
+        step = allocate::pin(ctx, packet);
+    }
+    let room = steer::room();
+    // Only TCP is told: a sender of datagrams would cut them itself from then on, and fragments are not forwarded.
+    // What is around them is cut where it must be.
+    if step == next::LEAVE
+        && packet.ip.protocol == TCP
+        && room != 0
+        && too_long::is(ctx, packet, room)
+    {
+        return match too_long::answer(ctx, packet, room) {
+            refuse::ANSWERED => hand_back(ctx),
+            verdict => verdict,
+        };
+    }
+    if step == next::LEAVE {
+        step = leave(ctx, packet);
+    }
+    if step == next::FORWARD {
+        return send(ctx, packet);
+    }
+    if step == next::REFUSE {
+        return match refuse::answer(ctx, packet) {
+            refuse::ANSWERED => hand_back(ctx),
+            verdict => verdict,
+        };
+    }
+    step
+}
+
+/// Reads the packet's headers.
+#[inline(never)]
+fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, zone: u16) -> i32 {
+    let Ok(ip) = A::ip(ctx, &Frame::now(ctx), offset) else {
+        return report::drop(ctx, Reason::Malformed);
+    };
+    let Some(configuration) = Configuration::now() else {
+        return report::drop(ctx, Reason::Blocked);
+    };
+    packet.begin(ip, &configuration, Tag::Zone(zone));
+    packet.zone = zone as u32;
+    packet.redirect = false;
+    if !matches!(packet.ip.fragment, Fragment::Whole)
+        || !packet.has_ports()
+        || packet.key.realm != realm::COMMON
+        || packet.read_transport(&Frame::now(ctx)).is_err()
+    {
+        return report::drop(ctx, Reason::Malformed);
+    }
+    next::KNOWN
+}
+
+/// A packet that may belong to a flow.
+#[inline(never)]
+fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    let Some(found) = flow::outgoing(&packet.key) else {
+        return next::CLASSIFY;
+    };
+    packet.slot = found.index;
+    let anew = match uplink::live(packet, &found) {
+        Live::Forward if is_reached(&found) => return next::LEAVE,
+        // Its server is gone, and with it what the origin sees. TCP is told; UDP begins anew.
+        Live::Forward => packet.ip.protocol != TCP || packet.segment.opens(),
+        Live::Anew => true,
+        Live::Over => false,
+        // Another packet of these endpoints was admitted here meanwhile: the next one will leave.
+        Live::Translate => return report::drop(ctx, Reason::Contended),
+    };
+    if !anew {
+        packet.reason = Reason::NoFlow;
+        return next::REFUSE;
+    }
+    if slots::supersede(&found, slots::now()) {
+        next::CLASSIFY
+    } else {
+        report::drop(ctx, Reason::Contended)
+    }
+}
+
+/// Whether the flow's server is still one that is known.
+#[inline(always)]
+fn is_reached<A: Family>(found: &Found<A>) -> bool {
+    // SAFETY: a live map value that was checked to be this packet's.
+    let number = unsafe { (*found.slot).interface };
+    PEERS
+        .get(number)
+        .is_some_and(|peer| *peer != Peer::default())
+}
+
+/// A packet without a flow: which server is to translate it?
+#[inline(never)]
+fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    let Some(configuration) = Configuration::of(packet.version) else {
+        return report::drop(ctx, Reason::Blocked);
+    };
+    let zone = configuration
+        .zone(packet.zone)
+        .filter(|zone| zone.flags & zone_flag::ENABLED != 0);
+    let Some(zone) = zone else {
+        return report::drop(ctx, Reason::Blocked);
+    };
+    packet.pool = zone.pool;
+    packet.only = 0;
+    packet.policy = 0;
+    packet.options = Options::default();
+    if packet.ip.protocol == TCP {
+        if !packet.segment.opens() {
+            packet.reason = Reason::NoFlow;
+            return next::REFUSE;
+        }
+        packet.options = options::read(
+            ctx,
+            packet.ip.transport_at as u32,
+            packet.segment.header as u32,
+        );
+    }
+    // The uplink's program asked all this a moment ago, or it met a flow that has ended since. If the answer is
+    // another one by now, the next packet gets it there (SAFE-1).
+    if uplink::exempt(packet, &configuration, &zone, packet.key.origin_port)
+        || policy::decide(&configuration, packet) != next::ADMIT
+        || packet.only != 0
+    {
+        return report::drop(ctx, Reason::Contended);
+    }
+    packet.peer = forward(zone.pool).map_or(0, |forward| forward.peer(packet.key.inside));
+    if packet.peer == 0 {
+        packet.reason = Reason::NoAddress;
+        return next::REFUSE;
+    }
+    packet.kind = flag::FORWARDED;
+    next::ADMIT
+}
+
+/// Where a pool's new connections go.
+#[inline(always)]
+fn forward(pool: u32) -> Option<&'static Forward> {
+    // SAFETY: the daemon replaces values as a whole.
+    unsafe { FORWARDS.get(pool) }
+}
+
+/// Advances the flow, and notes where the packet goes.
+#[inline(never)]
+fn leave<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    let Some(found) = flow::at::<A>(packet.slot) else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    // SAFETY: a live map value that was checked to be this packet's.
+    let (number, pool) = unsafe { ((*found.slot).interface, (*found.slot).pool) };
+    // Where another CPU has admitted the same flow otherwise, that is its.
+    let forward = forward(pool as u32).filter(|_| found.word.has(flag::FORWARDED));
+    let Some(forward) = forward else {
+        return report::drop(ctx, Reason::PeerUnreachable);
+    };
+    packet.peer = number;
+    packet.target = forward.target;
+    if packet.ip.protocol == TCP
+        && packet.segment.has(control::SYN)
+        && !mss::fit(
+            ctx,
+            packet.ip.transport_at as u32,
+            packet.segment.header as u32,
+        )
+    {
+        return report::drop(ctx, Reason::Malformed);
+    }
+    let frame = Frame::now(ctx);
+    flow::advance_by(
+        ctx,
+        &found,
+        &Arrival {
+            way: Way::Out,
+            protocol: packet.ip.protocol,
+            segment: &packet.segment,
+            transport: packet.ip.transport(),
+            length: packet.ip.length,
+            frame: &frame,
+        },
+    );
+    next::FORWARD
+}
+
+/// Sends the packet to its server. Not a part of [`leave`], because the stacks of both would be too much.
+#[inline(never)]
+fn send<A>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
+    if !steer::aim_at(ctx, packet.peer, packet.target) {
+        return report::drop(ctx, Reason::PeerUnreachable);
+    }
+    // The packet around it is this host's own, and no zone's.
+    verdict::done(ctx)
+}
+
+/// Sends an answer of ours back to where the packet came from, as if it had arrived on the uplink.
+#[inline(always)]
+fn hand_back(ctx: &TcContext) -> i32 {
+    let Some(tunnel) = steer::tunnel() else {
+        return report::drop(ctx, Reason::Unanswerable);
+    };
+    // The user's mark was meant for the way out; the way back is routed like the origin's packets.
+    verdict::set_mark(ctx, 0);
+    to_uplink(ctx, tunnel.uplink).unwrap_or_else(|()| report::drop(ctx, Reason::Unanswerable))
+}
+
+/// Puts a frame on the way in of an uplink, addressed to it.
+#[inline(always)]
+pub fn to_uplink(ctx: &TcContext, uplink: u32) -> Result<i32, ()> {
+    let device = DEVICES.get_ptr(uplink).ok_or(())?;
+    let to = Frame::now(ctx).at::<6>(0).ok_or(())?;
+    // SAFETY: a map value that the daemon replaces as a whole; checked to lie within the packet.
+    unsafe { *to = (*device).mac };
+    // SAFETY: the helper takes an interface: its way in.
+    Ok(unsafe { bpf_redirect(uplink, BPF_F_INGRESS as u64) as i32 })
+}

@@ -1,0 +1,158 @@
+//! Connections that another server sends here to be translated (FWD-2): the tunnel's way in. The tunnel id names the
+//! pool, so nothing is classified; the sender is the realm of their inside addresses, so two servers whose insides use
+//! the same ones do not mix. What is not translated here is refused: nothing is forwarded twice.
+
+use aya_ebpf::helpers::{bpf_check_mtu, bpf_redirect_neigh};
+use aya_ebpf::programs::TcContext;
+use egress_common::family::V4;
+use egress_common::key::{TCP, realm};
+use egress_common::packet::{Fragment, Options};
+use egress_common::peer::RETURN;
+use egress_common::reason::Reason;
+use egress_common::share::Target;
+use egress_common::slot::flag;
+use egress_common::tag::Tag;
+
+use crate::allocate;
+use crate::classify::Configuration;
+use crate::family::Family;
+use crate::frame::Frame;
+use crate::maps::TARGETS;
+use crate::outgoing::{Outgoing, next};
+use crate::{options, refuse, report, steer, too_long, uplink, verdict};
+
+/// A packet of a connection that the server `sender` forwards; its IP header is at `offset`.
+#[inline(always)]
+pub fn run(ctx: &TcContext, offset: usize, sender: u32, pool: u32) -> i32 {
+    let Some(packet) = Outgoing::<V4>::scratch() else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    let mut step = read(ctx, packet, offset, sender);
+    packet.pool = pool;
+    if step == next::KNOWN {
+        step = uplink::known(ctx, packet);
+    }
+    if step == next::CLASSIFY {
+        step = first(ctx, packet);
+    }
+    if step == next::ADMIT {
+        step = allocate::open(ctx, packet);
+    }
+    if step == next::FORWARD {
+        // The sender takes this server for an owner, and it is none.
+        packet.reason = Reason::NoAddress;
+        step = next::REFUSE;
+    }
+    if step == next::LEAVE {
+        let mtu = exceeded(ctx);
+        if mtu != 0 {
+            if !too_long::is(ctx, packet, mtu) {
+                return report::drop(ctx, Reason::ForwardedTooLong);
+            }
+            return match too_long::answer(ctx, packet, mtu) {
+                refuse::ANSWERED => send_back(ctx, sender, packet),
+                verdict => verdict,
+            };
+        }
+        step = uplink::leave(ctx, packet);
+        if step == verdict::NEXT {
+            return out(ctx);
+        }
+    }
+    if step == next::REFUSE {
+        return match refuse::answer(ctx, packet) {
+            refuse::ANSWERED => send_back(ctx, sender, packet),
+            verdict => verdict,
+        };
+    }
+    step
+}
+
+/// Reads the packet's headers.
+#[inline(never)]
+fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, sender: u32) -> i32 {
+    let Ok(ip) = A::ip(ctx, &Frame::now(ctx), offset) else {
+        return report::drop(ctx, Reason::Malformed);
+    };
+    let Some(configuration) = Configuration::now() else {
+        return report::drop(ctx, Reason::Blocked);
+    };
+    packet.begin(ip, &configuration, Tag::None);
+    packet.key.realm = realm::of_peer(sender);
+    packet.zone = 0;
+    packet.redirect = false;
+    packet.only = 0;
+    packet.policy = 0;
+    packet.kind = flag::VISITOR;
+    if !matches!(packet.ip.fragment, Fragment::Whole) {
+        return report::drop(ctx, Reason::ForwardedFragment);
+    }
+    if !packet.has_ports() || packet.read_transport(&Frame::now(ctx)).is_err() {
+        return report::drop(ctx, Reason::Malformed);
+    }
+    next::KNOWN
+}
+
+/// A packet without a flow. Its sender has looked at everything else.
+#[inline(never)]
+fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    let ip = &packet.ip;
+    if !uplink::is_of_a_host(ip.source) || !uplink::is_of_a_host(ip.destination) {
+        return report::drop(ctx, Reason::Multicast);
+    }
+    if A::egress(&ip.source).is_some() {
+        return report::drop(ctx, Reason::ClaimsEgressIp);
+    }
+    packet.options = Options::default();
+    if ip.protocol == TCP {
+        if !packet.segment.opens() {
+            packet.reason = Reason::NoFlow;
+            return next::REFUSE;
+        }
+        packet.options = options::read(ctx, ip.transport_at as u32, packet.segment.header as u32);
+    }
+    next::ADMIT
+}
+
+/// Sends an answer of ours to the server that the packet came from.
+#[inline(never)]
+fn send_back<A: Family>(ctx: &TcContext, sender: u32, packet: &Outgoing<A>) -> i32 {
+    steer::send(ctx, sender, packet.ip.network(), RETURN)
+}
+
+/// `BPF_MTU_CHK_SEGS` (linux/bpf.h): of a packet that stands for several, each is looked at.
+const SEGMENTS: u64 = 1;
+
+/// The longest packet that the uplink takes, if this one is longer, or if that cannot be told; else 0.
+#[inline(never)]
+fn exceeded(ctx: &TcContext) -> u32 {
+    let Some(tunnel) = steer::tunnel() else {
+        return u32::MAX;
+    };
+    let mut mtu = 0;
+    // SAFETY: the helper writes four bytes.
+    let answer =
+        unsafe { bpf_check_mtu(ctx.skb.skb.cast(), tunnel.uplink, &raw mut mtu, 0, SEGMENTS) };
+    match answer {
+        0 => 0,
+        1.. if mtu != 0 => mtu,
+        _ => u32::MAX,
+    }
+}
+
+/// Sends a translated packet out by the uplink, by the kernel's route.
+#[inline(never)]
+fn out(ctx: &TcContext) -> i32 {
+    let Some(tunnel) = steer::tunnel() else {
+        return report::drop(ctx, Reason::PeerUnreachable);
+    };
+    // SAFETY: the helper takes no parameters besides the interface.
+    unsafe { bpf_redirect_neigh(tunnel.uplink, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// This server's pool of a tunnel id.
+#[inline(always)]
+pub fn target(id: u32) -> Option<Target> {
+    // SAFETY: the daemon replaces values as a whole.
+    unsafe { TARGETS.get(id) }.copied()
+}

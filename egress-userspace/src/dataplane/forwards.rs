@@ -1,0 +1,102 @@
+//! Where new connections go whose pool other servers own, as the maps hold it (FWD-2).
+//!
+//! Not versioned, like everything about other servers: what is wanted is entered before a configuration counts, and
+//! what is not is taken out after it. In between a new connection goes where it went before or goes now, and who owns
+//! nothing of its pool refuses it.
+
+use std::collections::BTreeMap;
+
+use aya::Pod;
+use aya::maps::MapError;
+use egress_common::share::{Forward, SHARES, Target};
+
+use super::maps::Maps;
+use super::peers::{self, Numbers};
+use crate::dataplane::api::DataPlaneError;
+use crate::desired::DesiredTunnel;
+
+/// Enters what tunnel ids mean and where pools' new connections go; returns how many entries changed.
+pub(super) fn enter(
+    maps: &Maps,
+    tunnel: &DesiredTunnel,
+    numbers: &Numbers,
+) -> Result<u64, DataPlaneError> {
+    Ok(
+        put(maps, "TARGETS", &targets(tunnel))?
+            + put(maps, "FORWARDS", &forwards(tunnel, numbers))?,
+    )
+}
+
+/// Takes out what is not wanted any more; returns how many entries.
+pub(super) fn forget(maps: &Maps, tunnel: Option<&DesiredTunnel>) -> Result<u64, DataPlaneError> {
+    let targets = tunnel.map(targets).unwrap_or_default();
+    // Their numbers do not matter here.
+    let forwards = tunnel.map(|tunnel| forwards(tunnel, &Numbers::new()));
+    Ok(keep(maps, "TARGETS", &targets)? + keep(maps, "FORWARDS", &forwards.unwrap_or_default())?)
+}
+
+fn targets(tunnel: &DesiredTunnel) -> BTreeMap<u32, Target> {
+    let all = tunnel.pools.iter();
+    all.map(|one| {
+        let pool = u32::from(one.pool);
+        (one.target, Target { pool })
+    })
+    .collect()
+}
+
+fn forwards(tunnel: &DesiredTunnel, numbers: &Numbers) -> BTreeMap<u32, Forward> {
+    let number = |peer: usize| {
+        let peer = tunnel.peers.get(peer)?;
+        let number = numbers.get(&peers::underlay(peer.address))?;
+        u16::try_from(*number).ok()
+    };
+    let mut found = BTreeMap::new();
+    for one in &tunnel.pools {
+        let mut peers = [0; SHARES];
+        // A pool that this server owns something of has its entry too: flows that were forwarded before stay where
+        // they are (FWD-4).
+        for (place, (peer, _)) in peers.iter_mut().zip(one.shares.iter().flatten()) {
+            *place = number(*peer).unwrap_or(0);
+        }
+        let target = one.target;
+        found.insert(u32::from(one.pool), Forward { target, peers });
+    }
+    found
+}
+
+fn put<T: Pod + PartialEq>(
+    maps: &Maps,
+    name: &'static str,
+    wanted: &BTreeMap<u32, T>,
+) -> Result<u64, DataPlaneError> {
+    let before: BTreeMap<u32, T> = maps.entries(name)?.into_iter().collect();
+    let mut map = maps.hash::<u32, T>(name)?;
+    let mut changed = 0;
+    for (key, value) in wanted {
+        if before.get(key) != Some(value) {
+            map.insert(key, value, 0).map_err(failed(name))?;
+            changed += 1;
+        }
+    }
+    Ok(changed)
+}
+
+fn keep<T: Pod>(
+    maps: &Maps,
+    name: &'static str,
+    wanted: &BTreeMap<u32, T>,
+) -> Result<u64, DataPlaneError> {
+    let mut map = maps.hash::<u32, T>(name)?;
+    let mut removed = 0;
+    for (key, _) in maps.entries::<u32, T>(name)? {
+        if !wanted.contains_key(&key) {
+            map.remove(&key).map_err(failed(name))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn failed(name: &'static str) -> impl Fn(MapError) -> DataPlaneError {
+    move |error| DataPlaneError::failed(format!("using map {name}"), error)
+}

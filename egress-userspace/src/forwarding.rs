@@ -1,0 +1,138 @@
+//! Where new connections go whose pool other servers own (FWD-1 to FWD-3): the decision, made for every share of the
+//! inside addresses from locations and placements alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_common::family::V4;
+use egress_common::forward::{Regions, Site};
+use egress_common::placement::digest;
+use egress_common::share::{self, END_OF_TARGETS, FIRST_TARGET, Offer, SHARES};
+
+use crate::desired::{DesiredForward, DesiredPeer, Tier};
+use crate::placed::{self, Standing};
+use crate::resource::{Address, Pool, Resources};
+use crate::store::Numbers;
+
+/// What this server does with the new connections of each pool.
+pub fn pools(
+    resources: &Resources,
+    server: &str,
+    peers: &[DesiredPeer],
+    numbers: &Numbers,
+) -> Vec<DesiredForward> {
+    let targets = targets(resources);
+    let sites = sites(resources);
+    resources
+        .pools
+        .iter()
+        .filter_map(|pool| {
+            Some(DesiredForward {
+                pool: *numbers.pools.get(&pool.id)?,
+                target: *targets.get(&pool.id)?,
+                shares: shares(resources, pool, server, peers, &sites),
+            })
+        })
+        .collect()
+}
+
+/// Where the shares of a pool go; `None` if this server owns something of it, or nobody else does.
+fn shares(
+    resources: &Resources,
+    pool: &Pool,
+    server: &str,
+    peers: &[DesiredPeer],
+    sites: &BTreeMap<&str, Site>,
+) -> Option<Vec<(usize, Tier)>> {
+    let here = *sites.get(server)?;
+    let mut offers = Vec::new();
+    for address in &pool.addresses {
+        let Address::V4(single) = *address else {
+            continue;
+        };
+        if placed::slices_of(resources, server, single) != 0 {
+            return None;
+        }
+        if resources.drains(pool, address) {
+            continue;
+        }
+        for (owner, slices) in placed::owners(resources, single) {
+            // Who has no tunnel cannot be reached.
+            if peers.iter().any(|peer| peer.name == owner.server.name)
+                && let Some(site) = sites.get(owner.server.name.as_str())
+            {
+                offers.push(Offer {
+                    owner: *site,
+                    address: u64::from(single.to_bits()),
+                    slices,
+                    distance: distance(resources, server, &owner),
+                });
+            }
+        }
+    }
+    let peer_of = |number: u16| {
+        let (name, _) = sites.iter().find(|(_, site)| site.server == number)?;
+        peers.iter().position(|peer| peer.name == *name)
+    };
+    (0..SHARES)
+        .map(|share| {
+            let choice = share::decide::<V4>(here, Regions::default(), &offers, share)?;
+            Some((peer_of(choice.server)?, choice.tier))
+        })
+        .collect()
+}
+
+/// Microseconds from a server's location to an owner's, as configured.
+fn distance(resources: &Resources, server: &str, owner: &Standing<'_>) -> u32 {
+    let here = placed::servers(resources).find(|one| one.server.name == server);
+    let configured = here.and_then(|here| here.location.distances.get(&owner.location.name));
+    configured.copied().unwrap_or(Offer::UNKNOWN)
+}
+
+/// Numbers for servers, data centers and locations, by their names: all servers come to the same.
+fn sites(resources: &Resources) -> BTreeMap<&str, Site> {
+    let all: Vec<Standing<'_>> = placed::servers(resources).collect();
+    let servers: BTreeSet<&str> = all.iter().map(|one| one.server.name.as_str()).collect();
+    let data_centers: BTreeSet<&str> = all
+        .iter()
+        .map(|one| one.data_center.name.as_str())
+        .collect();
+    let locations: BTreeSet<&str> = all.iter().map(|one| one.location.name.as_str()).collect();
+    let number = |names: &BTreeSet<&str>, name: &str| {
+        u16::try_from(names.range(..=name).count()).unwrap_or(u16::MAX)
+    };
+    all.iter()
+        .map(|one| {
+            let site = Site {
+                server: number(&servers, &one.server.name),
+                data_center: number(&data_centers, &one.data_center.name),
+                location: number(&locations, &one.location.name),
+                out: 0,
+            };
+            (one.server.name.as_str(), site)
+        })
+        .collect()
+}
+
+/// Tunnel ids by the pools' ids, from those alone: pools' numbers are each server's own. One whose id another has gets
+/// the next, in the order of their names.
+fn targets(resources: &Resources) -> BTreeMap<String, u32> {
+    let mut pools: Vec<&str> = resources
+        .pools
+        .iter()
+        .map(|pool| pool.id.as_str())
+        .collect();
+    pools.sort_unstable();
+    let room = END_OF_TARGETS - FIRST_TARGET;
+    let mut taken = BTreeMap::new();
+    for pool in pools {
+        let mut place = (digest(pool) % u64::from(room)) as u32;
+        while taken.contains_key(&place) {
+            place = (place + 1) % room;
+        }
+        taken.insert(place, pool.to_owned());
+    }
+    taken
+        .into_iter()
+        .map(|(place, pool)| (pool, FIRST_TARGET + place))
+        .collect()
+}

@@ -1,0 +1,343 @@
+//! FWD-1, FWD-2, FWD-4: a new connection of a pool that this server owns nothing of is handed to the tunnel as it is, by
+//! a flow that keeps its server. What the tunnel does with it, and what the other server does, is a matter for a lab.
+
+use egress_common::key::{ReverseKey, TCP, UDP};
+use egress_common::peer::{Peer, Traffic, Tunnel, mapped};
+use egress_common::reason::Reason;
+use egress_common::share::{Forward, SHARES};
+use egress_common::slot::{State, flag};
+
+use crate::harness::{DataPlane, Hook, done, tagged};
+use crate::packet::{ACK, Body, Endpoint, FIN, Packet, RST, SYN};
+use crate::pieces::cut;
+use crate::run::{Meta, Outcome, Verdict};
+use crate::world::{INSIDE, ORIGIN, POOL, World, ZONE};
+
+const MASK: u32 = 0xffff_0000;
+/// Two other servers.
+const FIRST: u16 = 9;
+const SECOND: u16 = 11;
+const TUNNEL: Tunnel = Tunnel {
+    interface: 1,
+    uplink: 1,
+    own: mapped([10, 9, 0, 1]),
+    mtu: 0,
+};
+const fn peer(last: u8) -> Peer {
+    Peer {
+        address: mapped([10, 9, 0, last]),
+    }
+}
+
+/// A server without any address of its pool, whose new connections go to the server of this number.
+fn without_addresses() -> Option<DataPlane> {
+    let mut plane = DataPlane::of(World::default().with_addresses(&[]))?;
+    plane.array("TUNNEL", 0, TUNNEL);
+    plane.array("PEERS", u32::from(FIRST), peer(9));
+    plane.array("PEERS", u32::from(SECOND), peer(11));
+    forward_to(&mut plane, FIRST);
+    Some(plane)
+}
+
+fn forward_to(plane: &mut DataPlane, server: u16) {
+    let forward = Forward {
+        target: 77,
+        peers: [server; SHARES],
+    };
+    plane.hash("FORWARDS", POOL, forward);
+}
+
+fn sent_to(plane: &DataPlane, server: u16) -> u64 {
+    let all: Vec<Traffic> = plane.per_cpu("PEER_TRAFFIC", server.into());
+    all.iter().map(|one| one.sent_packets).sum()
+}
+
+/// A packet leaves by the uplink, is handed over, and leaves by the tunnel as it came.
+#[track_caller]
+fn forwarded(plane: &DataPlane, packet: &Packet) {
+    let handed = plane.out(packet);
+    assert_eq!(
+        handed.verdict,
+        Verdict::Redirect,
+        "{packet:?} {:?}",
+        plane.all_reasons()
+    );
+    assert_eq!(handed.bytes, packet.bytes());
+    assert_eq!(handed.mark, tagged(MASK, ZONE));
+    let meta = Meta {
+        mark: handed.mark,
+        ..Meta::default()
+    };
+    let sent = plane.run(Hook::TunnelEgress, packet, meta);
+    assert_eq!(
+        sent.verdict,
+        Verdict::Next,
+        "{packet:?} {:?}",
+        plane.all_reasons()
+    );
+    assert_eq!(sent.bytes, packet.bytes());
+    assert_eq!(sent.mark, done(MASK));
+}
+
+#[test]
+fn fwd_4_a_flow_keeps_its_server_and_new_ones_go_elsewhere() {
+    let Some(mut plane) = without_addresses() else {
+        return;
+    };
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, SYN));
+    let slot = plane.slot(INSIDE, ORIGIN, TCP).unwrap();
+    assert_eq!(
+        slot.flags & (flag::FORWARDED | flag::VISITOR),
+        flag::FORWARDED
+    );
+    assert_eq!(
+        (slot.interface, slot.zone, slot.pool),
+        (FIRST.into(), ZONE as u16, POOL as u16)
+    );
+    forwarded(&plane, &Packet::udp(INSIDE, ORIGIN, b"question"));
+    assert_eq!(sent_to(&plane, FIRST), 2);
+
+    forward_to(&mut plane, SECOND);
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, SYN));
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, ACK));
+    forwarded(&plane, &Packet::udp(INSIDE, ORIGIN, b"question"));
+    assert_eq!((sent_to(&plane, FIRST), sent_to(&plane, SECOND)), (5, 0));
+    let other: Endpoint = (INSIDE.0, INSIDE.1 + 1);
+    forwarded(&plane, &Packet::tcp(other, ORIGIN, SYN));
+    assert_eq!((sent_to(&plane, FIRST), sent_to(&plane, SECOND)), (5, 1));
+
+    // One that is reset begins anew, elsewhere.
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, RST));
+    plane.consistent();
+    assert_eq!(plane.all_reasons(), []);
+}
+
+#[test]
+fn fwd_2_without_its_server_a_flow_is_refused_and_begins_anew() {
+    let Some(mut plane) = without_addresses() else {
+        return;
+    };
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, SYN));
+    forwarded(&plane, &Packet::udp(INSIDE, ORIGIN, b"question"));
+    plane.array("PEERS", u32::from(FIRST), Peer::default());
+    forward_to(&mut plane, SECOND);
+    // TCP is told, by the tunnel's program: the answer goes to the uplink's way in.
+    let packet = Packet::tcp(INSIDE, ORIGIN, ACK);
+    let meta = Meta {
+        mark: tagged(MASK, ZONE),
+        ..Meta::default()
+    };
+    let outcome = plane.run(Hook::TunnelEgress, &packet, meta);
+    assert_eq!(outcome.verdict, Verdict::Redirect);
+    let answer = Packet::read(&outcome.bytes);
+    assert_eq!((answer.source, answer.destination), (ORIGIN.0, INSIDE.0));
+    assert_eq!(plane.reason(Reason::NoFlow), 1);
+    // A SYN and UDP begin anew.
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, SYN));
+    forwarded(&plane, &Packet::udp(INSIDE, ORIGIN, b"question"));
+    assert_eq!(sent_to(&plane, SECOND), 2);
+    for protocol in [TCP, UDP] {
+        let slot = plane.slot(INSIDE, ORIGIN, protocol).unwrap();
+        assert_eq!(slot.interface, u32::from(SECOND));
+    }
+    plane.consistent();
+}
+
+#[test]
+fn safe_1_what_is_not_forwarded_is_refused() {
+    let Some(mut plane) = without_addresses() else {
+        return;
+    };
+    // No fragments, and nothing that opens nothing.
+    let long = Packet::udp(INSIDE, ORIGIN, &[7; 3_000]);
+    let pieces = cut(&long, &[1_480; 3]);
+    plane.try_bytes(Hook::UplinkEgress, &pieces[0], Meta::default());
+    assert_eq!(plane.reason(Reason::ForwardedFragment), 1);
+    for flags in [ACK, FIN | ACK] {
+        plane.answered(&Packet::tcp(INSIDE, ORIGIN, flags));
+    }
+    assert_eq!(plane.reason(Reason::NoFlow), 2);
+    // What the tunnel's program is given without a flow is not believed to have one.
+    let meta = Meta {
+        mark: tagged(MASK, ZONE),
+        ..Meta::default()
+    };
+    plane.run(Hook::TunnelEgress, &Packet::tcp(INSIDE, ORIGIN, ACK), meta);
+    assert_eq!(plane.reason(Reason::NoFlow), 3);
+    assert_eq!(plane.state(INSIDE, ORIGIN, TCP), None);
+    // Nobody to send it to.
+    forward_to(&mut plane, 0);
+    let syn = Packet::tcp(INSIDE, ORIGIN, SYN);
+    plane.run(Hook::TunnelEgress, &syn, meta);
+    assert_eq!(plane.reason(Reason::NoAddress), 1);
+    plane.array("TUNNEL", 0, Tunnel::default());
+    plane.answered(&syn);
+    assert_eq!(plane.reason(Reason::NoAddress), 2);
+    assert_eq!(plane.all_active(), 0);
+    plane.consistent();
+}
+
+#[test]
+fn a_forwarded_flow_is_found_from_outside_by_its_inside_endpoint() {
+    let Some(plane) = without_addresses() else {
+        return;
+    };
+    // A port below 2048, which is in no slice.
+    let low: Endpoint = (INSIDE.0, 1_023);
+    forwarded(&plane, &Packet::udp(low, ORIGIN, b"question"));
+    let key = ReverseKey {
+        egress: low.0,
+        origin: ORIGIN.0,
+        egress_port: low.1,
+        origin_port: ORIGIN.1,
+        protocol: UDP,
+        ..ReverseKey::default()
+    };
+    assert_eq!(plane.holder(&key), plane.index(low, ORIGIN, UDP));
+    assert_eq!(plane.state(low, ORIGIN, UDP), Some(State::UdpUnanswered));
+}
+
+/// A packet on its way out by the tunnel, which takes 1,450 bytes.
+fn by_tunnel(plane: &DataPlane, packet: &Packet, segments: (u32, u32)) -> Outcome {
+    let meta = Meta {
+        mark: tagged(MASK, ZONE),
+        segments,
+        ..Meta::default()
+    };
+    plane.run(Hook::TunnelEgress, packet, meta)
+}
+
+const ROOM: u32 = 1_450;
+
+fn with_room() -> Option<DataPlane> {
+    let mut plane = without_addresses()?;
+    let mtu = ROOM;
+    plane.array("TUNNEL", 0, Tunnel { mtu, ..TUNNEL });
+    Some(plane)
+}
+
+#[test]
+fn nat_5_a_syn_announces_no_longer_segments_than_fit_the_tunnel() {
+    let Some(plane) = with_room() else { return };
+    let size = |value: u16| {
+        let [high, low] = value.to_be_bytes();
+        [2, 4, high, low]
+    };
+    // The option first, behind one no-op and so across two words of the checksum, and last of all.
+    let lists = |value| {
+        [
+            [&size(value)[..], &[1, 3, 3, 7]].concat(),
+            [&[1], &size(value)[..], &[3, 3, 7]].concat(),
+            [&[4, 2, 1, 1, 3, 3, 7, 1], &size(value)[..]].concat(),
+        ]
+    };
+    let mut port = INSIDE.1;
+    for (announced, expected) in [
+        (1_460, 1_410),
+        (1_411, 1_410),
+        (1_410, 1_410),
+        (536, 536),
+        (u16::MAX, 1_410),
+    ] {
+        for (sent, wanted) in lists(announced).iter().zip(lists(expected)) {
+            port += 1;
+            let syn = Packet::tcp((INSIDE.0, port), ORIGIN, SYN);
+            let wanted = syn.clone().with_options(&wanted);
+            // Twice: a retransmission is of a known flow.
+            for _ in 0..2 {
+                let sent = by_tunnel(&plane, &syn.clone().with_options(sent), (0, 0));
+                assert_eq!(sent.verdict, Verdict::Next, "{:?}", plane.all_reasons());
+                assert_eq!(Packet::read(&sent.bytes), wanted);
+            }
+        }
+    }
+    // None, and one that lies about its length.
+    for options in [&[][..], &[2, 3, 5, 0], &[3, 3, 7, 2]] {
+        port += 1;
+        let syn = Packet::tcp((INSIDE.0, port), ORIGIN, SYN).with_options(options);
+        assert_eq!(by_tunnel(&plane, &syn, (0, 0)).bytes, syn.bytes());
+    }
+    // No option of a segment that is no SYN.
+    let ack = Packet::tcp((INSIDE.0, port), ORIGIN, ACK).with_options(&size(1_460));
+    assert_eq!(by_tunnel(&plane, &ack, (0, 0)).bytes, ack.bytes());
+    assert_eq!(plane.all_reasons(), []);
+}
+
+#[test]
+fn nat_5_a_segment_that_does_not_fit_the_tunnel_is_answered_with_what_does() {
+    let Some(plane) = with_room() else { return };
+    let room = ROOM as usize;
+    let syn = Packet::tcp(INSIDE, ORIGIN, SYN);
+    assert_eq!(by_tunnel(&plane, &syn, (0, 0)).verdict, Verdict::Next);
+    let tcp = |length: usize| Packet::tcp(INSIDE, ORIGIN, ACK).payload(&vec![7; length - 40]);
+    let udp = |length: usize| Packet::udp(INSIDE, ORIGIN, &vec![7; length - 28]);
+    // By segment what stands for several.
+    let fits = [
+        (tcp(room), (0, 0)),
+        (tcp(40 + 2 * 1_410), (2, 1_410)),
+        // A sender of datagrams would cut them itself once it was told.
+        (udp(1_500), (0, 0)),
+    ];
+    for (packet, segments) in fits {
+        let sent = by_tunnel(&plane, &packet, segments);
+        assert_eq!(sent.verdict, Verdict::Next, "{:?}", plane.all_reasons());
+        assert_eq!(sent.bytes, packet.bytes());
+    }
+    let mut may_be_cut = tcp(1_500);
+    may_be_cut.fragment = 0;
+    let sent = by_tunnel(&plane, &may_be_cut, (0, 0));
+    assert_eq!(
+        (sent.verdict, sent.bytes),
+        (Verdict::Next, may_be_cut.bytes())
+    );
+    assert_eq!(plane.all_reasons(), []);
+    let mut with_options = tcp(1_500);
+    with_options.options = vec![1; 12];
+    let before = sent_to(&plane, FIRST);
+    let too_long = [
+        (tcp(room + 1), (0, 0)),
+        (tcp(1_500), (0, 0)),
+        (with_options, (0, 0)),
+        (tcp(40 + 2 * 1_411), (2, 1_411)),
+    ];
+    for (count, (packet, segments)) in too_long.iter().enumerate() {
+        let answered = by_tunnel(&plane, packet, *segments);
+        assert_eq!(
+            answered.verdict,
+            Verdict::Redirect,
+            "{packet:?} {:?}",
+            plane.all_reasons()
+        );
+        let quoted = &packet.ip_bytes()[..28 + packet.options.len()];
+        let answer = Packet::read(&answered.bytes);
+        let mut expected = Packet::icmp(ORIGIN.0, INSIDE.0, 3, 4, &[]);
+        expected.body = Body::Icmp(3, 4, ROOM.to_be_bytes(), quoted.to_vec());
+        (expected.id, expected.ttl) = (0, 64);
+        (expected.to, expected.from) = (answer.to, answer.from);
+        assert_eq!(answer, expected);
+        assert_eq!(plane.reason(Reason::PathTooLong), 1 + count as u64);
+    }
+    assert_eq!(sent_to(&plane, FIRST), before);
+    assert_eq!(plane.all_active(), 2);
+    plane.consistent();
+}
+
+/// SAFE-1: what the tunnel's program is given without a flow goes nowhere if the uplink's would decide otherwise.
+#[test]
+fn safe_1_a_flow_that_is_gone_does_not_begin_anew_behind_the_uplinks_back() {
+    let world = World {
+        exempt: vec![(ORIGIN.0, 32)],
+        ..World::default().with_addresses(&[])
+    };
+    let Some(mut plane) = DataPlane::of(world) else {
+        return;
+    };
+    plane.array("TUNNEL", 0, TUNNEL);
+    plane.array("PEERS", u32::from(FIRST), peer(9));
+    forward_to(&mut plane, FIRST);
+    let packet = Packet::udp(INSIDE, ORIGIN, b"question");
+    let outcome = by_tunnel(&plane, &packet, (0, 0));
+    assert_eq!(outcome.verdict, Verdict::Drop);
+    assert_eq!(plane.reason(Reason::Contended), 1);
+    assert_eq!((plane.all_active(), sent_to(&plane, FIRST)), (0, 0));
+}

@@ -1,0 +1,474 @@
+//! FWD-1 to FWD-4 with real daemons: a new connection at a server that owns nothing of its pool is translated by one
+//! that does, and comes back.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use egress_tests::{
+    capture::{Capture, Frame, Tap},
+    cities::{self, Cities},
+    client::Fetch,
+    config::Resources,
+    gateway::Gateway,
+    leak::{LeakCheck, Rules},
+    needs,
+    origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
+    packet::{Packet, SYN, UDP},
+    pair::{
+        NET, ORIGIN, ORIGIN_ADDRESS, Pair, SHARED, Side, TUNNEL_PORT, UNDERLAY, Underlay, resources,
+    },
+    path,
+    peer::{self, Caller, Peers},
+    wait,
+};
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt},
+};
+use serde_json::Value;
+
+/// The port at which the test itself is the origin.
+const PORT: u16 = 9_000;
+/// Bytes of a transfer.
+const BYTES: u64 = 16 << 20;
+/// How long a transfer, an answer, a count may take.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// All of [`SHARED`] is the second server's; with `cap` connections to an origin.
+fn of_the_second(underlay: Underlay, cap: u32) -> Resources {
+    let mut all = resources(underlay);
+    all.connections_per_origin = cap;
+    let second = format!(
+        "[[location.data_center.server]]\nname = \"{}\"",
+        Side::Two.name()
+    );
+    all.sections = all
+        .sections
+        .replace(
+            &second,
+            &format!("[[location.data_center]]\nname = \"other\"\n{second}"),
+        )
+        .replace("data_center = \"lab\"", "data_center = \"other\"");
+    all
+}
+
+fn start(underlay: Underlay, cap: u32) -> Result<Pair> {
+    let all = of_the_second(underlay, cap);
+    let mtu = if underlay == Underlay::V4 {
+        1_500
+    } else {
+        1_570
+    };
+    let pair = Pair::start_with(&[all.clone(), all], mtu, |side| match side {
+        Side::One => "lab".to_owned(),
+        Side::Two => "other".to_owned(),
+    })?;
+    pair.replies_to(Side::Two)?;
+    Ok(pair)
+}
+
+/// Packets that a server dropped for a reason.
+fn reason(gateway: &Gateway, reason: &str) -> Result<u64> {
+    let status = gateway.json(&["status"])?;
+    let all = status["reasons"].as_array().context("no reasons")?;
+    let found = all.iter().find(|one| one["reason"] == reason);
+    found
+        .and_then(|one| one["packets"].as_u64())
+        .with_context(|| format!("no reason {reason}: {status}"))
+}
+
+/// The flows of a server to an origin, one JSON object a line.
+fn flows(gateway: &Gateway, origin: SocketAddr) -> Result<Vec<Value>> {
+    let text = gateway.text(["flows", "--json"])?;
+    let all = text.lines().map(serde_json::from_str::<Value>);
+    let all = all.collect::<Result<Vec<_>, _>>()?;
+    let origin = origin.to_string();
+    Ok(all
+        .into_iter()
+        .filter(|flow| flow["origin"] == origin.as_str())
+        .collect())
+}
+
+/// The path of the flow to an origin of which one end is this.
+fn path_of(gateway: &Gateway, origin: SocketAddr, end: &str, is: SocketAddr) -> Result<String> {
+    let all = flows(gateway, origin)?;
+    let found = all.iter().find(|flow| flow[end] == is.to_string().as_str());
+    let path = found.and_then(|flow| flow["path"].as_str());
+    path.map(str::to_owned)
+        .with_context(|| format!("no flow with {end} {is}: {all:?}"))
+}
+
+/// Packets between the servers, by tunnel.
+fn tunnelled(frames: &[Frame]) -> usize {
+    let is =
+        |packet: &Packet| packet.protocol == UDP && packet.destination_port() == Some(TUNNEL_PORT);
+    frames.iter().filter_map(Frame::packet).filter(is).count()
+}
+
+/// IPv4 packets from or to the origin, and those of them from [`SHARED`].
+fn outside(frames: &[Frame]) -> (usize, usize) {
+    let origin = IpAddr::from(ORIGIN_ADDRESS);
+    let packets = frames.iter().filter_map(Frame::packet);
+    let all = packets.filter(|packet| packet.source == origin || packet.destination == origin);
+    all.fold((0, 0), |(all, shared), packet| {
+        let is = packet.source == IpAddr::from(SHARED);
+        (all + 1, shared + usize::from(is))
+    })
+}
+
+/// A transfer, UDP, and connections of both servers' clients with the very same endpoints, while the captures see which
+/// way they go; `egress flows` and `egress why` say the same.
+#[test]
+fn the_owner_translates_and_the_sender_delivers() -> Result<()> {
+    const TEST: &str = "the_owner_translates_and_the_sender_delivers";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    for underlay in Underlay::ALL {
+        let pair = start(underlay, 40_000)?;
+        both_ways(&pair).with_context(|| {
+            let [one, two] = Side::ALL.map(|side| pair.gateway(side).last_words());
+            format!("{underlay:?}: {one}\n{two}")
+        })?;
+    }
+    Ok(())
+}
+
+fn both_ways(pair: &Pair) -> Result<()> {
+    let (one, two) = (pair.gateway(Side::One), pair.gateway(Side::Two));
+    let check = LeakCheck::start(
+        &pair.node(NET),
+        Side::Two.port(),
+        Rules::new().allow([SHARED]),
+    )?;
+    let by_one = Capture::start(&pair.node(NET), Side::One.port())?;
+    let by_two = Capture::start(&pair.node(NET), Side::Two.port())?;
+    let between = Capture::start(&pair.node(Side::One.server()), UNDERLAY)?;
+    let mut client = pair.clients(Side::One)?;
+    let fetch = Fetch {
+        target: pair.at(HTTP_PORT),
+        bytes: BYTES,
+        rate: 0,
+        timeout_ms: 120_000,
+    };
+    let outcome = client.fetch(fetch, TRANSFER_LIMIT, |_| Ok(()))?;
+    ensure!(outcome.succeeded == 1, "{outcome:?}");
+    let outcome = client.udp(pair.at(UDP_PORT), 50, LIMIT, false)?;
+    ensure!(outcome.succeeded == 50, "{outcome:?}");
+    drop(client);
+    let (all, _) = outside(&by_one.finish()?);
+    let (seen, shared) = outside(&by_two.finish()?);
+    let frames = tunnelled(&between.finish()?);
+    println!(
+        "by the sender's uplink {all} packets, by the owner's {seen} ({shared} from {SHARED}), {frames} in the tunnel"
+    );
+    ensure!(all == 0, "{all} packets left by the sender's uplink");
+    ensure!(shared > 50 && seen > 2 * shared.min(100), "{seen} {shared}");
+    ensure!(frames > 100, "{frames}");
+
+    // The clients of both servers use the same address, and now the same port.
+    let at = pair.at(PORT);
+    let listener = peer::listen(&pair.node(ORIGIN), at)?;
+    let caller = Caller {
+        port: Some(33_333),
+        ..Caller::default()
+    };
+    let mut forwarded = Peers::connect(&pair.node(Side::One.client()), caller, &listener)?;
+    let mut local = Peers::connect(&pair.node(Side::Two.client()), caller, &listener)?;
+    ensure!(
+        forwarded.seen.ip() == IpAddr::from(SHARED),
+        "{}",
+        forwarded.seen
+    );
+    ensure!(local.seen.ip() == IpAddr::from(SHARED), "{}", local.seen);
+    ensure!(forwarded.seen.port() != local.seen.port());
+    for _ in 0..3 {
+        forwarded.exchange()?;
+        local.exchange()?;
+    }
+    let path = |flow: &Value| flow["path"].as_str().unwrap_or_default().to_owned();
+    let inside = "10.1.0.2:33333";
+    let at_one = flows(one, at)?;
+    let paths: Vec<String> = at_one.iter().map(path).collect();
+    ensure!(paths == ["peer lab-s2"], "{at_one:?}");
+    let at_two = flows(two, at)?;
+    let mut paths: Vec<String> = at_two.iter().map(path).collect();
+    paths.sort();
+    ensure!(paths == ["from lab-s1", "local"], "{at_two:?}");
+    ensure!(
+        at_two.iter().all(|flow| flow["inside"] == inside),
+        "{at_two:?}"
+    );
+    for flow in &at_two {
+        let expected = if path(flow) == "local" {
+            local.seen
+        } else {
+            forwarded.seen
+        };
+        ensure!(flow["egress"] == expected.to_string(), "{flow}");
+    }
+    let why = one.json(&["why", "10.1.0.2", &at.to_string()])?;
+    ensure!(
+        why["outcome"] == "forwarded" && why["server"] == "lab-s2" && why["path"] == "peer lab-s2",
+        "{why}"
+    );
+    ensure!(why["nearness"] == "location", "{why}");
+    let why = two.json(&["why", "10.1.0.2", &at.to_string()])?;
+    ensure!(
+        why["outcome"] == "admitted" && why["path"] == "local",
+        "{why}"
+    );
+    let origins = one.json(&["origins"])?;
+    ensure!(origins.as_array().is_some_and(Vec::is_empty), "{origins}");
+
+    // Replies that come to the sender itself: to the owner, and back again.
+    pair.replies_to(Side::One)?;
+    forwarded.exchange()?;
+    local.exchange()?;
+    pair.replies_to(Side::Two)?;
+    forwarded.exchange()?;
+
+    // A reset at the origin is one at the inside.
+    let Peers {
+        mut inside, origin, ..
+    } = forwarded;
+    let at_once = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    setsockopt(&origin, sockopt::Linger, &at_once)?;
+    drop(origin);
+    peer::was_reset(&mut inside, LIMIT, "the inside")?;
+    local.exchange()?;
+    wait::until_true("the forwarded flow to be over", LIMIT, || {
+        Ok(flows(one, at)?.is_empty() && flows(two, at)?.len() == 1)
+    })?;
+    for gateway in [one, two] {
+        for drop in [
+            "tunnel_stranger",
+            "tunnel_stray",
+            "steered_twice",
+            "peer_unreachable",
+            "forwarded_too_long",
+            "claims_egress_ip",
+        ] {
+            ensure!(reason(gateway, drop)? == 0, "{drop}");
+        }
+    }
+    check.finish()?;
+    Ok(())
+}
+
+/// CAP-4: the owner's cap holds for what is forwarded to it, and what it refuses is told to the inside at once; it goes to
+/// nobody else. Without the owner everything is refused.
+#[test]
+fn the_owner_refuses_what_it_has_no_place_for() -> Result<()> {
+    const TEST: &str = "the_owner_refuses_what_it_has_no_place_for";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let pair = start(Underlay::V4, 5)?;
+    let check = LeakCheck::start(
+        &pair.node(NET),
+        Side::Two.port(),
+        Rules::new().allow([SHARED]),
+    )?;
+    let own = Capture::start(&pair.node(NET), Side::One.port())?;
+    let mut client = pair.clients(Side::One)?;
+    let outcome = client.open(pair.at(HTTP_PORT), 8, LIMIT)?;
+    ensure!(outcome.succeeded == 5, "{outcome:?}");
+    let refused = reason(pair.gateway(Side::Two), "cap_reached")?;
+    ensure!(refused >= 3, "{refused}");
+    ensure!(reason(pair.gateway(Side::One), "cap_reached")? == 0);
+    let (all, _) = outside(&own.finish()?);
+    ensure!(all == 0, "{all} packets left by the sender's uplink");
+    check.finish()?;
+    Ok(())
+}
+
+/// The cases of the seeds: another server of the data center, another data center of the location, the closest other
+/// location; and a live connection stays where it went when another location has become the closest.
+#[test]
+fn connections_go_to_the_nearest_owner_and_stay_there() -> Result<()> {
+    const TEST: &str = "connections_go_to_the_nearest_owner_and_stay_there";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let mut lab = Cities::start(&cities::resources(7_000, 9_000))?;
+    let said = nearest(&mut lab);
+    said.with_context(|| {
+        let all = lab.gateways.iter().map(Gateway::last_words);
+        all.collect::<Vec<_>>().join("\n")
+    })
+}
+
+fn nearest(lab: &mut Cities) -> Result<()> {
+    let at = SocketAddr::from((ORIGIN_ADDRESS, PORT));
+    let listener = peer::listen(&lab.lab.node(ORIGIN), at)?;
+    // One of the two servers of fra01 has the one slice that it has of the first pool.
+    let why = |lab: &Cities, server: usize, pool: usize| {
+        let source = cities::inside(pool).to_string();
+        lab.gateways[server].json(&["why", &source, &at.to_string()])
+    };
+    let own = why(lab, 0, 1)?["outcome"] == "admitted";
+    let (owner, other) = if own { (0, 1) } else { (1, 0) };
+    ensure!(why(lab, owner, 1)?["outcome"] == "admitted");
+    let cases = [
+        (1, owner, owner, "local"),
+        (1, other, owner, "data-center"),
+        (2, 0, 2, "location"),
+        (3, 0, 3, "elsewhere"),
+    ];
+    for (pool, from, to, nearness) in cases {
+        let name = cities::SERVERS[to].0;
+        let case = format!("pool {pool} from {} to {name}", cities::SERVERS[from].0);
+        // The network brings the replies to a server that has nothing to do with it.
+        lab.replies_to(pool, 4)?;
+        let captures =
+            [from, to].map(|server| Capture::start(&lab.lab.node(NET), &cities::port(server)));
+        let [sender, translator] = captures;
+        let (sender, translator) = (sender?, translator?);
+        let explained = why(lab, from, pool)?;
+        let mut live = connect(lab, pool, from, &listener).with_context(|| case.clone())?;
+        ensure!(
+            live.seen.ip() == IpAddr::from(cities::egress_ip(pool)),
+            "{case}: {}",
+            live.seen
+        );
+        for _ in 0..3 {
+            live.exchange().with_context(|| case.clone())?;
+        }
+        let opened = |frames: &[Frame]| {
+            let packets = frames.iter().filter_map(Frame::packet);
+            let opens = packets.filter(|packet| {
+                packet.destination == IpAddr::from(ORIGIN_ADDRESS) && packet.has_flags(SYN)
+            });
+            opens.map(|packet| packet.source).collect::<Vec<_>>()
+        };
+        let expected = vec![IpAddr::from(cities::egress_ip(pool))];
+        let (by_sender, by_translator) = (opened(&sender.finish()?), opened(&translator.finish()?));
+        println!(
+            "{case}: SYN by the sender's uplink {by_sender:?}, by the owner's {by_translator:?}"
+        );
+        ensure!(by_translator == expected, "{case}: {by_translator:?}");
+        let own_uplink = if from == to { expected } else { Vec::new() };
+        ensure!(by_sender == own_uplink, "{case}: {by_sender:?}");
+        let path = if from == to {
+            "local".to_owned()
+        } else {
+            format!("peer {name}")
+        };
+        let listed = path_of(&lab.gateways[from], at, "inside", live.inside.local_addr()?)?;
+        ensure!(listed == path, "{case}: {listed}");
+        ensure!(explained["path"] == path.as_str(), "{case}: {explained}");
+        if from != to {
+            ensure!(
+                explained["nearness"] == nearness && explained["server"] == name,
+                "{case}: {explained}"
+            );
+            let there = path_of(&lab.gateways[to], at, "egress", live.seen)?;
+            let came = format!("from {}", cities::SERVERS[from].0);
+            ensure!(there == came, "{case}: {there}");
+        }
+        if pool == 3 {
+            return moves(lab, live, &listener);
+        }
+    }
+    Ok(())
+}
+
+/// Paris has become the closest: new connections go there, and the live one stays.
+fn moves(lab: &mut Cities, mut live: Peers, listener: &TcpListener) -> Result<()> {
+    let at = listener.local_addr()?;
+    let source = cities::inside(3).to_string();
+    lab.gateways[0].reload(&cities::resources(7_000, 3_000), |gateway| {
+        let why = gateway.json(&["why", &source, &at.to_string()])?;
+        Ok(why["server"] == "par01-s1")
+    })?;
+    live.exchange()?;
+    let mut new = connect(lab, 3, 0, listener)?;
+    new.exchange()?;
+    live.exchange()?;
+    let mut paths: Vec<String> = flows(&lab.gateways[0], at)?
+        .iter()
+        .map(|flow| flow["path"].as_str().unwrap_or_default().to_owned())
+        .filter(|path| path.starts_with("peer"))
+        .collect();
+    paths.sort();
+    ensure!(paths.contains(&"peer ams01-s1".to_owned()), "{paths:?}");
+    ensure!(paths.contains(&"peer par01-s1".to_owned()), "{paths:?}");
+    Ok(())
+}
+
+/// Connects from a zone's address behind a server.
+fn connect(lab: &Cities, zone: usize, server: usize, listener: &TcpListener) -> Result<Peers> {
+    let caller = Caller {
+        address: Some(cities::inside(zone).into()),
+        ..Caller::default()
+    };
+    Peers::connect(&lab.client(server), caller, listener)
+}
+
+/// NAT-5: between servers whose network takes 1,500 bytes like everything else, TCP's segments fit the tunnel both
+/// ways, and a datagram as long as the link takes arrives all the same.
+#[test]
+fn long_packets_fit_the_tunnel_without_being_cut() -> Result<()> {
+    const TEST: &str = "long_packets_fit_the_tunnel_without_being_cut";
+    /// Bytes each way.
+    const LONG: u64 = 64 << 20;
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let pair = start(Underlay::V4, 40_000)?;
+    let check = LeakCheck::start(
+        &pair.node(NET),
+        Side::Two.port(),
+        Rules::new().allow([SHARED]),
+    )?;
+    let counts = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let seen = Arc::clone(&counts);
+    let between = Tap::start(&pair.node(Side::One.server()), UNDERLAY, move |frame| {
+        if let Some(packet) = frame.packet().filter(|packet| packet.protocol == UDP) {
+            let [all, cut] = &*seen;
+            all.fetch_add(1, Ordering::Relaxed);
+            cut.fetch_add(packet.later_fragment.into(), Ordering::Relaxed);
+        }
+    })?;
+    let began = Instant::now();
+    let client = pair.node(Side::One.client());
+    path::echo(&client, pair.at(ECHO_PORT), LONG, || Ok(()))?;
+    let took = began.elapsed();
+    let lost = between.stop()?.lost;
+    let [packets, cut] = [0, 1].map(|nth| counts[nth].load(Ordering::Relaxed));
+    println!(
+        "{LONG} bytes each way in {took:?}: {packets} packets in the tunnel, {cut} of them cut ({lost} not seen)"
+    );
+    ensure!(
+        packets > 1_000 && cut == 0,
+        "{cut} of {packets} packets were cut"
+    );
+
+    // As long as the inside's own link takes: what is around it is cut.
+    let to = pair.at(UDP_PORT);
+    let answer = client.run(move || -> Result<usize> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        socket.send_to(&[7; 1_472], to)?;
+        Ok(socket.recv(&mut [0; 2_048])?)
+    })??;
+    ensure!(answer > 0, "an empty answer");
+    check.finish()?;
+    Ok(())
+}
