@@ -25,6 +25,7 @@ mod flood;
 mod generator;
 mod instruction;
 mod latency;
+mod policies;
 mod rig;
 mod table;
 
@@ -52,7 +53,7 @@ const MANY_FLOWS: u32 = 1_048_576;
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which: established, many-flows, new-flow, connections, round-trip, flood, memory, memory-ipv6; all if none is named
+    /// Which: established, many-flows, new-flow, policies, connections, round-trip, flood, memory, memory-ipv6; all if none is named
     names: Vec<String>,
     /// Samples of each variant
     #[arg(long, default_value_t = 7)]
@@ -75,10 +76,11 @@ struct Setting {
 type Benchmark = fn(&Setting) -> Result<Table>;
 
 /// All benchmarks by name.
-const BENCHMARKS: [(&str, Benchmark); 8] = [
+const BENCHMARKS: [(&str, Benchmark); 9] = [
     ("established", established),
     ("many-flows", many_flows),
     ("new-flow", new_flow),
+    ("policies", policies::first_packets),
     ("connections", connections),
     ("round-trip", round_trip),
     ("flood", flood),

@@ -24,6 +24,7 @@ use egress_tests::{
 use super::{
     bpf,
     generator::{Generator, Meter, Route},
+    policies,
 };
 
 /// The nodes beside the gateway.
@@ -54,6 +55,8 @@ pub(crate) enum Variant {
     Egress,
     /// Translates with egress; live flows take the fast path.
     Fast,
+    /// As [`Self::Egress`], with this many egress policies.
+    Policies(usize),
 }
 
 impl fmt::Display for Variant {
@@ -63,6 +66,8 @@ impl fmt::Display for Variant {
             Self::Snat => "nftables snat",
             Self::Egress => "egress",
             Self::Fast => "egress, fast path",
+            Self::Policies(1) => "1 policy",
+            Self::Policies(count) => return f.pad(&format!("{count} policies")),
         })
     }
 }
@@ -87,14 +92,18 @@ impl Rig {
             mac(ORIGIN_MAC)
         ))?;
         let gateway = match variant {
-            Variant::Egress | Variant::Fast => {
+            Variant::Egress | Variant::Fast | Variant::Policies(_) => {
                 let daemon = daemon.context("no daemon to measure")?;
                 let server = Server {
                     accelerate: variant == Variant::Fast,
                     inside: vec![INSIDE_BOUND.to_owned()],
                     ..server.clone()
                 };
-                let mut gateway = Gateway::prepare(&lab, daemon, &server, &Resources::default())?;
+                let resources = match variant {
+                    Variant::Policies(count) => policies::resources(count),
+                    _ => Resources::default(),
+                };
+                let mut gateway = Gateway::prepare(&lab, daemon, &server, &resources)?;
                 gateway.restart()?;
                 Some(gateway)
             }
@@ -125,7 +134,7 @@ impl Rig {
         self.client().run(|| generator.send(interface, PACKETS))??;
         let is_right = |source: IpAddr| match variant {
             Variant::Route => source == CLIENT_ADDRESS,
-            Variant::Snat => source == POOL[0],
+            Variant::Snat | Variant::Policies(_) => source == POOL[0],
             Variant::Egress | Variant::Fast => POOL.iter().any(|address| source == *address),
         };
         capture

@@ -13,6 +13,8 @@ pub(crate) struct Table {
     /// What the goal is, with its id.
     pub(crate) goal: &'static str,
     rows: Vec<(Variant, Vec<f64>)>,
+    /// What ratios are taken to, and what that is called.
+    against: [(&'static str, Variant); 2],
 }
 
 impl Table {
@@ -29,7 +31,13 @@ impl Table {
             unit,
             goal,
             rows: Vec::new(),
+            against: [("routing", Variant::Route), ("snat", Variant::Snat)],
         }
+    }
+
+    /// The same, with ratios to other variants than routing and snat.
+    pub(crate) fn against(self, against: [(&'static str, Variant); 2]) -> Self {
+        Self { against, ..self }
     }
 
     /// Adds a sample; samples of one round have the same place in every row.
@@ -61,7 +69,11 @@ impl Table {
         println!("\n== {}: {}", self.name, self.title);
         println!(
             "{:<18}{:>12}{:>20}{:>12}{:>10}",
-            "", self.unit, "from - to", "x routing", "x snat"
+            "",
+            self.unit,
+            "from - to",
+            format!("x {}", self.against[0].0),
+            format!("x {}", self.against[1].0)
         );
         for (variant, samples) in &self.rows {
             let (low, high) = range(samples);
@@ -73,8 +85,8 @@ impl Table {
                 "{variant:<18}{:>12}{:>20}{:>12}{:>10}",
                 number(median(samples)),
                 format!("{} - {}", number(low), number(high)),
-                ratio(Variant::Route),
-                ratio(Variant::Snat)
+                ratio(self.against[0].1),
+                ratio(self.against[1].1)
             );
         }
         println!("goal: {}", self.goal);
@@ -87,11 +99,14 @@ impl Table {
             .iter()
             .map(|(variant, samples)| {
                 let (low, high) = range(samples);
-                json!({
+                let mut row = json!({
                     "variant": variant.to_string(), "median": median(samples), "min": low, "max": high,
-                    "x_routing": self.ratio(*variant, Variant::Route), "x_snat": self.ratio(*variant, Variant::Snat),
                     "samples": samples,
-                })
+                });
+                for (name, to) in self.against {
+                    row[format!("x_{name}")] = json!(self.ratio(*variant, to));
+                }
+                row
             })
             .collect();
         Ok(
