@@ -227,12 +227,14 @@ impl<T, U> Both<T, U> {
 /// What one new flow needs between the callbacks of its allocation; not pinned.
 #[btf_map]
 pub static SCRATCH_OPEN: PerCpuArray<Both<Open<V4>, Open<V6>>, 1> = PerCpuArray::new();
+/// A walk by keys of either family.
+type Walks<T, U> = Both<Walk<T>, Walk<U>>;
+
 /// Walks through the indexes; not pinned.
 #[btf_map]
-pub static SCRATCH_WALK_FLOWS: PerCpuArray<Both<Walk<FlowKey<V4>>, Walk<FlowKey<V6>>>, 1> =
-    PerCpuArray::new();
+pub static SCRATCH_WALK_FLOWS: PerCpuArray<Walks<FlowKey<V4>, FlowKey<V6>>, 1> = PerCpuArray::new();
 #[btf_map]
-pub static SCRATCH_WALK_REVERSE: PerCpuArray<Both<Walk<ReverseKey<V4>>, Walk<ReverseKey<V6>>>, 1> =
+pub static SCRATCH_WALK_REVERSE: PerCpuArray<Walks<ReverseKey<V4>, ReverseKey<V6>>, 1> =
     PerCpuArray::new();
 /// Next hops of live flows; not pinned.
 #[btf_map]
