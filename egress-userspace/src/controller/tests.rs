@@ -13,6 +13,8 @@ use crate::inventory::{DaemonState, PoolRecord, Status};
 use crate::resource::{Address, Owner};
 use crate::store::{Limits, SqliteStore};
 
+mod policies;
+
 /// An address of the host.
 const OWN: &str = "192.0.2.99";
 
