@@ -100,3 +100,44 @@ fn keep<T: Pod>(
 fn failed(name: &'static str) -> impl Fn(MapError) -> DataPlaneError {
     move |error| DataPlaneError::failed(format!("using map {name}"), error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::{DesiredForward, DesiredPeer, Tier};
+
+    /// FWD-4: what was forwarded before this server got something of the pool needs the pool's tunnel id still.
+    #[test]
+    fn a_pool_of_this_server_keeps_its_tunnel_id_and_forwards_nothing_new() {
+        let peer = DesiredPeer {
+            name: "s2".into(),
+            address: [10, 9, 0, 2].into(),
+            slices: Vec::new(),
+            ranges: Vec::new(),
+        };
+        let one = |pool, target, shares| DesiredForward {
+            pool,
+            target,
+            shares,
+        };
+        let tunnel = DesiredTunnel {
+            own: [10, 9, 0, 1].into(),
+            device: "egress0".into(),
+            port: 4789,
+            peers: vec![peer],
+            pools: vec![
+                one(3, 77, Some(vec![(0, Tier::Location); SHARES])),
+                one(4, 88, None),
+            ],
+        };
+        let numbers = [(peers::underlay([10, 9, 0, 2].into()), 9)].into();
+        let found = forwards(&tunnel, &numbers);
+        let expected = |target, peer| Forward {
+            target,
+            peers: [peer; SHARES],
+        };
+        assert_eq!(found, [(3, expected(77, 9)), (4, expected(88, 0))].into());
+        let pools = [(77, Target { pool: 3 }), (88, Target { pool: 4 })];
+        assert_eq!(targets(&tunnel), pools.into());
+    }
+}

@@ -165,6 +165,12 @@ fn safe_1_what_is_not_forwarded_is_refused() {
     plane.run(Hook::TunnelEgress, &Packet::tcp(INSIDE, ORIGIN, ACK), meta);
     assert_eq!(plane.reason(Reason::NoFlow), 3);
     assert_eq!(plane.state(INSIDE, ORIGIN, TCP), None);
+    // No ICMP errors about what was forwarded.
+    forwarded(&plane, &Packet::udp(INSIDE, ORIGIN, b"question"));
+    let answer = Packet::udp(ORIGIN, INSIDE, b"answer");
+    let error = Packet::icmp(INSIDE.0, ORIGIN.0, 3, 3, &answer.ip_bytes());
+    assert_eq!(plane.out(&error).verdict, Verdict::Drop);
+    assert_eq!(plane.reason(Reason::ForwardedIcmp), 1);
     // Nobody to send it to.
     forward_to(&mut plane, 0);
     let syn = Packet::tcp(INSIDE, ORIGIN, SYN);
@@ -173,7 +179,7 @@ fn safe_1_what_is_not_forwarded_is_refused() {
     plane.array("TUNNEL", 0, Tunnel::default());
     plane.answered(&syn);
     assert_eq!(plane.reason(Reason::NoAddress), 2);
-    assert_eq!(plane.all_active(), 0);
+    assert_eq!(plane.all_active(), 1);
     plane.consistent();
 }
 

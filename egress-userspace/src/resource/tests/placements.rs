@@ -99,6 +99,38 @@ fn pool_5_shares_that_sum_to_nothing_are_refused() {
 }
 
 #[test]
+fn fwd_3_distances_are_to_other_locations() {
+    let with = |distances: &str| {
+        let line = format!("name = \"amsterdam\"\ndistances = [{distances}]");
+        errors_with("name = \"amsterdam\"", &line)
+    };
+    let one = |to: &str, time: &str| format!("{{ location = \"{to}\", microseconds = {time} }}");
+    assert_eq!(with(&one("frankfurt", "7000")), [""; 0]);
+    assert_eq!(with(""), [""; 0]);
+    let bad = [
+        (one("frankfort", "7000"), "has a distance to frankfort"),
+        (one("amsterdam", "7000"), "has a distance to amsterdam"),
+        (one("frankfurt", "0"), "`microseconds` must be from 1 to"),
+        (one("frankfurt", "-5"), "`microseconds` must be from 1 to"),
+        (one("frankfurt", "\"near\""), "`microseconds`"),
+        ("{ location = \"frankfurt\" }".to_owned(), "microseconds"),
+        ("{ microseconds = 7000 }".to_owned(), "location"),
+        ("7000".to_owned(), "must be a table"),
+        (
+            [one("frankfurt", "7000"), one("frankfurt", "8000")].join(", "),
+            "there are two distances from amsterdam to frankfurt",
+        ),
+    ];
+    for (distances, said) in bad {
+        let found = with(&distances);
+        assert!(
+            found.first().is_some_and(|first| first.contains(said)),
+            "{distances}: {found:?}"
+        );
+    }
+}
+
+#[test]
 fn names_and_numbers_are_unique() {
     let again = |key: &str, nth| line_of(key, nth);
     let first = line_of("name = \"fra01-s1\"", 0);
