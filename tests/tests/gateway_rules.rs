@@ -1,16 +1,16 @@
 //! Gateway rules of action `egress` by the HTTP API (POLICY-1 to POLICY-5, ZONE-5): what each call does to real
 //! connections, and what may not be.
 
-use std::{fs, io::Write as _};
+use std::{fs, io::Write as _, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     api::{self, ACCOUNT, Api, LISTEN, OTHER_ACCOUNT, aegis},
     config::ZONE_ID,
-    needs,
+    libraries, needs, netns,
     peer::{self, Caller, Peers},
     site::Site,
-    standard::{A, BOUND, BOUND_ADDRESS, POOL, RANGE},
+    standard::{A, BOUND, BOUND_ADDRESS, GATEWAY, POOL, RANGE},
 };
 use serde_json::{Value, json};
 
@@ -276,5 +276,135 @@ fn rules_that_may_not_be_change_nothing() -> Result<()> {
     ensure!(theirs.outcome()? == (404, 1404), "{theirs:?}");
 
     ensure!(api.get(&all)?.json()? == before);
+    Ok(())
+}
+
+/// Makes, lists, reads, changes and removes a rule, as a program does that was written for the original.
+const PYTHON: &str = r#"
+import json, os
+import cloudflare
+
+account = os.environ["ACCOUNT"]
+client = cloudflare.Cloudflare(api_token=os.environ["TOKEN"], base_url=os.environ["BASE"])
+rules = client.zero_trust.gateway.rules
+
+def refused(call):
+    try:
+        call()
+    except cloudflare.APIStatusError as error:
+        return {"is": type(error).__name__, "code": error.body["errors"][0]["code"]}
+
+made = rules.create(account_id=account, name="bank", action="egress", filters=["egress"], enabled=True,
+                    traffic="net.dst.port eq 443", rule_settings={"egress": json.loads(os.environ["EGRESS"])})
+listed = [rule.name for rule in rules.list(account_id=account)]
+changed = rules.update(made.id, account_id=account, name="bank", action="egress", traffic="net.dst.port == 80",
+                       precedence=made.precedence)
+read = rules.get(made.id, account_id=account)
+rules.delete(made.id, account_id=account)
+print(json.dumps({
+    "made": {"traffic": made.traffic, "enabled": made.enabled, "version": made.version,
+             "egress": made.rule_settings.egress.to_dict(), "year": made.created_at.year},
+    "listed": listed,
+    "changed": {"traffic": changed.traffic, "enabled": changed.enabled, "version": changed.version},
+    "as read": read == changed,
+    "identity": refused(lambda: rules.create(account_id=account, name="x", action="egress",
+                                             identity='identity.email == "a@b"')),
+    "gone": refused(lambda: rules.get(made.id, account_id=account)),
+}))
+"#;
+
+/// The same in JavaScript, which is what the TypeScript SDK is when it runs.
+const JAVASCRIPT: &str = r#"
+const { Cloudflare, APIError } = require(process.env.PACKAGE);
+const { ACCOUNT: account_id, TOKEN: apiToken, BASE: baseURL, EGRESS } = process.env;
+const rules = new Cloudflare({ apiToken, baseURL }).zeroTrust.gateway.rules;
+
+const refused = (call) => call.then(() => null, (error) => {
+  if (!(error instanceof APIError)) throw error;
+  return { is: error.constructor.name, code: error.errors?.[0]?.code };
+});
+
+(async () => {
+  const made = await rules.create({ account_id, name: "bank", action: "egress", filters: ["egress"], enabled: true,
+    traffic: "net.dst.port eq 443", rule_settings: { egress: JSON.parse(EGRESS) } });
+  const listed = [];
+  for await (const rule of rules.list({ account_id })) listed.push(rule.name);
+  const changed = await rules.update(made.id, { account_id, name: "bank", action: "egress",
+    traffic: "net.dst.port == 80", precedence: made.precedence });
+  const read = await rules.get(made.id, { account_id });
+  await rules.delete(made.id, { account_id });
+  console.log(JSON.stringify({
+    made: { traffic: made.traffic, enabled: made.enabled, version: made.version,
+      egress: made.rule_settings.egress, year: new Date(made.created_at).getUTCFullYear() },
+    listed,
+    changed: { traffic: changed.traffic, enabled: changed.enabled, version: changed.version },
+    "as read": JSON.stringify(read) === JSON.stringify(changed),
+    identity: await refused(rules.create({ account_id, name: "x", action: "egress",
+      identity: 'identity.email == "a@b"' })),
+    gone: await refused(rules.get(made.id, { account_id })),
+  }));
+})().catch((error) => { console.error(error); process.exitCode = 1; });
+"#;
+
+/// Runs a program of an SDK on the gateway: what it says is what the original would have said.
+fn check(api: &Api, mut command: Command) -> Result<()> {
+    let egress = second()["rule_settings"]["egress"].clone();
+    command
+        .env("TOKEN", api.token())
+        .env("BASE", format!("http://{LISTEN}/client/v4"))
+        .env("ACCOUNT", ACCOUNT)
+        .env("EGRESS", egress.to_string());
+    let said = netns::run(&mut command)?;
+    println!("{}", said.trim());
+    let said: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    let year = said["made"]["year"].as_u64();
+    ensure!(year >= Some(2024), "{said}");
+    let expected = json!({
+        "made": {
+            "traffic": "net.dst.port == 443", "enabled": true, "version": 1, "egress": egress, "year": year
+        },
+        "listed": ["filed", "bank"],
+        "changed": { "traffic": "net.dst.port == 80", "enabled": false, "version": 2 },
+        "as read": true,
+        "identity": { "is": "BadRequestError", "code": 1007 },
+        "gone": { "is": "NotFoundError", "code": 1404 },
+    });
+    ensure!(said == expected, "{said:#}");
+    Ok(())
+}
+
+#[test]
+fn the_official_sdks_make_and_change_rules() -> Result<()> {
+    const TEST: &str = "the_official_sdks_make_and_change_rules";
+
+    let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
+        return Ok(());
+    };
+    let (python, javascript) = (
+        libraries::python("cloudflare"),
+        libraries::javascript("cloudflare"),
+    );
+    for (sdk, is_here) in [
+        ("Python", python.is_some()),
+        ("TypeScript", javascript.is_some()),
+    ] {
+        if !is_here {
+            needs::skip(TEST, &format!("the official {sdk} SDK is not here"));
+        }
+    }
+    if python.is_none() && javascript.is_none() {
+        return Ok(());
+    }
+    let (site, api) = started()?;
+    if let Some(python) = python {
+        let mut command = site.node(GATEWAY).command(&python)?;
+        command.args(["-c", PYTHON]);
+        check(&api, command).context("Python")?;
+    }
+    if let Some((node, package)) = javascript {
+        let mut command = site.node(GATEWAY).command(&node)?;
+        command.args(["-e", JAVASCRIPT]).env("PACKAGE", package);
+        check(&api, command).context("JavaScript")?;
+    }
     Ok(())
 }
