@@ -4,6 +4,7 @@
 //! The order is always: read, plan, check the whole, commit, put in force; when putting in force fails, the
 //! commit is undone. A daemon that dies in between finds the commit at its next start and puts it in force then.
 
+mod change;
 mod draining;
 mod farewell;
 mod policy;
@@ -25,6 +26,7 @@ use crate::resource::check::check;
 use crate::resource::{self, Kind};
 use crate::store::{Change, StateStore, StoreError, Stored};
 
+pub use change::ChangeError;
 pub use policy::PolicyError;
 pub(crate) use requests::origins;
 pub use requests::{OpenView, Service};
@@ -39,8 +41,6 @@ pub struct Controller {
     stored: Stored,
     desired: Desired,
     detached: bool,
-    /// What is stored is not in force yet.
-    behind: bool,
 }
 
 impl From<StoreError> for Failure {
@@ -98,7 +98,6 @@ impl Controller {
             stored,
             desired: Desired::default(),
             detached: false,
-            behind: false,
         };
         let applied = match controller.config.resources.file.clone() {
             Some(file) => controller.apply(&Source::read(&file)?, false)?,
@@ -206,29 +205,6 @@ impl Controller {
         }
     }
 
-    /// Puts in force what the store holds now; says whether that is something else (CLU-1).
-    ///
-    /// # Errors
-    /// When the store cannot be read, or what it holds cannot be put in force here: what was in force stays so, and
-    /// the next call tries again.
-    pub fn refresh(&mut self) -> Result<bool, Failure> {
-        let stored = self.store.load()?;
-        if stored == self.stored && !self.behind {
-            return Ok(false);
-        }
-        // Whatever comes of it, this is what the next change is made to.
-        self.stored = stored;
-        self.behind = true;
-        self.put_in_force()?;
-        self.behind = false;
-        Ok(true)
-    }
-
-    /// Why the configuration cannot be changed now, if it cannot (CLU-2).
-    pub fn frozen(&self) -> Option<String> {
-        self.store.trouble()
-    }
-
     /// Takes everything off (SAFE-4).
     pub fn detach(&mut self) -> Result<Vec<String>, Failure> {
         let removed = self.dataplane.detach()?;
@@ -240,13 +216,7 @@ impl Controller {
     fn commit(&mut self, changes: &[Change]) -> Result<(), Failure> {
         let limits = resolve::limits(&self.config);
         if !changes.is_empty() {
-            match self.store.commit(changes, limits) {
-                Err(StoreError::Conflict) => {
-                    self.refresh()?;
-                    return Err(StoreError::Conflict.into());
-                }
-                other => other?,
-            }
+            self.store.commit(changes, limits)?;
         }
         let before = self.stored.clone();
         let failure = match self.store.load() {

@@ -29,9 +29,6 @@ pub struct Status {
     pub pid: Option<u32>,
     /// The version of the program that answers.
     pub version: String,
-    /// Why the configuration cannot be changed now, if it cannot: a shared store does not answer (CLU-2).
-    #[serde(default)]
-    pub frozen: Option<String>,
     /// What the data plane says.
     #[serde(flatten)]
     pub dataplane: DataPlaneStatus,
@@ -60,7 +57,6 @@ impl Status {
             ready: false,
             pid,
             version: env!("CARGO_PKG_VERSION").into(),
-            frozen: None,
             dataplane,
         };
         status.ready = status.in_place() && status.dataplane.guard && status.dataplane.configured;

@@ -91,7 +91,7 @@ impl Plan {
                 conflicting if written.contains(&(conflicting.kind(), conflicting.id())) => {}
                 Object::Setting(setting) if !keeps_setting(file, stored, &setting.zone) => {}
                 // What drained has gone.
-                Object::Drain(drain) if !is_member(file, &drain.subject) => {}
+                Object::Drain(drain) if !is_member(file, stored, &drain.subject) => {}
                 other => after.push(other.clone()),
             }
         }
@@ -181,9 +181,15 @@ impl Plan {
     }
 }
 
-/// Whether this is a pool, or an address of one.
-fn is_member(file: &Resources, subject: &str) -> bool {
-    file.pools.iter().any(|pool| {
+/// Whether this is a pool, or an address of one: of the file's pools, or of those of the API.
+fn is_member(file: &Resources, stored: &Stored, subject: &str) -> bool {
+    let made = stored
+        .owned_by(Owner::Api)
+        .filter_map(|object| match object {
+            Object::Pool(pool) => Some(pool),
+            _ => None,
+        });
+    file.pools.iter().chain(made).any(|pool| {
         pool.id == subject
             || pool
                 .addresses

@@ -1,10 +1,10 @@
-//! API-1 with other people's programs: the official SDKs of the original, pointed here by base URL and token alone.
+//! API-1, API-3 with other people's programs: the official SDKs of the original, pointed here by base URL and token alone.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
-    api::{self, Api, LISTEN, OTHER_ZONE},
+    api::{self, ACCOUNT, Api, LISTEN, OTHER_ACCOUNT, OTHER_ZONE},
     config::ZONE_ID,
     libraries, needs, netns,
     peer::{self, Caller, Peers},
@@ -34,10 +34,35 @@ def refused(call):
     except cloudflare.APIStatusError as error:
         return {"is": type(error).__name__, "code": error.body["errors"][0]["code"] if isinstance(error.body, dict) else None}
 
+account = os.environ["ACCOUNT"]
+addressing = client.addressing
+
+def byoip():
+    services = {service.name: service.id for service in addressing.services.list(account_id=account)}
+    prefix = addressing.prefixes.create(account_id=account, asn=64500, cidr="198.51.100.0/24", description="ours")
+    bindings, delegations = addressing.prefixes.service_bindings, addressing.prefixes.delegations
+    bind = lambda cidr, service: bindings.create(prefix.id, account_id=account, cidr=cidr, service_id=services[service])
+    whole = bind(prefix.cidr, "CDN Egress")
+    both = refused(lambda: bind("198.51.100.0/28", "CDN Ingress"))
+    right = delegations.create(prefix.id, account_id=account, cidr=prefix.cidr, delegated_account_id=os.environ["OTHER_ACCOUNT"])
+    changed = addressing.prefixes.edit(prefix.id, account_id=account, description="theirs")
+    found = {
+        "prefixes": [[one.cidr, one.asn, one.description] for one in addressing.prefixes.list(account_id=account)],
+        "bindings": [[one.cidr, one.service_name, one.provisioning.state] for one in bindings.list(prefix.id, account_id=account)],
+        "delegations": [one.delegated_account_id for one in delegations.list(prefix.id, account_id=account)],
+        "both": both, "changed": changed.description,
+    }
+    delegations.delete(right.id, account_id=account, prefix_id=prefix.id)
+    bindings.delete(whole.id, account_id=account, prefix_id=prefix.id)
+    addressing.prefixes.delete(prefix.id, account_id=account)
+    found["left"] = len(list(addressing.prefixes.list(account_id=account)))
+    return found
+
 settings = client.zones.settings
 edit = lambda zone, value: settings.edit("aegis", zone_id=zone, value=value)
 print(json.dumps({
     "version": cloudflare.__version__,
+    "byoip": byoip(),
     "before": shown(settings.get("aegis", zone_id=zone)),
     "on": shown(edit(zone, {"enabled": True, "pool_id": "partners"})),
     "after": shown(settings.get("aegis", zone_id=zone)),
@@ -62,11 +87,37 @@ const refused = (call) => call.then(() => null, (error) => {
 });
 const get = (client, zone) => client.zones.settings.get("aegis", { zone_id: zone });
 const edit = (zone, value) => client.zones.settings.edit("aegis", { zone_id: zone, value });
+const { ACCOUNT: account_id, OTHER_ACCOUNT: delegated_account_id } = process.env;
+const all = async (pages) => { const found = []; for await (const one of pages) found.push(one); return found; };
+
+const byoip = async () => {
+  const { prefixes, services } = client.addressing;
+  const { serviceBindings: bindings, delegations } = prefixes;
+  const ids = Object.fromEntries((await all(services.list({ account_id }))).map(({ id, name }) => [name, id]));
+  const prefix = await prefixes.create({ account_id, asn: 64500, cidr: "198.51.100.0/24", description: "ours" });
+  const bind = (cidr, service) => bindings.create(prefix.id, { account_id, cidr, service_id: ids[service] });
+  const whole = await bind(prefix.cidr, "CDN Egress");
+  const both = await refused(bind("198.51.100.0/28", "CDN Ingress"));
+  const right = await delegations.create(prefix.id, { account_id, cidr: prefix.cidr, delegated_account_id });
+  const changed = await prefixes.edit(prefix.id, { account_id, description: "theirs" });
+  const found = {
+    prefixes: (await all(prefixes.list({ account_id }))).map((one) => [one.cidr, one.asn, one.description]),
+    bindings: (await all(bindings.list(prefix.id, { account_id }))).map((one) => [one.cidr, one.service_name, one.provisioning.state]),
+    delegations: (await all(delegations.list(prefix.id, { account_id }))).map((one) => one.delegated_account_id),
+    both, changed: changed.description,
+  };
+  await delegations.delete(right.id, { account_id, prefix_id: prefix.id });
+  await bindings.delete(whole.id, { account_id, prefix_id: prefix.id });
+  await prefixes.delete(prefix.id, { account_id });
+  found.left = (await all(prefixes.list({ account_id }))).length;
+  return found;
+};
 const stranger = client.withOptions({ apiToken: "A".repeat(40) });
 
 (async () => {
   console.log(JSON.stringify({
     version: require(process.env.PACKAGE + "/package.json").version,
+    byoip: await byoip(),
     before: shown(await get(client, zone)),
     on: shown(await edit(zone, { enabled: true, pool_id: "partners" })),
     after: shown(await get(client, zone)),
@@ -80,8 +131,15 @@ const stranger = client.withOptions({ apiToken: "A".repeat(40) });
 /// Runs a program of an SDK on the gateway: what it says is what the original would have said, and the next connection
 /// leaves by the pool.
 fn check(site: &Site, mut command: Command) -> Result<()> {
-    let api = Api::new(site, "acme", &["zone-settings:write"])?;
+    let permissions = [
+        "zone-settings:write",
+        "account-egress:write",
+        "account-addresses:write",
+    ];
+    let api = Api::new(site, "acme", &permissions)?;
     command
+        .env("ACCOUNT", ACCOUNT)
+        .env("OTHER_ACCOUNT", OTHER_ACCOUNT)
         .env("TOKEN", api.token())
         .env("BASE", format!("http://{LISTEN}/client/v4"))
         .env("ZONE", ZONE_ID)
@@ -110,6 +168,19 @@ fn check(site: &Site, mut command: Command) -> Result<()> {
             "{what}: {said}"
         );
     }
+    let cidr = "198.51.100.0/24";
+    ensure!(
+        said["byoip"]
+            == json!({
+                "prefixes": [[cidr, 64500, "theirs"]],
+                "bindings": [[cidr, "CDN Egress", "active"]],
+                "delegations": [OTHER_ACCOUNT],
+                "both": { "is": "BadRequestError", "code": 1007 },
+                "changed": "theirs",
+                "left": 0,
+            }),
+        "{said}"
+    );
     let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
     let next = Peers::connect(&site.node(BOUND), Caller::default(), &listener)?;
     ensure!(next.seen.ip() == POOL[0], "{next:?}");

@@ -25,7 +25,7 @@ use crate::{
     report::{Report, Tally},
     setup,
     toolchain::Toolchain,
-    workspace::{FEATURES, Workspace},
+    workspace::Workspace,
 };
 
 mod elsewhere;
@@ -102,7 +102,6 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     if binaries.is_some() {
         let mut cargo = workspace.cargo();
         cargo.args(["test", "--doc", "--workspace", "--exclude", "egress-ebpf"]);
-        cargo.args(FEATURES);
         cargo.args(["--quiet", "--no-fail-fast"]);
         report.tests("tests in the documentation", || watch(cargo));
     }
@@ -139,7 +138,6 @@ fn lint(report: &mut Report, workspace: &Workspace, toolchain: Option<&Toolchain
         report.step("lints", || {
             let mut cargo = workspace.cargo();
             cargo.args(["clippy", "--workspace", "--exclude", "egress-ebpf"]);
-            cargo.args(FEATURES);
             succeed(cargo.args(["--all-targets", "--quiet", "--", "-D", "warnings"]))
         });
     } else {
@@ -266,13 +264,7 @@ fn package_name(id: &str) -> &str {
 }
 
 /// What cargo calls all tests for the host.
-const EVERYTHING: [&str; 5] = [
-    "--workspace",
-    "--exclude",
-    "egress-ebpf",
-    FEATURES[0],
-    FEATURES[1],
-];
+const EVERYTHING: [&str; 3] = ["--workspace", "--exclude", "egress-ebpf"];
 
 /// Compiles tests for the host, and lists them in the order to run them in.
 fn test_binaries(workspace: &Workspace, targets: &[&str]) -> Result<Vec<TestBinary>> {

@@ -1,12 +1,13 @@
-//! An account's pools, leased IPs and drains. The original has no public interface for them; this one is ours.
+//! An account's pools as they are, and its drains. The original has no public interface for them; this one is ours.
 
 use serde_json::{Value, json};
 
+use super::body::{Body, invalid, not_found, shown};
 use super::envelope::{Answer, ApiError, Code, page};
 use super::{Api, Call};
 use crate::control::{Failure, Filter};
 use crate::inventory::{self, PoolAddress};
-use crate::resource::{Address, Pool, Resources};
+use crate::resource::{Address, Kind, Pool, Resources};
 
 /// `GET /accounts/{account_id}/egress/pools`
 pub(super) fn pools(api: &Api, call: &Call) -> Result<Answer, ApiError> {
@@ -18,31 +19,20 @@ pub(super) fn pools(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 /// `GET /accounts/{account_id}/egress/pools/{pool_id}`
 pub(super) fn pool(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
-    let id = call.parameter("pool_id");
-    let found = account_pools(api, account)?
-        .into_iter()
-        .find(|(pool, _)| pool.id == id);
-    found.map_or_else(
-        || Err(not_found(format!("this account has no pool {id}"))),
-        |(_, json)| Ok(Answer::One(json)),
-    )
+    Ok(Answer::One(described(
+        api,
+        account,
+        call.parameter("pool_id"),
+    )?))
 }
 
-/// `GET /accounts/{account_id}/egress/leased_ips`
-pub(super) fn leased_ips(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let account = call.account()?;
-    let resources = api.service.controller().stored().resources();
-    let mut found = Vec::new();
-    for (pool, json) in account_pools(api, account)? {
-        let addresses = json["addresses"].as_array().cloned().unwrap_or_default();
-        for (address, mut json) in pool.addresses.iter().zip(addresses) {
-            if resources.byoip(address.net()).is_none() {
-                json["pool_id"] = pool.id.clone().into();
-                found.push(json);
-            }
-        }
-    }
-    page(call, found)
+/// What is said about a pool of an account.
+pub(super) fn described(api: &Api, account: &str, id: &str) -> Result<Value, ApiError> {
+    account_pools(api, account)?
+        .into_iter()
+        .find(|(pool, _)| pool.id == id)
+        .map(|(_, json)| json)
+        .ok_or_else(|| not_found(format!("this account has no pool {}", shown(id))))
 }
 
 /// `GET /accounts/{account_id}/egress/drains`
@@ -67,19 +57,7 @@ pub(super) fn drains(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 /// `POST /accounts/{account_id}/egress/drains`
 pub(super) fn drain(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
-    let body = call.json()?;
-    let Some(body) = body.as_object() else {
-        return Err(invalid("the body is a JSON object"));
-    };
-    if let Some(key) = body
-        .keys()
-        .find(|key| !matches!(key.as_str(), "subject" | "reset"))
-    {
-        let shown: String = key.chars().take(64).collect();
-        return Err(invalid(format!(
-            "unknown key {shown:?}; there are: subject, reset"
-        )));
-    }
+    let body = Body::of(call, &["subject", "reset"])?;
     let Some(subject) = body.get("subject").and_then(Value::as_str) else {
         return Err(invalid("`subject` is an egress IP, or the id of a pool"));
     };
@@ -135,7 +113,7 @@ impl<'r> Subject<'r> {
         let name = match (&address, pool) {
             (Some(address), _) => address.to_string(),
             (None, Some(pool)) => pool.id.clone(),
-            (None, None) => text.chars().take(64).collect(),
+            (None, None) => shown(text),
         };
         let pool =
             pool.ok_or_else(|| format!("this account has no egress IP and no pool {name:?}"))?;
@@ -163,7 +141,7 @@ impl<'r> Subject<'r> {
 }
 
 /// An account's pools, and what is said about each.
-fn account_pools(api: &Api, account: &str) -> Result<Vec<(Pool, Value)>, ApiError> {
+pub(super) fn account_pools(api: &Api, account: &str) -> Result<Vec<(Pool, Value)>, ApiError> {
     let live = api
         .service
         .view()
@@ -194,6 +172,7 @@ fn account_pools(api: &Api, account: &str) -> Result<Vec<(Pool, Value)>, ApiErro
             "connections_per_origin": pool.connections_per_origin,
             "addresses": record.addresses.iter().map(address).collect::<Vec<_>>(),
             "zones": zones,
+            "editable": controller.stored().is_of_api(Kind::Pool, &pool.id),
         });
         (pool.clone(), json)
     });
@@ -215,12 +194,4 @@ fn failed(failure: &Failure) -> ApiError {
     } else {
         ApiError::internal(failure)
     }
-}
-
-fn invalid(why: impl Into<String>) -> ApiError {
-    ApiError::new(Code::InvalidValue, why)
-}
-
-fn not_found(why: String) -> ApiError {
-    ApiError::new(Code::NotFound, why)
 }

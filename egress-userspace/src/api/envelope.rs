@@ -144,6 +144,8 @@ pub(super) enum Answer {
     Noted(Value, Vec<String>),
     /// A thing that is new.
     Created(Value),
+    /// A thing that is not there any more.
+    Gone,
     /// A page of a list, and where it stands.
     Page(Vec<Value>, Value),
     /// Text of some type, without an envelope.
@@ -164,6 +166,10 @@ impl IntoResponse for Answer {
                 respond(StatusCode::OK, &body)
             }
             Self::Created(result) => respond(StatusCode::CREATED, &envelope(result)),
+            Self::Gone => respond(
+                StatusCode::OK,
+                &json!({ "success": true, "errors": [], "messages": [] }),
+            ),
             Self::Page(members, info) => {
                 let mut body = envelope(members.into());
                 body["result_info"] = info;

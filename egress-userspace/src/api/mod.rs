@@ -2,18 +2,24 @@
 //!
 //! A request's way: [`listen`] accepts it (with [`tls`] beyond loopback; [`linger`] ends connections so that answers arrive), [`routes`] finds what it asks for,
 //! [`authority`] says whether its token may, [`limit`] whether it may yet; then one of the answering files
-//! ([`settings`], [`egress`], [`gateway`], [`graphql`], [`metrics`]) does the work with the controller that the command line also uses, and
-//! [`envelope`] wraps the answer. What there is stands in one table, `routes::ROUTES`; `openapi.json` describes it.
+//! ([`settings`], [`egress`], [`pools`], [`leases`], [`placements`], [`addressing`], [`gateway`], [`graphql`], [`metrics`]) does the work with the controller that the command line also uses, and
+//! [`envelope`] wraps the answer. What there is stands in one table, `routes::ROUTES`; [`openapi`] describes it.
 
+mod addressing;
 mod authority;
+mod body;
 mod egress;
 mod envelope;
 mod gateway;
 mod graphql;
+mod leases;
 mod limit;
 mod linger;
 mod listen;
 mod metrics;
+mod openapi;
+mod placements;
+mod pools;
 mod routes;
 mod settings;
 mod time;

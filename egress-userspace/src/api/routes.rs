@@ -1,5 +1,7 @@
 //! What there is: one table, from which the router is made and against which the OpenAPI document is checked.
 
+mod resources;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use tokio::time::timeout;
 use super::authority::{Authority, authorise};
 use super::envelope::{Answer, ApiError, Code};
 use super::listen::Peer;
-use super::{Access, Api, Call, egress, gateway, graphql, metrics, settings};
+use super::{Access, Api, Call, egress, gateway, graphql, leases, metrics, openapi, settings};
 use crate::store::Permission;
 
 /// The most bytes of a body: settings are a line, and lists of them a page.
@@ -27,9 +29,6 @@ const BODY_PATIENCE: Duration = Duration::from_secs(10);
 const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// Requests that are answered at once; further ones wait. The controller takes one after the other anyway.
 const AT_ONCE: usize = 8;
-
-/// The document that describes all this.
-const OPENAPI: &str = include_str!("openapi.json");
 
 /// Something that can be asked for.
 pub(super) struct Route {
@@ -58,8 +57,14 @@ const WRITE_SETTINGS: Access = Access::Token(Permission::ZoneSettingsWrite);
 const READ_EGRESS: Access = Access::Token(Permission::AccountEgressRead);
 const READ_ANALYTICS: Access = Access::Token(Permission::AccountAnalyticsRead);
 const WRITE_EGRESS: Access = Access::Token(Permission::AccountEgressWrite);
+const WRITE_ADDRESSES: Access = Access::Token(Permission::AccountAddressesWrite);
 
 /// All there is.
+fn all() -> impl Iterator<Item = &'static Route> {
+    ROUTES.iter().chain(&resources::ROUTES)
+}
+
+/// What there is of settings, policies, analytics and the daemon, and what can be seen of an account.
 static ROUTES: [Route; 20] = [
     route(
         Method::GET,
@@ -101,7 +106,7 @@ static ROUTES: [Route; 20] = [
         Method::GET,
         "/client/v4/accounts/{account_id}/egress/leased_ips",
         READ_EGRESS,
-        egress::leased_ips,
+        leases::list,
     ),
     route(
         Method::GET,
@@ -169,7 +174,7 @@ static ROUTES: [Route; 20] = [
         Access::AnyToken,
         verify,
     ),
-    route(Method::GET, "/openapi.json", Access::Anybody, openapi),
+    route(Method::GET, "/openapi.json", Access::Anybody, describe),
     route(
         Method::GET,
         "/metrics",
@@ -185,15 +190,16 @@ fn verify(_: &Api, call: &Call) -> Result<Answer, ApiError> {
     ))
 }
 
-fn openapi(_: &Api, _: &Call) -> Result<Answer, ApiError> {
-    Ok(Answer::Text("application/json", OPENAPI.to_owned()))
+fn describe(_: &Api, _: &Call) -> Result<Answer, ApiError> {
+    let document = openapi::document().to_string();
+    Ok(Answer::Text("application/json", document))
 }
 
 /// The router of the table.
 pub(super) fn router(api: &Arc<Api>) -> Router {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut router = Router::new();
-    for route in &ROUTES {
+    for route in all() {
         let (api, places) = (Arc::clone(api), Arc::clone(&places));
         let answer = move |parameters: RawPathParams, request: Request| {
             let (api, places) = (Arc::clone(&api), Arc::clone(&places));
@@ -358,7 +364,7 @@ mod tests {
 
     #[test]
     fn the_openapi_document_describes_every_route_and_no_other() {
-        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        let document = openapi::document();
         let paths = document["paths"].as_object().unwrap();
         let described: BTreeSet<(String, String)> = paths
             .iter()
@@ -370,17 +376,20 @@ mod tests {
                     .map(move |method| (path.clone(), method.to_uppercase()))
             })
             .collect();
-        let routed: BTreeSet<(String, String)> = ROUTES
-            .iter()
+        let routed: BTreeSet<(String, String)> = all()
             .map(|route| (route.path.to_owned(), route.method.to_string()))
             .collect();
         assert_eq!(described, routed);
-        for route in &ROUTES {
+        for route in all() {
             let path = &document["paths"][route.path];
             let operation = &path[route.method.as_str().to_lowercase()];
             let named = |name: &str| {
                 let parameters = path["parameters"].as_array();
-                parameters.is_some_and(|all| all.iter().any(|one| one["name"] == name))
+                let is_it = |one: &Value| match one["$ref"].as_str() {
+                    Some(to) => document.pointer(&to[1..]).unwrap()["name"] == name,
+                    None => one["name"] == name,
+                };
+                parameters.is_some_and(|all| all.iter().any(is_it))
             };
             for part in route.path.split('/').filter(|part| part.starts_with('{')) {
                 assert!(
@@ -427,9 +436,9 @@ mod tests {
                 _ => {}
             }
         }
-        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        let document = openapi::document();
         let mut found = 0;
-        walk(&document, &document, &mut found);
+        walk(document, document, &mut found);
         assert!(found > 10);
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::body::is_id;
 use super::envelope::{Answer, ApiError, Code};
 use super::time::rfc3339;
 use super::{Api, Call};
@@ -11,8 +12,6 @@ use crate::resource::{Address, Kind, Pool, Resources, Zone};
 
 /// The setting's name.
 const AEGIS: &str = "aegis";
-/// The longest id of a pool.
-const MAX_ID: usize = 253;
 
 /// `GET /zones/{zone_id}/settings/{setting_id}`
 pub(super) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
@@ -159,11 +158,6 @@ fn value(value: Option<&Value>) -> Result<AegisPatch, ApiError> {
         return Err(invalid("`value` is empty: nothing would change"));
     }
     Ok(patch)
-}
-
-fn is_id(text: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    !text.is_empty() && text.len() <= MAX_ID && text.bytes().all(fits)
 }
 
 fn object(body: Value) -> Result<Map<String, Value>, ApiError> {

@@ -1,3 +1,5 @@
+mod change;
+
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};

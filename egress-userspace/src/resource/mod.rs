@@ -6,6 +6,7 @@
 mod account;
 mod address;
 pub mod check;
+mod lease;
 mod location;
 mod mark;
 mod name;
@@ -16,6 +17,7 @@ mod placement;
 mod policy;
 mod pool;
 mod prefix;
+mod registration;
 mod zone;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +26,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use account::Account;
-pub use address::Address;
+pub use address::{Address, AddressError};
+pub use lease::Lease;
 pub use location::{DataCenter, Location, Server};
 pub use mark::Mark;
 pub use name::unfit;
@@ -34,6 +37,7 @@ pub use placement::{Placement, Share};
 pub use policy::{Egress, FIRST_PRECEDENCE, MAX_PRECEDENCE, Made, Policy};
 pub use pool::{Pool, PoolKind, PoolUse};
 pub use prefix::{Prefix, Service};
+pub use registration::{Binding, Delegation, Registration};
 pub use zone::{Aegis, Zone};
 
 use crate::config::Config;
@@ -69,6 +73,9 @@ pub struct Resources {
     /// Egress policies.
     #[serde(default)]
     pub policies: Vec<Policy>,
+    /// Addresses that accounts have through the API.
+    #[serde(default)]
+    pub leases: Vec<Lease>,
     /// Settings made through API and command line, by zone id; for zones whose file has no `[zone.aegis]`.
     pub settings: BTreeMap<String, Aegis>,
     /// Addresses and ids of pools that drain through API and command line, whatever their pools say.

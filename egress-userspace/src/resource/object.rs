@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, Aegis, Kind, Location, Placement, Policy, Pool, Prefix, Resources, Zone};
+use super::{
+    Account, Aegis, Kind, Lease, Location, Placement, Policy, Pool, Prefix, Resources, Zone,
+};
 
 /// Who may change an object; either side refuses to change the other's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub enum Object {
     Zone(Zone),
     /// An egress policy.
     Policy(Policy),
+    /// A leased address.
+    Lease(Lease),
     /// A zone's setting that is an object of its own.
     Setting(Setting),
     /// An address or pool that drains though its pool does not say so.
@@ -75,6 +79,7 @@ impl Object {
             Self::Placement(_) => Kind::Placement,
             Self::Zone(_) => Kind::Zone,
             Self::Policy(_) => Kind::Policy,
+            Self::Lease(_) => Kind::Lease,
             Self::Setting(_) => Kind::Setting,
             Self::Drain(_) => Kind::Drain,
         }
@@ -94,6 +99,7 @@ impl Object {
                 || format!("{}/{}", policy.account, policy.name),
                 |made| made.id.clone(),
             ),
+            Self::Lease(lease) => lease.address.to_string(),
             Self::Setting(setting) => setting.zone.clone(),
             Self::Drain(drain) => drain.subject.clone(),
         }
@@ -109,6 +115,7 @@ impl Object {
             Self::Prefix(_)
             | Self::Location(_)
             | Self::Placement(_)
+            | Self::Lease(_)
             | Self::Setting(_)
             | Self::Drain(_) => self.id(),
         }
@@ -139,6 +146,7 @@ impl Resources {
             .chain(self.placements.iter().cloned().map(Object::Placement))
             .chain(self.zones.iter().cloned().map(Object::Zone))
             .chain(self.policies.iter().cloned().map(Object::Policy))
+            .chain(self.leases.iter().cloned().map(Object::Lease))
             .chain(settings)
             .chain(drains)
             .collect()
@@ -154,6 +162,7 @@ impl Resources {
             Object::Placement(placement) => self.placements.push(placement),
             Object::Zone(zone) => self.zones.push(zone),
             Object::Policy(policy) => self.policies.push(policy),
+            Object::Lease(lease) => self.leases.push(lease),
             Object::Setting(setting) => {
                 self.settings.insert(setting.zone, setting.aegis);
             }

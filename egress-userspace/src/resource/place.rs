@@ -24,6 +24,8 @@ pub enum Kind {
     Zone,
     /// An egress policy.
     Policy,
+    /// A leased address.
+    Lease,
     /// A zone's setting, where it is an object of its own (made through API or command line).
     Setting,
     /// An address or pool that was told to drain through API or command line.
@@ -32,7 +34,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which objects refer to earlier ones.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Account,
         Self::Prefix,
         Self::Location,
@@ -40,6 +42,7 @@ impl Kind {
         Self::Placement,
         Self::Zone,
         Self::Policy,
+        Self::Lease,
         Self::Setting,
         Self::Drain,
     ];
@@ -54,6 +57,7 @@ impl Kind {
             Self::Placement => "placement",
             Self::Zone => "zone",
             Self::Policy => "policy",
+            Self::Lease => "lease",
             Self::Setting => "setting",
             Self::Drain => "drain",
         }

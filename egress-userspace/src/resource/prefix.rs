@@ -3,9 +3,11 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::Resources;
 use super::address;
 use super::name;
 use super::place::ObjectPlaces;
+use super::registration::Registration;
 use crate::document::Table;
 
 /// What a prefix is bound to; one of them, never both (POOL-3).
@@ -27,8 +29,21 @@ pub struct Prefix {
     pub account: String,
     /// Other accounts that may use it, by id or name (POOL-7).
     pub delegated_to: Vec<String>,
-    /// What it is for; `cdn-egress` by default.
+    /// What it is for; `cdn-egress` by default. Of one that was made through the API its bindings say it.
     pub service: Service,
+    /// What only those made through the API have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registration: Option<Registration>,
+}
+
+impl Service {
+    /// The word in the file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::CdnEgress => "cdn-egress",
+            Self::CdnIngress => "cdn-ingress",
+        }
+    }
 }
 
 impl Prefix {
@@ -66,8 +81,41 @@ impl Prefix {
                     ])
                 })
                 .unwrap_or(Service::CdnEgress),
+            registration: None,
         };
         table.finish();
         prefix
+    }
+
+    /// What addresses of it are bound to; `None` while they are bound to nothing.
+    pub fn service_of(&self, net: IpNet) -> Option<Service> {
+        match &self.registration {
+            None => Some(self.service),
+            Some(registration) => registration.service_of(net),
+        }
+    }
+
+    /// What it is bound to, all of it or in parts.
+    pub fn services(&self) -> impl Iterator<Item = Service> {
+        let bindings = self.registration.iter().flat_map(|one| &one.bindings);
+        let whole = self.registration.is_none().then_some(self.service);
+        whole
+            .into_iter()
+            .chain(bindings.map(|binding| binding.service))
+    }
+
+    /// The accounts that may use these addresses of it: who owns it, and to whom they were delegated.
+    pub fn users(&self, net: IpNet) -> impl Iterator<Item = &String> {
+        let delegations = self.registration.iter().flat_map(|one| &one.delegations);
+        let delegated = delegations.filter(move |one| one.cidr.contains(&net));
+        std::iter::once(&self.account)
+            .chain(&self.delegated_to)
+            .chain(delegated.map(|one| &one.account))
+    }
+
+    /// Whether an account may use these addresses of it (POOL-7).
+    pub fn is_for(&self, resources: &Resources, account: &str, net: IpNet) -> bool {
+        self.users(net)
+            .any(|user| resources.same_account(user, account))
     }
 }

@@ -1,7 +1,5 @@
 //! The embedded store: one SQLite file, nothing to install (CLU-1).
 
-#[cfg(feature = "etcd")]
-mod copy;
 mod tokens;
 mod write;
 
@@ -13,8 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-#[cfg(feature = "etcd")]
-pub(super) use copy::Copy;
+pub(crate) use tokens::now;
 use write::{WriteError, write};
 
 use super::{Change, Limits, Numbers, StateStore, StoreError, Stored};
@@ -22,8 +19,9 @@ use crate::resource::{Kind, Object, Owner};
 
 /// Version of the schema below, in `PRAGMA user_version`.
 ///
-/// 3: locations and placements among the objects; 4: policies. The tables are those of 2.
-pub(super) const SCHEMA_VERSION: i64 = 4;
+/// 3: locations and placements among the objects; 4: policies; 5: leases, and what the API has of prefixes. The tables
+/// are those of 2.
+const SCHEMA_VERSION: i64 = 5;
 /// "EGRS", in `PRAGMA application_id`: tells our files from other applications'.
 const APPLICATION_ID: i64 = 0x4547_5253;
 /// How long a writer waits for another process.

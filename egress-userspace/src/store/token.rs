@@ -33,6 +33,10 @@ pub enum Permission {
     #[serde(rename = "account-egress:write")]
     #[value(name = "account-egress:write")]
     AccountEgressWrite,
+    /// Give accounts addresses, and place them: leased IPs, BYOIP prefixes, placements. The operator's.
+    #[serde(rename = "account-addresses:write")]
+    #[value(name = "account-addresses:write")]
+    AccountAddressesWrite,
     /// Read `/metrics`, which tells of all accounts.
     #[serde(rename = "metrics:read")]
     #[value(name = "metrics:read")]
@@ -47,6 +51,7 @@ impl Permission {
                 (self, wanted),
                 (Self::ZoneSettingsWrite, Self::ZoneSettingsRead)
                     | (Self::AccountEgressWrite, Self::AccountEgressRead)
+                    | (Self::AccountAddressesWrite, Self::AccountEgressRead)
             )
     }
 
@@ -58,6 +63,7 @@ impl Permission {
             Self::AccountAnalyticsRead => "account-analytics:read",
             Self::AccountEgressRead => "account-egress:read",
             Self::AccountEgressWrite => "account-egress:write",
+            Self::AccountAddressesWrite => "account-addresses:write",
             Self::MetricsRead => "metrics:read",
         }
     }

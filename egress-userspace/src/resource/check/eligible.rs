@@ -4,14 +4,7 @@ use std::collections::HashSet;
 
 use ipnet::IpNet;
 
-use super::super::{Pool, PoolKind, Prefix, Resources, Service, Zone};
-
-/// Whether an account owns a prefix or was delegated it.
-pub(super) fn may_use(resources: &Resources, prefix: &Prefix, account: &str) -> bool {
-    std::iter::once(&prefix.account)
-        .chain(&prefix.delegated_to)
-        .any(|allowed| resources.same_account(allowed, account))
-}
+use super::super::{Pool, PoolKind, Resources, Service, Zone};
 
 /// Why a zone may not be enabled on a pool (POOL-7).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,11 +63,18 @@ impl<'a> Holders<'a> {
         let users = resources
             .prefixes
             .iter()
-            .filter(|prefix| prefix.service == Service::CdnEgress)
-            .flat_map(|prefix| std::iter::once(&prefix.account).chain(&prefix.delegated_to));
+            .filter(|prefix| prefix.services().any(|one| one == Service::CdnEgress))
+            .flat_map(|prefix| {
+                let parts = prefix.registration.iter().flat_map(|one| &one.delegations);
+                prefix
+                    .users(prefix.cidr)
+                    .chain(parts.map(|one| &one.account))
+            });
+        let lessees = resources.leases.iter().map(|lease| &lease.account);
         Self(
             owners
                 .chain(users)
+                .chain(lessees)
                 .filter_map(|reference| resources.account(reference))
                 .map(|a| a.id.as_str())
                 .collect(),
@@ -100,9 +100,9 @@ pub(super) fn eligible_among(
     let foreign = pool
         .addresses
         .iter()
-        .filter_map(|address| resources.byoip(address.net()))
-        .find(|prefix| !may_use(resources, prefix, &account.id));
-    if let Some(prefix) = foreign {
+        .filter_map(|address| Some((address.net(), resources.byoip(address.net())?)))
+        .find(|(net, prefix)| !prefix.is_for(resources, &account.id, *net));
+    if let Some((_, prefix)) = foreign {
         return Err(Ineligible::NotDelegated {
             account: zone.account.clone(),
             prefix: prefix.cidr,

@@ -1,6 +1,7 @@
 //! What must hold for a whole set of resources, whichever file or API its members come from.
 
 mod eligible;
+mod lease;
 mod placement;
 mod policy;
 mod pool;
@@ -33,6 +34,7 @@ pub fn check(resources: &Resources, places: &Places, config: Option<&Config>, re
     checker.names();
     checker.references();
     pool::check(&checker);
+    lease::check(&checker);
     zone::check(
         &checker,
         config.map_or(0, |config| config.dataplane.mark_mask),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use super::super::location::REFUSED;
-use super::super::{Address, Kind, Location, Place, Placement, PoolUse};
+use super::super::{Address, Kind, Location, Place, Placement, PoolUse, Resources};
 use super::Checker;
 use crate::config::{Config, Server};
 use crate::document::nearest;
@@ -223,6 +223,14 @@ fn addresses(checker: &Checker<'_, '_>) {
             .pools
             .iter()
             .find(|pool| pool.addresses.contains(&Address::V4(address)));
+        let leased = || {
+            let mut leases = resources.leases.iter();
+            leases.any(|lease| lease.address == Address::V4(address))
+        };
+        // One that is leased, or of a prefix that the API knows, may be placed before a pool has it.
+        if pool.is_none() && (leased() || is_registered(resources, address)) {
+            continue;
+        }
         let Some(pool) = pool else {
             checker.error(
                 place,
@@ -243,6 +251,12 @@ fn addresses(checker: &Checker<'_, '_>) {
             );
         }
     }
+}
+
+/// Whether an address is of a BYOIP prefix that was made through the API.
+fn is_registered(resources: &Resources, address: Ipv4Addr) -> bool {
+    let prefix = resources.byoip(Address::V4(address).net());
+    prefix.is_some_and(|prefix| prefix.registration.is_some())
 }
 
 /// With several servers it must be said whose an address is, or two would use it.

@@ -8,7 +8,6 @@ use ipnet::IpNet;
 use super::super::overlap::overlaps;
 use super::super::{Address, Kind, Place, Pool, PoolKind, PoolUse, Prefix, Service};
 use super::Checker;
-use super::eligible::may_use;
 use crate::placed;
 
 pub(super) fn check(checker: &Checker<'_, '_>) {
@@ -121,7 +120,8 @@ fn prefixes(checker: &Checker<'_, '_>) {
         };
         let place = Place::object(Kind::Prefix, inner);
         let first = checker.at(Place::object(Kind::Prefix, outer).field("cidr"));
-        if prefix.service != around.service {
+        let differs = |one| around.services().any(|other| other != one);
+        if prefix.services().any(differs) {
             checker.error(
                 place.field("service"),
                 format!("{inner_net} is bound to both cdn-ingress and cdn-egress: {outer_net} is there {first} (POOL-3)"),
@@ -244,7 +244,18 @@ fn bound_to_egress(checker: &Checker<'_, '_>, pool: &Pool, members: &[Member<'_>
         let Some(prefix) = member.prefix else {
             continue;
         };
-        if prefix.service == Service::CdnIngress {
+        let net = member.address.net();
+        let service = prefix.service_of(net);
+        if service.is_none() {
+            checker.error(
+                member.place,
+                format!(
+                    "{} lies in {}, and is bound to no service yet",
+                    member.address, prefix.cidr
+                ),
+                "bind the prefix to cdn-egress first",
+            );
+        } else if service == Some(Service::CdnIngress) {
             checker.error(
                 member.place,
                 format!(
@@ -253,7 +264,7 @@ fn bound_to_egress(checker: &Checker<'_, '_>, pool: &Pool, members: &[Member<'_>
                 ),
                 "take an address of another prefix, or bind this one to service = \"cdn-egress\"",
             );
-        } else if !may_use(checker.resources, prefix, &pool.account) {
+        } else if !prefix.is_for(checker.resources, &pool.account, net) {
             checker.error(
                 member.place,
                 format!(

@@ -1,6 +1,5 @@
 use super::super::conformance;
 use super::*;
-use crate::store::TokenStore as _;
 
 fn fresh() -> (tempfile::TempDir, SqliteStore) {
     let directory = tempfile::tempdir().unwrap();

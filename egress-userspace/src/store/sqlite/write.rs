@@ -46,7 +46,7 @@ pub(super) fn write(
             )?;
         }
     }
-    let now = crate::store::now();
+    let now = super::tokens::now();
     for change in changes {
         if let Change::Put { owner, object } = change {
             let (kind, id) = (object.kind(), object.id());
@@ -71,6 +71,7 @@ pub(super) fn write(
                 | Kind::Location
                 | Kind::Placement
                 | Kind::Policy
+                | Kind::Lease
                 | Kind::Setting
                 | Kind::Drain => {}
             }

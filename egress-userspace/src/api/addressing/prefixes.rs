@@ -1,0 +1,219 @@
+//! Prefixes: made, shown, described, removed.
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use super::super::body::{Body, invalid};
+use super::super::envelope::{Answer, ApiError};
+use super::super::time::rfc3339;
+use super::super::{Api, Call};
+use super::{Found, account_id, cidr, prefix_id, put};
+use crate::controller::Controller;
+use crate::resource::{Address, Kind, Prefix, Registration, Service};
+use crate::store::{Change, now};
+
+/// The smallest prefix that networks accept from each other, as the original has it: /24 and /48.
+const LONGEST: [u8; 2] = [24, 48];
+/// The largest: a whole registry allocation.
+const SHORTEST: [u8; 2] = [8, 19];
+/// The longest description, in characters.
+const MAX_DESCRIPTION: usize = 1024;
+/// What is said of what nobody here looks at.
+const NOT_VALIDATED: &str = "not_validated";
+
+/// `GET /accounts/{account_id}/addressing/prefixes`
+pub(in crate::api) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let controller = api.service.controller();
+    let all = Found::all(&controller, account);
+    Ok(Answer::One(
+        all.iter().map(|found| json(&controller, found)).collect(),
+    ))
+}
+
+/// `GET /accounts/{account_id}/addressing/prefixes/{prefix_id}`
+pub(in crate::api) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let controller = api.service.controller();
+    let found = Found::of(&controller, call)?;
+    Ok(Answer::One(json(&controller, &found)))
+}
+
+/// `POST /accounts/{account_id}/addressing/prefixes`
+pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let known = [
+        "asn",
+        "cidr",
+        "description",
+        "delegate_loa_creation",
+        "loa_document_id",
+    ];
+    let body = Body::of(call, &known)?;
+    let cidr = cidr(body.needs("cidr", "\"198.51.100.0/24\"")?)?;
+    fits(cidr)?;
+    let asn = body.number("asn", 1, u32::MAX)?;
+    let asn = asn.ok_or_else(|| invalid("`asn` is missing: the number of an autonomous system"))?;
+    let description = description(&body)?.unwrap_or_default();
+    letters(&body)?;
+    let mut controller = api.service.controller();
+    let resources = controller.stored().resources();
+    let overlaps = |other: &IpNet| cidr.contains(other) || other.contains(&cidr);
+    if let Some(other) = resources.prefixes.iter().find(|one| overlaps(&one.cidr)) {
+        return Err(invalid(format!(
+            "{cidr} overlaps with prefix {}, which there is already",
+            other.cidr
+        )));
+    }
+    let members = resources
+        .pools
+        .iter()
+        .flat_map(|pool| pool.addresses.iter().map(move |member| (pool, member)));
+    for (pool, member) in members {
+        if overlaps(&member.net()) {
+            return Err(invalid(format!(
+                "{member} of pool {} is leased, and in {cidr}: an address is leased or byoip, never both",
+                pool.id
+            )));
+        }
+    }
+    let prefix = Prefix {
+        cidr,
+        account: account.to_owned(),
+        delegated_to: Vec::new(),
+        // Its bindings say it.
+        service: Service::CdnEgress,
+        registration: None,
+    };
+    let registration = Registration {
+        asn,
+        description,
+        created: now(),
+        ..Registration::default()
+    };
+    put(&mut controller, prefix, registration)?;
+    shown(&controller, call, cidr).map(Answer::Created)
+}
+
+/// `PATCH /accounts/{account_id}/addressing/prefixes/{prefix_id}`: the description.
+pub(in crate::api) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let body = Body::of(call, &["description"])?;
+    let description =
+        description(&body)?.ok_or_else(|| invalid("`description` is missing: a text"))?;
+    let mut controller = api.service.controller();
+    let (prefix, registration) = Found::of(&controller, call)?.changeable()?;
+    let cidr = prefix.cidr;
+    let registration = Registration {
+        description,
+        ..registration
+    };
+    put(&mut controller, prefix, registration)?;
+    shown(&controller, call, cidr).map(Answer::One)
+}
+
+/// `DELETE /accounts/{account_id}/addressing/prefixes/{prefix_id}`
+pub(in crate::api) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let mut controller = api.service.controller();
+    let (prefix, _) = Found::of(&controller, call)?.changeable()?;
+    let cidr = prefix.cidr;
+    let resources = controller.stored().resources();
+    let inside = |address: &Address| cidr.contains(&address.net());
+    let mut pools = resources.pools.iter();
+    if let Some(pool) = pools.find(|pool| pool.addresses.iter().any(inside)) {
+        return Err(invalid(format!(
+            "{cidr} is in use by pool {}: remove that first",
+            pool.id
+        )));
+    }
+    // Placements of its addresses go with it.
+    let placements = resources.placements.iter().map(|one| one.address);
+    let placements = placements.filter(|address| inside(&Address::V4(*address)));
+    let mut changes: Vec<_> = placements
+        .map(|address| Change::Remove {
+            kind: Kind::Placement,
+            id: address.to_string(),
+        })
+        .collect();
+    changes.push(Change::Remove {
+        kind: Kind::Prefix,
+        id: cidr.to_string(),
+    });
+    controller.change(&changes)?;
+    Ok(Answer::Gone)
+}
+
+/// Whether a prefix is of a size that can be brought along, of addresses that are somebody's.
+fn fits(cidr: IpNet) -> Result<(), ApiError> {
+    let family = usize::from(matches!(cidr, IpNet::V6(_)));
+    if !(SHORTEST[family]..=LONGEST[family]).contains(&cidr.prefix_len()) {
+        return Err(invalid(format!(
+            "{cidr} is not from /{} to /{}",
+            SHORTEST[family], LONGEST[family]
+        )));
+    }
+    let address = cidr.addr();
+    if address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+        return Err(invalid(format!("{cidr} is nobody's to bring along")));
+    }
+    Ok(())
+}
+
+fn description(body: &Body) -> Result<Option<String>, ApiError> {
+    match body.text("description")? {
+        Some(text) if text.chars().count() > MAX_DESCRIPTION => Err(invalid(format!(
+            "`description` has more than {MAX_DESCRIPTION} characters"
+        ))),
+        text => Ok(text.map(str::to_owned)),
+    }
+}
+
+/// Letters of authorization: nobody here writes or reads them.
+fn letters(body: &Body) -> Result<(), ApiError> {
+    match body.get("delegate_loa_creation") {
+        None | Some(Value::Null | Value::Bool(false)) => {}
+        Some(_) => {
+            return Err(invalid(
+                "`delegate_loa_creation` is false: this gateway writes no letters of authorization",
+            ));
+        }
+    }
+    if body.text("loa_document_id")?.is_some() {
+        return Err(invalid(
+            "`loa_document_id` is null: this gateway reads no letters of authorization",
+        ));
+    }
+    Ok(())
+}
+
+/// What is said of a prefix of the account of the path, after a change.
+fn shown(controller: &Controller, call: &Call, cidr: IpNet) -> Result<Value, ApiError> {
+    let mut all = Found::all(controller, call.account()?).into_iter();
+    all.find(|found| found.prefix.cidr == cidr)
+        .map(|found| json(controller, &found))
+        .ok_or_else(|| ApiError::internal(&"a prefix that was put is not there"))
+}
+
+fn json(controller: &Controller, found: &Found) -> Value {
+    let prefix = &found.prefix;
+    let registration = prefix.registration.as_ref();
+    let modified = found.modified.map(rfc3339);
+    let created = registration.map(|one| rfc3339(one.created));
+    json!({
+        "id": prefix_id(prefix.cidr),
+        "account_id": account_id(&controller.stored().resources(), &prefix.account),
+        "asn": registration.map(|one| one.asn),
+        "cidr": prefix.cidr,
+        "description": registration.map_or("", |one| one.description.as_str()),
+        "approved": "V",
+        "irr_validation_state": NOT_VALIDATED,
+        "rpki_validation_state": NOT_VALIDATED,
+        "ownership_validation_state": NOT_VALIDATED,
+        "delegate_loa_creation": false,
+        "loa_document_id": null,
+        "created_at": created.or_else(|| modified.clone()),
+        "modified_at": modified,
+        "advertised": null,
+        "advertised_modified_at": null,
+        "on_demand_enabled": false,
+        "on_demand_locked": true,
+    })
+}

@@ -1,0 +1,208 @@
+//! Pools that are made through the API (POOL-1 to POOL-4). Those of the resources file are read-only here: every object
+//! has one owner.
+
+use super::body::{self, Body, invalid, is_id, not_found, of_file, shown};
+use super::egress::described;
+use super::envelope::{Answer, ApiError};
+use super::{Api, Call};
+use crate::controller::Controller;
+use crate::desired::CONNECTIONS_PER_ORIGIN;
+use crate::resource::{Address, Kind, Object, Owner, Pool, PoolKind, PoolUse, Resources};
+use crate::store::{Change, random};
+
+/// What a body may say of a pool that is new.
+const KEYS: [&str; 6] = [
+    "id",
+    "name",
+    "kind",
+    "use",
+    "connections_per_origin",
+    "addresses",
+];
+/// What may change later.
+const CHANGEABLE: [&str; 3] = ["name", "connections_per_origin", "addresses"];
+
+/// `POST /accounts/{account_id}/egress/pools`
+pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let body = Body::of(call, &KEYS)?;
+    let id = match body.text("id")? {
+        Some(id) if is_id(id) => id.to_owned(),
+        Some(_) => return Err(invalid("`id` is a text of letters, digits, - and _")),
+        None => hex(random().map_err(|error| ApiError::internal(&error))?),
+    };
+    let kind = match body.text("kind")? {
+        None => None,
+        Some("leased") => Some(PoolKind::Leased),
+        Some("byoip") => Some(PoolKind::Byoip),
+        Some(_) => return Err(invalid("`kind` is \"leased\" or \"byoip\"")),
+    };
+    let used_for = match body.text("use")? {
+        None | Some("cdn") => PoolUse::Cdn,
+        Some("gateway") => PoolUse::Gateway,
+        Some(_) => return Err(invalid("`use` is \"cdn\" or \"gateway\"")),
+    };
+    let addresses = addresses(&body)?
+        .ok_or_else(|| invalid("`addresses` is missing: write, for instance, [\"192.0.2.10\"]"))?;
+    let mut controller = api.service.controller();
+    let resources = controller.stored().resources();
+    // Its kind is kept: should a prefix come or go around its addresses, the pool does not become another one.
+    let found = addresses
+        .first()
+        .map(|first| match resources.byoip(first.net()) {
+            Some(_) => PoolKind::Byoip,
+            None => PoolKind::Leased,
+        });
+    let pool = Pool {
+        name: body.text("name")?.map(body::name).transpose()?,
+        account: account.to_owned(),
+        kind: kind.or(found),
+        addresses,
+        draining: Vec::new(),
+        connections_per_origin: connections(&body)?.unwrap_or(CONNECTIONS_PER_ORIGIN),
+        used_for,
+        allow_empty: false,
+        id,
+    };
+    if resources.pools.iter().any(|other| other.id == pool.id) {
+        return Err(invalid(format!("there is a pool {} already", pool.id)));
+    }
+    put(&mut controller, &resources, pool.clone())?;
+    drop(controller);
+    Ok(Answer::Created(described(api, account, &pool.id)?))
+}
+
+/// `PATCH /accounts/{account_id}/egress/pools/{pool_id}`: what is said changes, all at once. Live connections stay on
+/// their addresses.
+pub(super) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let body = Body::of(call, &CHANGEABLE)?;
+    if body.is_empty() {
+        return Err(invalid("the body is empty: nothing would change"));
+    }
+    let mut controller = api.service.controller();
+    let mut pool = own(&controller, account, call.parameter("pool_id"))?;
+    if body.get("name").is_some() {
+        pool.name = body.text("name")?.map(body::name).transpose()?;
+    }
+    if let Some(connections) = connections(&body)? {
+        pool.connections_per_origin = connections;
+    }
+    if let Some(addresses) = addresses(&body)? {
+        pool.addresses = addresses;
+    }
+    let resources = controller.stored().resources();
+    put(&mut controller, &resources, pool.clone())?;
+    drop(controller);
+    Ok(Answer::One(described(api, account, &pool.id)?))
+}
+
+/// `DELETE /accounts/{account_id}/egress/pools/{pool_id}`
+pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
+    let account = call.account()?;
+    let mut controller = api.service.controller();
+    let pool = own(&controller, account, call.parameter("pool_id"))?;
+    let resources = controller.stored().resources();
+    let uses = |aegis: &crate::resource::Aegis| {
+        let reference = aegis.pool_id.as_deref();
+        aegis.enabled && reference.is_some_and(|one| resources.pool(one) == Some(&pool))
+    };
+    let users: Vec<_> = resources
+        .zones
+        .iter()
+        .filter(|zone| uses(&resources.aegis(zone)))
+        .collect();
+    if let Some(zone) = users.first() {
+        // Another account's zone is nobody's business.
+        let known = users
+            .iter()
+            .find(|zone| resources.same_account(&zone.account, account));
+        let whose = known.map_or_else(
+            || "a zone of another account is".to_owned(),
+            |zone| format!("zone {} is", zone.name),
+        );
+        let _ = zone;
+        return Err(invalid(format!(
+            "{whose} enabled on pool {}: switch it off, or to another pool, first",
+            pool.id
+        )));
+    }
+    // What was to drain with it goes with it.
+    let members = pool.addresses.iter().map(ToString::to_string);
+    let drains = members
+        .chain([pool.id.clone()])
+        .filter(|subject| resources.drains.contains(subject))
+        .map(|id| Change::Remove {
+            kind: Kind::Drain,
+            id,
+        });
+    let mut changes: Vec<_> = drains.collect();
+    changes.push(Change::Remove {
+        kind: Kind::Pool,
+        id: pool.id,
+    });
+    controller.change(&changes)?;
+    Ok(Answer::Gone)
+}
+
+/// A pool of the account that the API may change.
+fn own(controller: &Controller, account: &str, id: &str) -> Result<Pool, ApiError> {
+    let stored = controller.stored();
+    let resources = stored.resources();
+    match stored.objects.get(&(Kind::Pool, id.to_owned())) {
+        Some((owner, Object::Pool(pool))) if resources.same_account(&pool.account, account) => {
+            match owner {
+                Owner::Api => Ok(pool.clone()),
+                Owner::File => Err(of_file(&format!("pool {id}"))),
+            }
+        }
+        _ => Err(not_found(format!("this account has no pool {}", shown(id)))),
+    }
+}
+
+/// Puts a pool, if its account has the addresses.
+fn put(controller: &mut Controller, resources: &Resources, pool: Pool) -> Result<(), ApiError> {
+    for address in &pool.addresses {
+        let net = address.net();
+        let leased = || {
+            resources.leases.iter().any(|lease| {
+                resources.same_account(&lease.account, &pool.account)
+                    && lease.address.net().contains(&net)
+            })
+        };
+        if resources.byoip(net).is_none() && !leased() {
+            return Err(invalid(format!(
+                "{address} is not leased to this account, and in no BYOIP prefix: ask the operator for addresses"
+            )));
+        }
+    }
+    Ok(controller.change(&[Change::Put {
+        owner: Owner::Api,
+        object: Object::Pool(pool),
+    }])?)
+}
+
+fn addresses(body: &Body) -> Result<Option<Vec<Address>>, ApiError> {
+    let Some(list) = body.list("addresses")? else {
+        return Ok(None);
+    };
+    if list.is_empty() {
+        return Err(invalid("`addresses` is empty: a pool has at least one"));
+    }
+    let read = |value: &serde_json::Value| {
+        let text = value.as_str();
+        text.map_or_else(
+            || Err(invalid("`addresses` is a list of texts")),
+            body::address,
+        )
+    };
+    list.iter().map(read).collect::<Result<_, _>>().map(Some)
+}
+
+fn connections(body: &Body) -> Result<Option<u32>, ApiError> {
+    body.number("connections_per_origin", 1, CONNECTIONS_PER_ORIGIN)
+}
+
+fn hex(bytes: [u8; 16]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

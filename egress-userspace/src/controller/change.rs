@@ -1,0 +1,68 @@
+//! Changes of pools, leases, placements and prefixes through the API: judged with all there is, then made, or nothing is.
+
+use std::collections::HashSet;
+
+use super::Controller;
+use crate::control::protocol::Failure;
+use crate::diagnostic::{Report, Severity, Source};
+use crate::resolve;
+use crate::resource::Resources;
+use crate::resource::check::check;
+use crate::store::Change;
+
+/// Why a change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// It cannot be: what is wrong, and what to do about it.
+    #[error("{0}")]
+    Invalid(Failure),
+    /// It can, but it did not work, and was undone.
+    #[error("{0}")]
+    Failed(Failure),
+}
+
+impl Controller {
+    /// Makes changes of objects that the API owns: all, or none. What was wrong before is not held against them.
+    ///
+    /// # Errors
+    /// Which kind of mistake it was; everything is then as before.
+    pub fn change(&mut self, changes: &[Change]) -> Result<(), ChangeError> {
+        let mut after = self.stored.clone();
+        for change in changes {
+            match change {
+                Change::Put { owner, object } => {
+                    let key = (object.kind(), object.id());
+                    after.objects.insert(key, (*owner, object.clone()));
+                }
+                Change::Remove { kind, id } => drop(after.objects.remove(&(*kind, id.clone()))),
+            }
+        }
+        let after = after.resources();
+        let known: HashSet<String> = self
+            .mistakes(&self.stored.resources())
+            .map(|found| found.reason)
+            .collect();
+        let new = self
+            .mistakes(&after)
+            .find(|found| !known.contains(&found.reason));
+        if let Some(mistake) = new {
+            return Err(ChangeError::Invalid(mistake));
+        }
+        let addresses = resolve::addresses(&after, &self.config);
+        self.dataplane
+            .check(&addresses)
+            .map_err(|error| ChangeError::Invalid(error.into()))?;
+        self.commit(changes).map_err(ChangeError::Failed)
+    }
+
+    /// What is wrong with a whole set.
+    fn mistakes(&self, resources: &Resources) -> impl Iterator<Item = Failure> + use<> {
+        let source = Source::new("", "");
+        let report = Report::new(&source);
+        check(resources, &Default::default(), Some(&self.config), &report);
+        let found = report.finish().0.into_iter();
+        found
+            .filter(|one| one.severity == Severity::Error)
+            .map(|one| Failure::usage(one.reason, one.remedy))
+    }
+}

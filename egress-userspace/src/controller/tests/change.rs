@@ -1,0 +1,119 @@
+//! Changes by API: judged with what the file says, made wholly or not at all.
+
+use super::*;
+use crate::resource::{Drain, Lease, Object, Pool, PoolKind, PoolUse};
+
+fn put(object: Object) -> Change {
+    Change::Put {
+        owner: Owner::Api,
+        object,
+    }
+}
+
+fn lease(address: &str, account: &str) -> Change {
+    put(Object::Lease(Lease {
+        address: address.parse().unwrap(),
+        account: account.into(),
+    }))
+}
+
+fn pool(id: &str, address: &str) -> Change {
+    put(Object::Pool(Pool {
+        id: id.into(),
+        name: None,
+        account: "acme".into(),
+        kind: Some(PoolKind::Leased),
+        addresses: vec![address.parse().unwrap()],
+        draining: Vec::new(),
+        connections_per_origin: 100,
+        used_for: PoolUse::Cdn,
+        allow_empty: false,
+    }))
+}
+
+#[test]
+fn a_change_holds_at_once_and_outlives_the_file() {
+    let mut bench = Bench::new(&file(ZONE));
+    let drain = put(Object::Drain(Drain {
+        subject: "made".into(),
+    }));
+    bench
+        .controller
+        .change(&[lease("192.0.2.7", "acme"), pool("made", "192.0.2.7"), drain])
+        .unwrap();
+    assert_eq!(bench.in_force().pools.len(), 2);
+    let made = bench.controller.stored().clone();
+    let applied = bench
+        .controller
+        .apply(&Source::new("r.toml", file("")), false)
+        .unwrap();
+    assert_eq!(applied.plan.to_string(), "- zone shop.example");
+    let resources = bench.controller.stored().resources();
+    assert_eq!(resources.leases, made.resources().leases);
+    assert!(resources.pool("made").is_some() && resources.drains.contains("made"));
+    drop(bench.controller);
+    let again = start(bench.directory.path(), bench.dataplane.clone()).unwrap();
+    assert!(again.stored().resources().pool("made").is_some());
+}
+
+#[test]
+fn a_change_is_judged_with_all_there_is_and_made_wholly_or_not() {
+    let mut bench = Bench::new(&file(ZONE));
+    let before = bench.controller.stored().clone();
+    for (changes, why) in [
+        (
+            vec![lease("192.0.2.7", "acme"), pool("b", "192.0.2.1")],
+            "POOL-4",
+        ),
+        (vec![lease("192.0.2.1", "nobody")], "no account"),
+        (
+            vec![
+                lease("192.0.2.7", "acme"),
+                lease("2001:db8::/64", "acme"),
+                lease("2001:db8::1", "acme"),
+            ],
+            "leased already",
+        ),
+        (vec![pool("own", OWN)], "configured on interface up0"),
+    ] {
+        let error = bench.controller.change(&changes).unwrap_err();
+        assert!(
+            matches!(&error, ChangeError::Invalid(failure) if failure.reason.contains(why)),
+            "{error:?}"
+        );
+        assert_eq!(*bench.controller.stored(), before);
+    }
+    bench.dataplane.0.lock().unwrap().broken = true;
+    let error = bench.controller.change(&[pool("b", "192.0.2.7")]);
+    assert!(matches!(error, Err(ChangeError::Failed(_))), "{error:?}");
+    assert_eq!(*bench.controller.stored(), before);
+    let kept = bench.controller.store.load().unwrap();
+    assert_eq!(kept.objects, before.objects);
+}
+
+#[test]
+fn pool_4_an_address_that_is_leased_to_one_account_is_in_no_other_ones_pool() {
+    let accounts = "account = [{ id = \"acme\" }, { id = \"other\" }]";
+    let both = file("").replace("account = [{ id = \"acme\" }]", accounts);
+    let mut bench = Bench::new(&both);
+    bench
+        .controller
+        .change(&[lease("192.0.2.7", "other")])
+        .unwrap();
+    let error = bench
+        .controller
+        .change(&[pool("b", "192.0.2.7")])
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("leased to another account"),
+        "{error}"
+    );
+    let taken = both.replace("192.0.2.1", "192.0.2.7");
+    let failure = bench.controller.apply(&Source::new("r.toml", taken), false);
+    assert!(
+        failure
+            .unwrap_err()
+            .to_string()
+            .contains("leased to another account")
+    );
+}
