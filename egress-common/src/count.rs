@@ -6,10 +6,16 @@
 //! no neighbour is refused because of somebody else's failed attempt.
 
 use crate::key::OriginKey;
+use crate::usage::{Peak, Usage};
 use crate::word::Word;
 
 /// How often a reservation is retried when other CPUs change the count at the same time.
 pub const ATTEMPTS: u32 = 1_024;
+
+/// How long a counter at zero stays listed, ns: ten minutes, unless the table of counters is nearly full. What was used in
+/// five minutes is remembered throughout the next.
+pub const LISTED: u64 = 600_000_000_000;
+const _: () = assert!(LISTED >= 2 * crate::usage::PERIOD);
 
 /// The counter of one (egress IP, origin, protocol), as `bpftool map dump` shows it.
 #[repr(C, align(8))]
@@ -21,8 +27,10 @@ pub struct Count<A> {
     pub generation: u32,
     /// Who is counted.
     pub key: OriginKey<A>,
-    /// Highest `active` ever, since the record was made.
-    pub peak: u32,
+    /// The cap when a connection was last admitted or refused.
+    pub capacity: u32,
+    /// How it was used (OBS-1).
+    pub usage: Usage,
     /// Connections refused because the cap was reached.
     pub refused: u64,
     /// Connections admitted.
@@ -31,12 +39,22 @@ pub struct Count<A> {
     pub idle_since: u64,
     /// Next free record while this one is free.
     pub next: u32,
-    /// The cap when a connection was last admitted or refused.
-    pub capacity: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Count<crate::family::V4>>() == 56);
+const _: () = assert!(size_of::<Count<crate::family::V4>>() == 88);
+const _: () = assert!(size_of::<Count<crate::family::V6>>() == 112);
+const _: () = assert!(core::mem::offset_of!(Count<crate::family::V4>, usage) == 24);
 const _: () = assert!(size_of::<OriginKey<crate::family::V4>>() == 12);
+
+impl<A> Count<A> {
+    /// The most connections at once in the two periods in which it was used last.
+    pub fn most(&self) -> u32 {
+        let most = |peak| Peak::from_bits(peak).most;
+        most(self.usage.peak).max(most(self.usage.last_peak))
+    }
+}
 
 /// `active` and `generation` as one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

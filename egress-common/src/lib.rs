@@ -10,6 +10,7 @@
 //! | [`policy`] | egress policies: the first that matches a packet |
 //! | [`key`], [`index`] | the keys by which a flow is found from either side, and where |
 //! | [`count`] | connections of one egress IP to one origin, and their exact cap |
+//! | [`usage`] | how a count was used: connections times time, and the most at once |
 //! | [`port`], [`siphash`] | slices, quotas, and the choice of a source port |
 //! | [`placement`], [`handover`] | which server owns which slices, and how one changes hands |
 //! | [`forward`], [`distance`] | to which server a new connection goes, and how far another location is |
@@ -63,4 +64,5 @@ pub mod siphash;
 pub mod slot;
 pub mod tag;
 pub mod tcp;
+pub mod usage;
 pub mod word;

@@ -17,6 +17,7 @@ use crate::settings::{
 use crate::share::{Forward, Target};
 use crate::siphash::Secret;
 use crate::slot::Slot;
+use crate::usage::WallClock;
 
 macro_rules! pod {
     ($($name:ty),* $(,)?) => {
@@ -68,5 +69,6 @@ pod!(
     Switch,
     Traffic,
     Tunnel,
+    WallClock,
     Zone,
 );

@@ -1,4 +1,4 @@
-//! A 64-bit word shared by all CPUs: load, compare-and-swap and add, nothing else.
+//! A 64-bit word shared by all CPUs: load, store, compare-and-swap and add, nothing else.
 //!
 //! In the kernel it is a map value behind a compiler intrinsic, on the host an [`AtomicU64`]: the
 //! protocols built on it (counts, flow states, free lists) are tested with threads on the host and
@@ -15,6 +15,8 @@ pub trait Word {
     fn swap(&self, old: u64, new: u64) -> Result<(), u64>;
     /// Adds, wrapping around; returns what was there before.
     fn add(&self, amount: u64) -> u64;
+    /// Writes the word.
+    fn store(&self, value: u64);
 }
 
 #[cfg(test)]
@@ -30,5 +32,9 @@ impl Word for std::sync::atomic::AtomicU64 {
 
     fn add(&self, amount: u64) -> u64 {
         self.fetch_add(amount, std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn store(&self, value: u64) {
+        self.store(value, std::sync::atomic::Ordering::SeqCst);
     }
 }

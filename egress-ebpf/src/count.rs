@@ -9,10 +9,12 @@ use egress_common::free::Links;
 use egress_common::key::{OriginKey, Reference};
 use egress_common::reason::Reason;
 use egress_common::slot::Slot;
+use egress_common::usage::{Area, Period};
 use egress_common::word::Word;
 
 use crate::family::Family;
 use crate::lists;
+use crate::usage;
 use crate::word::{self, MapWord};
 
 /// The counters' free-list links.
@@ -61,7 +63,7 @@ fn obtain<A: Family>(key: &OriginKey<A>, now: u64) -> Result<Reference, Reason> 
         // A barrier, for machines that may turn two stores round.
         MapWord::first_of(counter).add(0);
         core::ptr::write_volatile(&raw mut (*counter).key, *key);
-        (*counter).peak = 0;
+        (*counter).usage = usage::begun(now);
         (*counter).refused = 0;
         (*counter).admitted = 0;
         Reference {
@@ -110,8 +112,12 @@ pub fn reserve<A: Family>(key: &OriginKey<A>, cap: u32, now: u64) -> Result<Refe
     // another one.
     for _ in 0..2 {
         let reference = obtain(key, now)?;
-        match attempt::<A>(reference, cap) {
-            TAKEN => return Ok(reference),
+        let outcome = attempt::<A>(reference, cap);
+        match outcome as u32 {
+            TAKEN => {
+                usage::opened::<A>(reference.index, now, (outcome >> 32) as u32);
+                return Ok(reference);
+            }
             FULL => return Err(Reason::CapReached),
             STALE => {}
             _ => break,
@@ -120,14 +126,14 @@ pub fn reserve<A: Family>(key: &OriginKey<A>, cap: u32, now: u64) -> Result<Refe
     Err(Reason::Contended)
 }
 
-/// Attempts a reservation on a counter; one of the numbers below.
+/// Attempts a reservation on a counter; one of the numbers below, and above it how many connections there are.
 #[inline(always)]
 fn attempt<A: Family>(reference: Reference, cap: u32) -> u64 {
     let mut attempt = Attempt {
         index: reference.index as u64,
         generation: reference.generation as u64,
         cap: cap as u64,
-        result: CONTENDED,
+        result: CONTENDED as u64,
     };
     // SAFETY: the callback is given the record it expects, which outlives the loop.
     unsafe {
@@ -148,14 +154,14 @@ struct Attempt {
     index: u64,
     generation: u64,
     cap: u64,
-    /// One of the numbers below.
+    /// As [`attempt`] returns it.
     result: u64,
 }
 
-const TAKEN: u64 = 0;
-const FULL: u64 = 1;
-const CONTENDED: u64 = 2;
-const STALE: u64 = 3;
+const TAKEN: u32 = 0;
+const FULL: u32 = 1;
+const CONTENDED: u32 = 2;
+const STALE: u32 = 3;
 
 /// One attempt at a reservation; 1 ends them.
 unsafe extern "C" fn attempt_once<A: Family>(_: u32, attempt: *mut c_void) -> i64 {
@@ -168,22 +174,19 @@ unsafe extern "C" fn attempt_once<A: Family>(_: u32, attempt: *mut c_void) -> i6
     let tally = unsafe { MapWord::first_of(counter) };
     match count::reserve(&tally, attempt.generation as u32, attempt.cap as u32) {
         Reservation::Taken(active) => {
-            attempt.result = TAKEN;
-            // SAFETY: live map values.
-            unsafe {
-                (*counter).capacity = attempt.cap as u32;
-                word::raise(&raw mut (*counter).peak, active);
-            }
+            attempt.result = (active as u64) << 32 | TAKEN as u64;
+            // SAFETY: a live map value.
+            unsafe { (*counter).capacity = attempt.cap as u32 };
             1
         }
         Reservation::Full => {
-            attempt.result = FULL;
+            attempt.result = FULL as u64;
             // SAFETY: a live map value.
             unsafe { (*counter).capacity = attempt.cap as u32 };
             1
         }
         Reservation::Stale => {
-            attempt.result = STALE;
+            attempt.result = STALE as u64;
             1
         }
         Reservation::Contended => 0,
@@ -220,6 +223,8 @@ pub fn give_back<A: Family>(index: u32, now: u64) {
         core::ptr::write_volatile(&raw mut (*counter).idle_since, now);
         MapWord::first_of(counter)
     };
+    // Before the count is 0 and the counter perhaps another's.
+    usage::closed::<A>(index, now);
     count::release(&tally);
 }
 
@@ -230,9 +235,10 @@ pub fn release<A: Family>(slot: *mut Slot<A>, now: u64) {
     give_back::<A>(unsafe { (*slot).count }, now);
 }
 
-/// Retires a counter nobody has held since `before`; called by the sweep alone.
+/// Retires a counter nobody has held since `before`, and takes one that nobody has changed for long along to the period
+/// that is; called by the sweep alone.
 #[inline(always)]
-pub fn retire<A: Family>(index: u32, before: u64) {
+pub fn retire<A: Family>(index: u32, before: u64, now: u64, today: Period) {
     let Some(counter) = A::counter(index) else {
         return;
     };
@@ -247,7 +253,15 @@ pub fn retire<A: Family>(index: u32, before: u64) {
     };
     // A time of 0 is long ago, on a machine too that has not run for as long as that.
     let rests = idle_since != 0 && idle_since >= before;
-    if key == OriginKey::default() || seen.active != 0 || rests {
+    if key == OriginKey::default() {
+        return;
+    }
+    if seen.active != 0 || rests {
+        // SAFETY: a live map value.
+        let words = unsafe { usage::words(counter) };
+        if today.is_far_after(Area::from_bits(words.area.load()).period) {
+            usage::touched::<A>(index, now);
+        }
         return;
     }
     if !count::retire(&tally, seen.generation) {

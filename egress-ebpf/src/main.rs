@@ -74,6 +74,7 @@ mod too_long;
 mod translate;
 mod tunnel;
 mod uplink;
+mod usage;
 mod verdict;
 mod visitor;
 mod word;

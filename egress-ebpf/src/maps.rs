@@ -35,6 +35,7 @@ use egress_common::settings::{
 use egress_common::share::{Forward, Target};
 use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
+use egress_common::usage::WallClock;
 
 const FLOWS: usize = 262_144;
 const BUCKETS: usize = buckets(FLOWS as u32) as usize;
@@ -48,6 +49,9 @@ pub static LAYOUT: Array<Layout, 1> = Array::new();
 /// Drawn by the daemon when the maps are first made.
 #[btf_map]
 pub static SECRET: Array<Secret, 1> = Array::new();
+/// The wall clock, which the daemon tells.
+#[btf_map]
+pub static WALL_CLOCK: Array<WallClock, 1> = Array::new();
 /// As long as the indexes.
 #[btf_map]
 pub static HASH_KEY: Array<HashKey, 1> = Array::new();

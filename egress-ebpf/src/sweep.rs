@@ -9,11 +9,13 @@ use aya_ebpf::helpers::{
     bpf_loop, bpf_timer_cancel, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
 };
 use egress_common::armed;
+use egress_common::count::LISTED;
 use egress_common::expiry::{self, Cursor, Pressure, Sweep};
 use egress_common::family::{V4, V6};
 use egress_common::record::Cause;
 use egress_common::settings::Timers;
 use egress_common::slot::{SlotWord, State, advance, flag};
+use egress_common::usage::Period;
 use egress_common::word::Word;
 
 use crate::classify::Configuration;
@@ -25,6 +27,7 @@ use crate::globals;
 use crate::held;
 use crate::maps::{SCRATCH_SWEEP, SWEEPER, Sweeper};
 use crate::slots;
+use crate::usage;
 
 /// Time between two ticks, ns.
 const TICK: u64 = 10_000_000;
@@ -36,8 +39,6 @@ const SLOTS: u32 = 8_192;
 const COUNTS: u32 = 1_024;
 /// Most flows unlinked in a tick: about half a millisecond.
 const UNLINKED: u32 = 640;
-/// How long a counter at zero stays listed, ns: ten minutes.
-const LISTED: u64 = 600_000_000_000;
 /// The least a counter at zero rests before it may be given to another origin, ns.
 const LISTED_AT_LEAST: u64 = 2_000_000_000;
 /// Free lists that are looked at to judge how full a table is.
@@ -60,7 +61,8 @@ pub struct Scratch {
     idle_before: u64,
     /// Slot at which the tick stopped early, plus one.
     stopped: u32,
-    pad: u32,
+    /// The period that is.
+    period: u32,
 }
 
 /// Arms the timer with this load's sweep: a code of [`armed`].
@@ -126,6 +128,7 @@ fn sweep<A: Family>(cursor: *mut Cursor) -> i32 {
     unsafe {
         (*scratch).timers = configuration.settings().timers;
         (*scratch).now = now;
+        (*scratch).period = usage::place(now).period.0 as u32;
         (*scratch).pressure = pressure;
         (*scratch).slot = (*cursor).slot;
         (*scratch).count = (*cursor).count;
@@ -240,10 +243,17 @@ unsafe extern "C" fn judge_count<A: Family>(nth: u32, _: *mut c_void) -> i64 {
         return 1;
     };
     // SAFETY: this CPU's own scratch.
-    let (index, before) = unsafe { ((*scratch).count + nth, (*scratch).idle_before) };
+    let (index, before, now, period) = unsafe {
+        (
+            (*scratch).count + nth,
+            (*scratch).idle_before,
+            (*scratch).now,
+            Period((*scratch).period as u16),
+        )
+    };
     if index >= globals::max_origins() {
         return 1;
     }
-    count::retire::<A>(index, before);
+    count::retire::<A>(index, before, now, period);
     0
 }

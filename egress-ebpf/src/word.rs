@@ -4,14 +4,14 @@
 //! whose result is used (llvm/llvm-project#210280): everything here is sequentially consistent.
 
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
 use egress_common::tcp::after;
 use egress_common::word::Word;
 
 const SEQ: AtomicOrdering = AtomicOrdering::SeqCst;
 
-/// How often a maximum is raised when other CPUs raise it too; each of them leaves a higher one.
+/// How often a number is moved forward when other CPUs move it too; each of them leaves a higher one.
 const RAISES: u32 = 8;
 
 /// A 64-bit word of a map value.
@@ -48,6 +48,12 @@ impl Word for MapWord {
         // SAFETY: valid by construction.
         unsafe { atomic_xadd::<u64, u64, SEQ>(self.0, amount) }
     }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        // SAFETY: valid by construction; volatile so that it is one store.
+        unsafe { write_volatile(self.0, value) };
+    }
 }
 
 /// Adds to a counter shared by all CPUs.
@@ -59,27 +65,6 @@ pub unsafe fn add(counter: *mut u64, amount: u64) {
     // SAFETY: promised by the caller. The result is left unused on purpose.
     unsafe {
         let _ = atomic_xadd::<u64, u64, SEQ>(counter, amount);
-    }
-}
-
-/// Raises a maximum shared by all CPUs.
-///
-/// # Safety
-/// `maximum` points into a live map value, 4-aligned.
-#[inline(always)]
-pub unsafe fn raise(maximum: *mut u32, value: u32) {
-    // SAFETY: promised by the caller.
-    let mut seen = unsafe { read_volatile(maximum) };
-    for _ in 0..RAISES {
-        if seen >= value {
-            return;
-        }
-        // SAFETY: promised by the caller.
-        let (now, _) = unsafe { atomic_cxchg::<u32, SEQ, SEQ>(maximum, seen, value) };
-        if now == seen {
-            return;
-        }
-        seen = now;
     }
 }
 

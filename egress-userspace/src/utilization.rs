@@ -1,13 +1,15 @@
 //! How full egress IPs were for their origins, in buckets of five minutes (OBS-1).
 //!
-//! The maximum of a bucket is the data plane's own: it raises a peak at every admission, and [`recorder`] takes the
-//! peaks when a bucket ends. The average is of the counts, sampled every second. [`bucket`] adds them up, [`history`]
-//! keeps them in a file of their own: it may grow large, and nobody's addresses depend on it.
+//! Maximum and sum of a bucket are the data plane's own (`egress_common::usage`): each count has those of this period and
+//! of the last one in which it changed. [`stretch`] says what they mean for five minutes of wall-clock time,
+//! [`recorder`] looks every second, [`bucket`] puts it together, and [`history`] keeps it in a file of its own: it may grow
+//! large, and nobody's addresses depend on it. A daemon that was killed finds in the data plane what it has not kept.
 
 pub mod bucket;
 pub mod history;
 pub mod recorder;
+pub mod stretch;
 
-pub use bucket::{Bucket, Key, LENGTH, Series};
+pub use bucket::{Bucket, Key, Series, Sum};
 pub use history::{History, Row};
 pub use recorder::Recording;

@@ -2,7 +2,8 @@
 
 use std::{
     env, fs,
-    net::UdpSocket,
+    net::{TcpListener, UdpSocket},
+    process::Command,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -10,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use egress_tests::{
     api::{self, ACCOUNT, Api, OTHER_ACCOUNT},
     needs,
+    netns::Namespace,
     peer::{self, Caller, Peers},
     site::Site,
     standard::{A, B, BOUND, POOL},
@@ -114,19 +116,15 @@ fn the_documented_query_tells_peaks_that_nobody_saw() -> Result<()> {
     ensure!(average > 0.0 && average < 0.0125, "{average}: {answer}");
     live.exchange()?;
 
-    // A bucket begins without the peaks of before.
-    let peaks = |site: &Site| -> Result<Vec<(u64, u64)>> {
-        let origins = site.gateway.json(&["origins"])?;
-        let all = origins.as_array().into_iter().flatten();
-        let both = |one: &Value| Some((one["active"].as_u64()?, one["peak"].as_u64()?));
-        Ok(all.filter_map(both).collect())
-    };
+    // Nothing was disturbed by all that looking, and a daemon with a new file finds it all.
     ensure!(site.gateway.terminate()?.success());
-    // (1, 5) and (1, 7), unless five minutes ended meanwhile.
-    println!("active and peak: {:?}", peaks(&site)?);
     fs::remove_file(site.lab.directory().join("utilization.db"))?;
     site.gateway.restart()?;
-    wait::until_true("new peaks", LIMIT, || Ok(peaks(&site)? == [(1, 1), (1, 1)]))?;
+    wait::until_true("5 and 7 of 40,000", LIMIT, || {
+        let answer = ask(&api)?;
+        let told = [&at_a, &at_b].map(|at| highest(&answer, "maxByPopUtilization", "max", at));
+        Ok(told == [0.0125, 0.0175])
+    })?;
     drop((live, other));
 
     // Who may not, and what may not be.
@@ -211,11 +209,172 @@ fn seconds() -> Result<f64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
 }
 
+/// As answers have it.
+fn rfc3339(time: f64) -> Result<String> {
+    let output = Command::new("date")
+        .args(["-u", "-d", &format!("@{time}"), "+%FT%TZ"])
+        .output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
 /// Waits until this time.
 fn at(time: f64) -> Result<()> {
     wait::until_true("the next step", Duration::from_secs(400), || {
         Ok(seconds()? >= time)
     })
+}
+
+/// Connections to one origin, opened and closed one by one, and what they add up to in each five minutes.
+struct Script {
+    node: Namespace,
+    listener: TcpListener,
+    live: Vec<Peers>,
+    /// Each change: how many there are after it, and between which times it happened.
+    changes: Vec<(usize, f64, f64)>,
+}
+
+impl Script {
+    fn new(site: &Site, at: &str) -> Result<Self> {
+        let to = if at == A {
+            site.at_a(PORT)
+        } else {
+            site.at_b(PORT)
+        };
+        Ok(Self {
+            node: site.node(BOUND),
+            listener: peer::listen(&site.node(at), to)?,
+            live: Vec::new(),
+            changes: Vec::new(),
+        })
+    }
+
+    /// To this many.
+    fn become_(&mut self, count: usize) -> Result<()> {
+        while self.live.len() != count {
+            let begun = seconds()?;
+            if self.live.len() < count {
+                let one = Peers::connect(&self.node, Caller::default(), &self.listener)?;
+                self.live.push(one);
+            } else {
+                drop(self.live.pop());
+            }
+            self.changes.push((self.live.len(), begun, seconds()?));
+        }
+        Ok(())
+    }
+
+    /// Connections times seconds from one time to another: at least and at most, since nobody knows when exactly in the
+    /// time that it took a change happened; and the most at once.
+    fn between(&self, from: f64, to: f64) -> (f64, f64, usize) {
+        let (mut least, mut most, mut highest) = (0.0, 0.0, 0);
+        let mut before = 0;
+        for (count, begun, done) in &self.changes {
+            let rest = |at: f64| to - at.max(from).min(to);
+            // One that was opened early and closed late lasted longest.
+            if *count > before {
+                least += rest(*done);
+                most += rest(*begun);
+            } else {
+                least -= rest(*begun);
+                most -= rest(*done);
+            }
+            // What there was when it began counts, too.
+            if (from..to).contains(done) {
+                highest = highest.max(*count).max(before);
+            }
+            before = *count;
+        }
+        (least, most, highest)
+    }
+}
+
+/// A scripted load across a SIGKILL: maxima exactly, and averages within 1 %. How long these five minutes have been
+/// counted is nobody's to choose here, so what is compared is one origin's average with that of another.
+#[test]
+fn obs_1_a_scripted_load_is_told_across_a_sigkill() -> Result<()> {
+    const TEST: &str = "obs_1_a_scripted_load_is_told_across_a_sigkill";
+
+    let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
+        return Ok(());
+    };
+    let (mut site, api) = api::enabled(&["zone-settings:write", "account-analytics:read"])?;
+    let (mut script, mut steady) = (Script::new(&site, A)?, Script::new(&site, B)?);
+    let begun = seconds()?;
+    steady.become_(80)?;
+    script.become_(40)?;
+    at(begun + 3.0)?;
+    script.become_(100)?;
+    at(begun + 5.3)?;
+    // A peak that no look of a second sees, right before the daemon dies.
+    script.become_(160)?;
+    script.become_(60)?;
+    site.gateway.kill()?;
+    at(begun + 8.0)?;
+    script.become_(120)?;
+    at(begun + 11.0)?;
+    script.become_(48)?;
+    site.gateway.restart()?;
+    at(begun + 14.0)?;
+    script.become_(0)?;
+    steady.become_(0)?;
+    let end = seconds()?;
+    // In order: what there is, is kept.
+    ensure!(site.gateway.terminate()?.success());
+    site.gateway.restart()?;
+
+    let query = format!(
+        "{{ viewer {{ accounts(filter: {{ accountTag: \"{ACCOUNT}\" }}) {{ n: aegisIpUtilizationAdaptiveGroups {{ \
+           avg {{ utilization }} max {{ utilization }} dimensions {{ datetimeFiveMinutes origin }} }} }} }} }}"
+    );
+    let answer = api
+        .call(GRAPHQL, &["--json", &json!({ "query": query }).to_string()])?
+        .json()?;
+    let groups = answer["data"]["viewer"]["accounts"][0]["n"].as_array();
+    let groups: Vec<&Value> = groups.into_iter().flatten().collect();
+    let group = |time: &str, origin: &str| -> (f64, f64) {
+        let found = groups.iter().find(|group| {
+            let dimensions = &group["dimensions"];
+            dimensions["datetimeFiveMinutes"] == time && dimensions["origin"] == origin
+        });
+        found.map_or((0.0, 0.0), |group| {
+            let of = |kind: &str| group[kind]["utilization"].as_f64().unwrap_or(-1.0);
+            (of("avg"), of("max"))
+        })
+    };
+    let mut compared = 0;
+    // One bucket, or two.
+    let mut from = (begun / 300.0).floor() * 300.0;
+    while from < end {
+        let time = rfc3339(from)?;
+        let (least, most, highest) = script.between(from, from + 300.0);
+        let reference = steady.between(from, from + 300.0);
+        let (average, max) = group(&time, &site.at_a(PORT).to_string());
+        let (other, _) = group(&time, &site.at_b(PORT).to_string());
+        println!(
+            "{time}: {average} % and {max} %; {highest} at once, {least:.2} to {most:.2} connections times seconds; \
+             the other {other} %, {reference:.2?}"
+        );
+        #[expect(clippy::cast_precision_loss, reason = "a hundred of them")]
+        let expected = highest as f64 / 400.0;
+        ensure!(
+            (max - expected).abs() < 0.000_05,
+            "{max}, not {expected}: {answer}"
+        );
+        // Averages have four decimals: of what is less nothing can be said.
+        if reference.0 > 100.0 && other > 0.01 && average > 0.01 {
+            let ratio = average / other;
+            let (lowest, highest) = (least / reference.1, most / reference.0);
+            println!("{ratio:.5}, expected {lowest:.5} to {highest:.5}");
+            ensure!(
+                (lowest * 0.99..=highest * 1.01).contains(&ratio),
+                "{ratio}, not {lowest} to {highest}: {answer}"
+            );
+            compared += 1;
+        }
+        from += 300.0;
+    }
+    ensure!(compared > 0, "nothing to compare: {answer}");
+    Ok(())
 }
 
 /// Five real minutes of known connections, with a SIGKILL among them: the maximum exactly, the average within 1 %.

@@ -53,6 +53,9 @@ impl Word for Ref<'_> {
     fn add(&self, amount: u64) -> u64 {
         Word::add(self.0, amount)
     }
+    fn store(&self, value: u64) {
+        Word::store(self.0, value);
+    }
 }
 
 impl Table {

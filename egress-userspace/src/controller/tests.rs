@@ -9,7 +9,7 @@ use super::*;
 use crate::control::{Client, Filter, Handler, Request, Server};
 use crate::dataplane::api::{
     ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Names,
-    OriginFilter, OriginRecord, PoolLive, Traveller, Way,
+    OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
 use crate::inventory::{DaemonState, PoolRecord, Status};
 use crate::resource::{Address, Owner};
@@ -55,8 +55,8 @@ impl DataPlaneView for Fake {
         Ok(Vec::new())
     }
 
-    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        Ok(Vec::new())
+    fn usage(&self) -> Result<UsageLook, DataPlaneError> {
+        Ok(UsageLook::default())
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
@@ -102,10 +102,6 @@ impl DataPlane for Fake {
     }
 
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError> {
-        Ok(Vec::new())
-    }
-
-    fn take_peaks(&mut self) -> Result<Vec<OriginRecord>, DataPlaneError> {
         Ok(Vec::new())
     }
 

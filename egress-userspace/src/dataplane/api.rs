@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::desired::Desired;
 use crate::resource::Address;
 
+mod usage;
 mod way;
 
+pub use usage::{UsageLook, UsageRecord};
 pub use way::{Exit, Traveller, Way};
 
 /// Reading the data plane: counts, flows and hooks as the pinned maps and links hold them now.
@@ -39,9 +41,9 @@ pub trait DataPlaneView {
     /// Connection counts by (egress IP, origin, protocol) (OBS-1).
     fn origins(&self, filter: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError>;
 
-    /// All connection counts, in no order, with the capacities that counters remember from their last use: cheap enough
-    /// for every second.
-    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError>;
+    /// What all counts keep of their use, with the capacities that counters remember from their last use: cheap enough
+    /// for every second, and nothing changes by it (OBS-1).
+    fn usage(&self) -> Result<UsageLook, DataPlaneError>;
 
     /// The pools as they are in force, from the maps.
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError>;
@@ -77,11 +79,6 @@ pub trait DataPlane: DataPlaneView + Send {
     /// their idleness, forgets addresses whose last flow has ended, takes up selected cgroups that came or were
     /// created anew, and looks whether the host was given an egress IP. Returns what it did or found, one line each.
     fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError>;
-
-    /// All connection counts with their highest values, which begin anew: the next ones are those since now (OBS-1).
-    ///
-    /// A connection that is admitted meanwhile counts in the old or in the new ones.
-    fn take_peaks(&mut self) -> Result<Vec<OriginRecord>, DataPlaneError>;
 
     /// Ends every live flow that leaves by one of `addresses`: both ends of a TCP connection get a RST, a UDP flow
     /// just ends. They leave the counts. Returns how many there were.
@@ -275,8 +272,7 @@ pub struct OriginRecord {
     pub protocol: Protocol,
     /// Concurrent connections now (CAP-1).
     pub active: u64,
-    /// The most there have been at once: since the counter was made or, where utilization is recorded, in these five
-    /// minutes.
+    /// The most there have been at once in these five minutes of wall-clock time.
     pub peak: u64,
     /// The most this server admits at once.
     pub capacity: u64,

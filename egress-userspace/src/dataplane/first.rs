@@ -13,6 +13,7 @@ use egress_common::layout::Layout;
 use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
 
+use super::clock;
 use super::maps::Maps;
 use crate::dataplane::api::DataPlaneError;
 
@@ -24,6 +25,7 @@ pub(super) fn fill(maps: &Maps, layout: &Layout) -> Result<(), DataPlaneError> {
     maps.set("SECRET", 0, Secret { k0, k1 })?;
     let words = random::<10>()?.map(|number| number as u32);
     maps.set("HASH_KEY", 0, HashKey { words })?;
+    clock::begin(maps)?;
     maps.set("LAYOUT", 0, *layout)
 }
 

@@ -2,7 +2,6 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::sync::atomic::{Ordering, fence};
@@ -13,7 +12,9 @@ use egress_common::family::{Address, V4, V6};
 use egress_common::index::{self, Bucket, HashKey, Place};
 use egress_common::key::{self, OriginKey, Reference, realm};
 use egress_common::slot::{Slot, SlotWord, flag};
+use egress_common::usage::{self, ERAS, Peak, Period};
 
+use super::clock;
 use super::maps::{Maps, Records};
 use super::peers;
 use crate::dataplane::api::{
@@ -29,7 +30,7 @@ const SECOND: u64 = 1_000_000_000;
 const LOCAL: &str = "local";
 
 /// The clock of the data plane: `bpf_ktime_get_coarse_ns`.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -42,7 +43,7 @@ fn now() -> u64 {
         .wrapping_add(time.tv_nsec.unsigned_abs())
 }
 
-fn protocol(number: u8) -> Option<Protocol> {
+pub(super) fn protocol(number: u8) -> Option<Protocol> {
     match number {
         key::TCP => Some(Protocol::Tcp),
         key::UDP => Some(Protocol::Udp),
@@ -50,7 +51,7 @@ fn protocol(number: u8) -> Option<Protocol> {
     }
 }
 
-fn socket(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+pub(super) fn socket(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)
 }
 
@@ -68,7 +69,7 @@ impl Tabled for V6 {
     const SUFFIX: &'static str = "6";
 }
 
-fn name<A: Tabled>(map: &str) -> String {
+pub(super) fn name<A: Tabled>(map: &str) -> String {
     format!("{map}{}", A::SUFFIX)
 }
 
@@ -285,7 +286,7 @@ fn look_up(buckets: &Records<Bucket>, hash: u64, is_of: impl Fn(u32) -> bool) ->
 }
 
 /// A copy of a counter that counted the same origin from the first to the last byte read.
-fn counted<A: Tabled>(counts: &Records<Count<A>>, index: u32) -> Option<Count<A>>
+pub(super) fn counted<A: Tabled>(counts: &Records<Count<A>>, index: u32) -> Option<Count<A>>
 where
     Count<A>: Pod,
 {
@@ -346,9 +347,12 @@ pub(super) fn origins(
     maps: &Maps,
     filter: &OriginFilter,
 ) -> Result<Vec<OriginRecord>, DataPlaneError> {
+    let clock = clock::told(maps)?;
+    let era = usize::try_from(clock.era % ERAS as u64).unwrap_or(0);
+    let today = usage::Place::of(clock.era, clock.eras[era], now()).period;
     let mut found = Vec::new();
-    origins_family::<V4>(maps, filter, &mut found)?;
-    origins_family::<V6>(maps, filter, &mut found)?;
+    origins_family::<V4>(maps, filter, today, &mut found)?;
+    origins_family::<V6>(maps, filter, today, &mut found)?;
     found.sort_by_key(|record| (record.egress_ip, record.origin, record.protocol));
     Ok(found)
 }
@@ -356,6 +360,7 @@ pub(super) fn origins(
 fn origins_family<A: Tabled>(
     maps: &Maps,
     filter: &OriginFilter,
+    today: Period,
     found: &mut Vec<OriginRecord>,
 ) -> Result<(), DataPlaneError>
 where
@@ -364,83 +369,28 @@ where
 {
     visit_counts::<A>(maps, |_, count| {
         found.extend(
-            origin_record(count)
+            origin_record(count, today)
                 .filter(|one| filter.matches(one.egress_ip, one.origin, one.protocol)),
         );
     })
 }
 
-fn origin_record<A: Tabled>(count: &Count<A>) -> Option<OriginRecord> {
+fn origin_record<A: Tabled>(count: &Count<A>, today: Period) -> Option<OriginRecord> {
     if count.key.egress == A::default() {
         // What is counted of forwarded flows is their server's connections, not an origin's.
         return None;
     }
+    let peak = Peak::from_bits(count.usage.peak);
+    // Since an earlier one nothing was opened.
+    let most = if peak.period == today { peak.most } else { 0 };
     Some(OriginRecord {
         egress_ip: count.key.egress.into(),
         origin: socket(count.key.origin, count.key.origin_port),
         protocol: protocol(count.key.protocol)?,
         active: count.active.into(),
-        // The peaks of before may have been taken.
-        peak: count.peak.max(count.active).into(),
+        peak: most.max(count.active).into(),
         capacity: count.capacity.into(),
         utilization: utilization(count.active.into(), count.capacity.into()),
         refused: count.refused,
-    })
-}
-
-/// All connection counts, in no order; among them, for a moment, some that have just been given up.
-pub(super) fn counts(maps: &Maps) -> Result<Vec<OriginRecord>, DataPlaneError> {
-    let mut found = Vec::new();
-    counts_family::<V4>(maps, &mut found)?;
-    counts_family::<V6>(maps, &mut found)?;
-    Ok(found)
-}
-
-/// Does without the index: it would take a system call for each.
-fn counts_family<A: Tabled>(
-    maps: &Maps,
-    found: &mut Vec<OriginRecord>,
-) -> Result<(), DataPlaneError>
-where
-    Count<A>: Pod,
-    OriginKey<A>: Pod,
-{
-    let counts = maps.records::<Count<A>>(&name::<A>("COUNTS"))?;
-    let all = (0..counts.len()).filter_map(|index| counted(&counts, index));
-    // Free records have no key, and those astray no protocol.
-    found.extend(all.filter_map(|count| origin_record(&count)));
-    Ok(())
-}
-
-/// All connection counts; their peaks begin anew.
-pub(super) fn take_peaks(maps: &Maps) -> Result<Vec<OriginRecord>, DataPlaneError> {
-    let mut found = Vec::new();
-    take_peaks_family::<V4>(maps, &mut found)?;
-    take_peaks_family::<V6>(maps, &mut found)?;
-    Ok(found)
-}
-
-fn take_peaks_family<A: Tabled>(
-    maps: &Maps,
-    found: &mut Vec<OriginRecord>,
-) -> Result<(), DataPlaneError>
-where
-    Count<A>: Pod,
-    OriginKey<A>: Pod,
-{
-    let counts = maps.records_to_fill::<Count<A>>(&name::<A>("COUNTS"))?;
-    visit_counts::<A>(maps, |index, count| {
-        let Some(mut record) = origin_record(count) else {
-            return;
-        };
-        // What is admitted from here on raises the new peak. A record that changes hands in this instant rested for
-        // seconds: its peak was zero.
-        let peak = counts.take(index, offset_of!(Count<A>, peak)).unwrap_or(0);
-        let now = counts.word(index).map(Tally::from_bits);
-        record.peak = record.peak.max(peak.into()).max(record.active);
-        if let Some(now) = now.filter(|now| now.generation == count.generation) {
-            record.active = now.active.into();
-        }
-        found.push(record);
     })
 }

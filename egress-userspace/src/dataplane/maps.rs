@@ -6,7 +6,6 @@ use std::mem::size_of;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf};
@@ -255,17 +254,15 @@ impl<T: Pod> Records<T> {
         Some(unsafe { copy.assume_init() })
     }
 
-    /// Takes the number at this offset of a record that programs use, and leaves zero; `None` if the records were
-    /// mapped for reading.
-    pub(super) fn take(&self, index: u32, offset: usize) -> Option<u32> {
-        let record = self.record(index).filter(|_| self.writable)?;
-        let aligned = offset.is_multiple_of(size_of::<u32>());
-        if !aligned || offset + size_of::<u32>() > size_of::<T>() {
+    /// The word at this offset of a record, in bytes; `None` if there is no such word.
+    pub(super) fn word_at(&self, index: u32, offset: usize) -> Option<u64> {
+        let record = self.record(index)?;
+        let word = offset / size_of::<u64>();
+        if !offset.is_multiple_of(size_of::<u64>()) || word >= Self::WORDS {
             return None;
         }
-        // SAFETY: within the record, aligned, mapped for writing; others change it by atomic operations only.
-        let number = unsafe { AtomicU32::from_ptr(record.as_ptr().byte_add(offset).cast()) };
-        Some(number.swap(0, Ordering::SeqCst))
+        // SAFETY: within the record, mapped and aligned.
+        Some(unsafe { record.add(word).read_volatile() })
     }
 
     /// Replaces a record of a table that no program uses yet, if it was mapped to be filled.

@@ -18,6 +18,7 @@ use super::announce::Announcement;
 use super::attach::{self, Kind, Outcome};
 use super::births;
 use super::cgroups::{self, Cgroups};
+use super::clock;
 use super::detach;
 use super::devices;
 use super::events::Events;
@@ -43,7 +44,7 @@ use super::versions;
 use super::view::View;
 use super::watcher::Watcher;
 use crate::config::Dataplane;
-use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names, OriginRecord};
+use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names};
 use crate::desired::Desired;
 use crate::resource::Address;
 
@@ -133,6 +134,7 @@ impl Plane {
             remedy: "write, for instance, mark_mask = \"0xffff0000\"".to_owned(),
         })?;
         let maps = Maps::open(&pins)?;
+        clock::follow(&maps)?;
         let ended = maps.ring("ENDED")?;
         let announcement = Announcement::of(&pins, None)?;
         object.arm(&maps)?;
@@ -641,6 +643,9 @@ impl DataPlane for Plane {
             .into_iter()
             .map(|address| format!("{address} is no egress IP any more: its last flow has ended"))
             .collect();
+        if clock::follow(&self.maps)? {
+            done.push("the wall clock was set: utilization goes on in its five minutes".to_owned());
+        }
         self.tell_ended()?;
         if let Some(desired) = &self.desired {
             let addresses: Vec<Address> = desired.addresses().collect();
@@ -655,10 +660,6 @@ impl DataPlane for Plane {
             }
         }
         Ok(done)
-    }
-
-    fn take_peaks(&mut self) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        self.view.take_peaks()
     }
 
     fn reset(&mut self, addresses: &[IpNet]) -> Result<u64, DataPlaneError> {

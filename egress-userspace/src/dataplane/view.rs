@@ -26,12 +26,13 @@ use super::privileges;
 use super::route::{self, Route};
 use super::routes::Routes;
 use super::tables::Tables;
+use super::usage;
 use super::versions;
 use crate::config::{Attach, Dataplane, Tunnel};
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
     HookStatus, Names, OriginFilter, OriginRecord, PoolLive, ReasonCount, TableStatus, Traveller,
-    Way, utilization,
+    UsageLook, Way, utilization,
 };
 
 /// Behind the names of tables that are for IPv6.
@@ -166,13 +167,6 @@ impl View {
         Ok(found)
     }
 
-    /// All counts, whose peaks begin anew.
-    pub(super) fn take_peaks(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        let mut records = flows::take_peaks(&self.maps)?;
-        self.put_caps(&mut records)?;
-        Ok(records)
-    }
-
     /// A counter remembers the cap of its last use; what counts is the cap in force.
     fn put_caps(&self, records: &mut [OriginRecord]) -> Result<(), DataPlaneError> {
         let tables = self.tables_in_force()?;
@@ -238,8 +232,8 @@ impl DataPlaneView for View {
         Ok(records)
     }
 
-    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        flows::counts(&self.maps)
+    fn usage(&self) -> Result<UsageLook, DataPlaneError> {
+        usage::look(&self.maps)
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, Row as Columns, params};
 
-use super::bucket::{Bucket, Key, Series};
+use super::bucket::{Bucket, Key, Series, Sum};
 use crate::dataplane::api::Protocol;
 
 /// Version of the schema, in `PRAGMA user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// "EGRU", in `PRAGMA application_id`.
 const APPLICATION_ID: i64 = 0x4547_5255;
 /// How long a writer waits for another process.
@@ -22,8 +22,11 @@ const BUSY: Duration = Duration::from_secs(5);
 const SCHEMA: &str = "
 CREATE TABLE bucket (
     start   INTEGER NOT NULL PRIMARY KEY,   -- seconds since 1970
-    covered INTEGER NOT NULL,               -- ms that were looked at
-    until   INTEGER NOT NULL                -- ms since 1970: when it was looked at last
+    covered INTEGER NOT NULL,               -- ms that were counted
+    part    INTEGER NOT NULL,               -- of which these may still grow
+    source  INTEGER NOT NULL,               -- by what is told of the same source
+    made    INTEGER NOT NULL,               -- the maps that it was read from last
+    until   INTEGER NOT NULL                -- ns of their clock: what was read
 ) STRICT;
 CREATE TABLE utilization (
     start    INTEGER NOT NULL,
@@ -34,10 +37,24 @@ CREATE TABLE utilization (
     pop      TEXT NOT NULL,                 -- data center
     active   INTEGER NOT NULL,              -- connections when it was looked at last
     sum      INTEGER NOT NULL,              -- connections times ms
+    part     INTEGER NOT NULL,              -- as above
+    source   INTEGER NOT NULL,
+    missed   INTEGER NOT NULL,              -- ms of which nobody knows
     max      INTEGER NOT NULL,              -- the most connections at once
     capacity INTEGER NOT NULL,              -- the most that were admitted at once
     PRIMARY KEY (start, egress, origin, protocol)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// From version 1, whose sums do not grow any more.
+const FROM_1: &str = "
+ALTER TABLE bucket ADD COLUMN part INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE bucket ADD COLUMN source INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE bucket ADD COLUMN made INTEGER NOT NULL DEFAULT 0;
+UPDATE bucket SET until = 0;
+ALTER TABLE utilization ADD COLUMN part INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE utilization ADD COLUMN source INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE utilization ADD COLUMN missed INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// The file of past buckets.
@@ -60,7 +77,7 @@ pub struct Row {
     pub origin: String,
     /// Connections times ms.
     pub sum: u64,
-    /// How much of the bucket was looked at, ms.
+    /// How much of the bucket is in the sum, ms.
     pub covered: u64,
     /// The most connections at once.
     pub max: u64,
@@ -112,7 +129,16 @@ impl History {
             if id != APPLICATION_ID {
                 return Ok(0);
             }
-            connection.pragma_query_value(None, "user_version", |row| row.get(0))
+            let version: i64 =
+                connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            if version == 1 {
+                let transaction = connection.transaction()?;
+                transaction.execute_batch(FROM_1)?;
+                transaction.pragma_update(None, "user_version", VERSION)?;
+                transaction.commit()?;
+                return Ok(VERSION);
+            }
+            Ok(version)
         };
         let mut opened = opened;
         match opened().map_err(|error| failed(&error))? {
@@ -149,15 +175,15 @@ impl History {
         saved.map_err(|error| self.failed(&error))
     }
 
-    /// The bucket that was kept last.
+    /// Until when these maps were read, ns of their clock; `None` if they never were.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn last(&self) -> Result<Option<Bucket>, HistoryError> {
-        self.bucket(
-            "SELECT start, covered, until FROM bucket ORDER BY until DESC LIMIT 1",
-            [],
-        )
+    pub fn until(&self, made: u64) -> Result<Option<u64>, HistoryError> {
+        let made = i64::from_ne_bytes(made.to_ne_bytes());
+        let query = "SELECT max(until) FROM bucket WHERE made = ?1";
+        let found = self.connection.query_row(query, [made], |row| row.get(0));
+        found.map_err(|error| self.failed(&error))
     }
 
     /// The bucket that began then, as far as it was kept.
@@ -165,32 +191,28 @@ impl History {
     /// # Errors
     /// When the file cannot be read.
     pub fn load(&self, start: i64) -> Result<Option<Bucket>, HistoryError> {
-        self.bucket(
-            "SELECT start, covered, until FROM bucket WHERE start = ?1",
-            [start],
-        )
-    }
-
-    fn bucket(
-        &self,
-        query: &str,
-        values: impl rusqlite::Params,
-    ) -> Result<Option<Bucket>, HistoryError> {
         let read = || -> rusqlite::Result<Option<Bucket>> {
-            let found = self.connection.query_row(query, values, |row| {
+            let query =
+                "SELECT start, covered, part, source, made, until FROM bucket WHERE start = ?1";
+            let found = self.connection.query_row(query, [start], |row| {
+                let made: i64 = row.get(4)?;
                 Ok(Bucket {
                     start: row.get(0)?,
-                    covered: row.get(1)?,
-                    until: row.get(2)?,
-                    looks: 0,
-                    series: std::collections::HashMap::new(),
+                    covered: Sum {
+                        all: row.get(1)?,
+                        part: row.get(2)?,
+                        source: row.get(3)?,
+                    },
+                    made: u64::from_ne_bytes(made.to_ne_bytes()),
+                    until: row.get(5)?,
+                    ..Bucket::default()
                 })
             });
             let Some(mut bucket) = found.optional()? else {
                 return Ok(None);
             };
             let mut statement = self.connection.prepare(
-                "SELECT egress, origin, protocol, account, active, sum, max, capacity
+                "SELECT egress, origin, protocol, account, active, sum, part, source, missed, max, capacity
                  FROM utilization WHERE start = ?1",
             )?;
             let rows = statement.query_map([bucket.start], series)?;
@@ -215,7 +237,7 @@ impl History {
     ) -> Result<(), HistoryError> {
         let mut read = || -> rusqlite::Result<()> {
             let mut statement = self.connection.prepare_cached(
-                "SELECT start, pop, egress, origin, sum, covered, max, capacity
+                "SELECT start, pop, egress, origin, sum, max(covered - missed, 0), max, capacity
                  FROM utilization JOIN bucket USING (start)
                  WHERE start >= ?1 AND start <= ?2 AND account = ?3",
             )?;
@@ -260,12 +282,14 @@ fn save(connection: &mut Connection, bucket: &Bucket, pop: &str) -> rusqlite::Re
     {
         let mut statement = transaction.prepare_cached(
             "INSERT INTO utilization
-                 (start, egress, origin, protocol, account, pop, active, sum, max, capacity)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                 (start, egress, origin, protocol, account, pop, active, sum, part, source, missed, max, capacity)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
              ON CONFLICT DO UPDATE SET account = excluded.account, active = excluded.active,
-                 sum = excluded.sum, max = excluded.max, capacity = excluded.capacity",
+                 sum = excluded.sum, part = excluded.part, source = excluded.source,
+                 missed = excluded.missed, max = excluded.max, capacity = excluded.capacity",
         )?;
-        for (key, series) in &bucket.series {
+        let used = |series: &Series| series.sum.all > 0 || series.max > 0;
+        for (key, series) in bucket.series.iter().filter(|(_, series)| used(series)) {
             statement.execute(params![
                 bucket.start,
                 key.egress_ip.to_string(),
@@ -274,15 +298,26 @@ fn save(connection: &mut Connection, bucket: &Bucket, pop: &str) -> rusqlite::Re
                 series.account,
                 pop,
                 series.active,
-                series.sum,
+                series.sum.all,
+                series.sum.part,
+                series.sum.source,
+                series.missed,
                 series.max,
                 series.capacity
             ])?;
         }
     }
     transaction.execute(
-        "INSERT OR REPLACE INTO bucket (start, covered, until) VALUES (?1, ?2, ?3)",
-        params![bucket.start, bucket.covered, bucket.until],
+        "INSERT OR REPLACE INTO bucket (start, covered, part, source, made, until)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![
+            bucket.start,
+            bucket.covered.all,
+            bucket.covered.part,
+            bucket.covered.source,
+            i64::from_ne_bytes(bucket.made.to_ne_bytes()),
+            bucket.until
+        ],
     )?;
     transaction.commit()
 }
@@ -302,9 +337,14 @@ fn series(row: &Columns<'_>) -> rusqlite::Result<Option<(Key, Series)>> {
         account: row.get(3)?,
         looked_up: false,
         active: row.get(4)?,
-        sum: row.get(5)?,
-        max: row.get(6)?,
-        capacity: row.get(7)?,
+        sum: Sum {
+            all: row.get(5)?,
+            part: row.get(6)?,
+            source: row.get(7)?,
+        },
+        missed: row.get(8)?,
+        max: row.get(9)?,
+        capacity: row.get(10)?,
         seen: 0,
     };
     Ok(key.map(|key| (key, series)))
@@ -324,19 +364,29 @@ mod tests {
             account: account.into(),
             looked_up: false,
             active: 3,
-            sum,
+            sum: Sum {
+                all: sum,
+                part: sum / 2,
+                source: -5,
+            },
             max: 40_000,
             capacity: 40_000,
+            missed: 0,
             seen: 0,
         };
         Bucket {
             start,
-            covered: 299_000,
-            until: (start + 299) * 1000,
-            looks: 0,
+            covered: Sum {
+                all: 299_000,
+                part: 1_000,
+                source: 4,
+            },
+            made: 0_u64.wrapping_sub(1_700_000_000_000_000_000),
+            until: u64::try_from(start).unwrap() + 299,
+            entries: 0,
             series: [
                 (key(1, Protocol::Tcp), series(u64::from(u32::MAX) * 4)),
-                (key(1, Protocol::Udp), series(0)),
+                (key(1, Protocol::Udp), series(1)),
                 (key(2, Protocol::Tcp), series(7)),
             ]
             .into(),
@@ -348,20 +398,23 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = History::beside(&directory.path().join("egress.db"));
         let mut history = History::open(&path).unwrap();
-        assert_eq!(history.last(), Ok(None));
+        assert_eq!(history.until(bucket(0, "").made), Ok(None));
         let first = bucket(300, "a");
         let mut second = bucket(600, "b");
         history.save(&second, "fra01").unwrap();
         history.save(&first, "fra01").unwrap();
-        second.covered += 1;
+        second.covered.all += 1;
         for series in second.series.values_mut() {
-            series.sum += 1;
+            series.sum.all += 1;
+            series.missed = 2_000;
         }
         history.save(&second, "fra01").unwrap();
         drop(history);
 
         let mut history = History::open(&path).unwrap();
-        assert_eq!(history.last(), Ok(Some(second.clone())));
+        assert_eq!(history.until(second.made), Ok(Some(899)));
+        assert_eq!(history.until(7), Ok(None));
+        assert_eq!(history.load(600), Ok(Some(second)));
         assert_eq!(history.load(300), Ok(Some(first)));
         assert_eq!(history.load(900), Ok(None));
         let rows = |history: &History, account, from, to| {
@@ -385,7 +438,7 @@ mod tests {
                 egress_ip: "192.0.2.2".into(),
                 origin: "[2001:db8::1]:443".into(),
                 sum: 8,
-                covered: 299_001,
+                covered: 297_001,
                 max: 40_000,
                 capacity: 40_000,
             }
@@ -423,6 +476,36 @@ mod tests {
         drop(history);
         let error = History::open(&newer).unwrap_err().to_string();
         assert!(error.contains("version 9"), "{error}");
+
+        // Version 1 had neither parts nor what was missed; what it kept, stays.
+        let old = directory.path().join("old.db");
+        let first = Connection::open(&old).unwrap();
+        first
+            .execute_batch(
+                "CREATE TABLE bucket (start INTEGER NOT NULL PRIMARY KEY, covered INTEGER NOT NULL,
+                     until INTEGER NOT NULL) STRICT;
+                 CREATE TABLE utilization (start INTEGER NOT NULL, egress TEXT NOT NULL, origin TEXT NOT NULL,
+                     protocol INTEGER NOT NULL, account TEXT NOT NULL, pop TEXT NOT NULL, active INTEGER NOT NULL,
+                     sum INTEGER NOT NULL, max INTEGER NOT NULL, capacity INTEGER NOT NULL,
+                     PRIMARY KEY (start, egress, origin, protocol)) STRICT, WITHOUT ROWID;
+                 INSERT INTO bucket VALUES (300, 299000, 599000);
+                 INSERT INTO utilization VALUES (300, '192.0.2.1', '203.0.113.5:443', 6, 'a', 'p', 1, 77, 2, 40000);",
+            )
+            .unwrap();
+        first
+            .pragma_update(None, "application_id", APPLICATION_ID)
+            .unwrap();
+        first.pragma_update(None, "user_version", 1).unwrap();
+        drop(first);
+        for _ in 0..2 {
+            let history = History::open(&old).unwrap();
+            let bucket = history.load(300).unwrap().unwrap();
+            let series = bucket.series.values().next().unwrap();
+            assert_eq!(
+                (bucket.covered.all, series.sum.all, series.max),
+                (299_000, 77, 2)
+            );
+        }
 
         let torn = directory.path().join("torn.db");
         std::fs::write(&torn, "no database".repeat(1000)).unwrap();

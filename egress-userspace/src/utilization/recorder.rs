@@ -6,30 +6,28 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use egress_common::usage::PERIOD;
+
 use super::bucket::Bucket;
 use super::history::History;
+use super::stretch::Stretch;
 use crate::control::Failure;
 use crate::controller::Service;
-use crate::dataplane::api::OriginRecord;
+use crate::dataplane::api::UsageLook;
 use crate::placed;
 use crate::resource::{Address, Resources};
 
-/// Time between two looks, ms; they fall on whole multiples of it, so that one is at the end of each bucket.
-const PERIOD: i64 = 1_000;
-/// Time after which a bucket under way is kept: what a killed daemon has not kept, the next one interpolates.
+/// Time between two looks, ms.
+const REST: i64 = 1_000;
+/// Time after which a bucket under way is kept: what a killed daemon has not kept, the data plane still has.
 const KEEP: Duration = Duration::from_secs(30);
-/// Peaks that are older belong to no bucket.
-const STALE: i64 = 3_600_000;
 /// How long history is kept, seconds: 31 days.
 pub const KEPT: i64 = 31 * 86_400;
 
 /// Where counts come from.
 trait Source {
-    /// The counts of now.
-    fn counts(&self) -> Result<Vec<OriginRecord>, Failure>;
-
-    /// The counts of now, whose peaks begin anew.
-    fn take_peaks(&self) -> Result<Vec<OriginRecord>, Failure>;
+    /// What the counts of now have of their use.
+    fn usage(&self) -> Result<UsageLook, Failure>;
 
     /// Whose is what, and the name of the data center.
     fn resources(&self) -> (Resources, String);
@@ -39,12 +37,8 @@ trait Source {
 }
 
 impl Source for Arc<Service> {
-    fn counts(&self) -> Result<Vec<OriginRecord>, Failure> {
-        Ok(self.view()?.counts()?)
-    }
-
-    fn take_peaks(&self) -> Result<Vec<OriginRecord>, Failure> {
-        Ok(self.controller().dataplane_mut().take_peaks()?)
+    fn usage(&self) -> Result<UsageLook, Failure> {
+        Ok(self.view()?.usage()?)
     }
 
     fn resources(&self) -> (Resources, String) {
@@ -69,8 +63,8 @@ struct Recorder<S> {
     source: S,
     history: History,
     bucket: Option<Bucket>,
-    /// When it was looked at last, by a clock that nobody sets.
-    looked: Option<Instant>,
+    /// The maps that were read, and until when by their clock, ns.
+    read: Option<(u64, u64)>,
     kept: Option<Instant>,
 }
 
@@ -80,33 +74,37 @@ impl<S: Source> Recorder<S> {
             source,
             history,
             bucket: None,
-            looked: None,
+            read: None,
             kept: None,
         }
     }
 
-    /// Looks at the counts; `now` is in ms since 1970. Whatever cannot be kept, recording goes on.
-    fn look(&mut self, now: i64, instant: Instant) -> Result<(), Failure> {
-        let Some((bucket, last)) = self.bucket.as_mut().zip(self.looked) else {
-            let begun = self.begin(now);
-            self.looked = self.bucket.as_ref().map(|_| instant);
-            return begun.and_then(|()| self.save(instant));
+    /// Looks at the counts. Where this fails, the next look covers this time, too.
+    fn look(&mut self, instant: Instant) -> Result<(), Failure> {
+        let look = self.source.usage()?;
+        let made = look.clock.made;
+        let read = match self.read {
+            Some((of, until)) if of == made => Some(until),
+            _ => self.history.until(made).map_err(failed)?,
         };
-        let elapsed = instant.saturating_duration_since(last).as_millis();
-        let elapsed = u64::try_from(elapsed).unwrap_or(0);
-        if bucket.start != Bucket::of(now) {
-            bucket.enter(now, elapsed, &self.source.take_peaks()?);
-            self.looked = Some(instant);
-            let kept = self.save(instant);
-            let next = self
-                .bucket
-                .take()
-                .map(|bucket| bucket.next(Bucket::of(now)));
-            return kept.and(self.resume(next)).and(self.tidy(now));
+        // Where nothing was read yet, what the data plane has of each count.
+        let after = read.unwrap_or_else(|| look.now.saturating_sub(2 * PERIOD));
+        let gap = read.map_or(0, |read| look.now.saturating_sub(read));
+        let mut lost = 0;
+        for stretch in Stretch::all(&look.clock, after, look.now) {
+            self.turn_to(stretch.bucket())?;
+            if let Some(bucket) = &mut self.bucket {
+                lost += bucket.enter(&look, &stretch, gap);
+            }
+            self.read = Some((made, stretch.to));
         }
-        // Where this fails, the next look covers this time, too.
-        bucket.enter(now, elapsed, &self.source.counts()?);
-        self.looked = Some(instant);
+        if lost > 0 {
+            let seconds = gap / 1_000_000_000;
+            tracing::warn!(
+                "utilization was not recorded for {seconds} s, longer than the data plane remembers: {lost} times five \
+                 minutes of one count are left out"
+            );
+        }
         let due = |kept| instant.saturating_duration_since(kept) >= KEEP;
         if self.kept.is_none_or(due) {
             self.save(instant)?;
@@ -114,47 +112,21 @@ impl<S: Source> Recorder<S> {
         Ok(())
     }
 
-    /// Goes on where the last recorder stopped.
-    fn begin(&mut self, now: i64) -> Result<(), Failure> {
-        let last = self.history.last().map_err(failed)?;
-        let past = last.filter(|bucket| bucket.until <= now);
-        if let Some(mut bucket) = past {
-            if bucket.start == Bucket::of(now) {
-                let elapsed = u64::try_from(now - bucket.until).unwrap_or(0);
-                bucket.enter(now, elapsed, &self.source.counts()?);
-                self.bucket = Some(bucket);
-                return Ok(());
-            }
-            if now - bucket.until < STALE {
-                let counts = self.source.take_peaks()?;
-                bucket.hold(&counts);
-                let kept = self.keep(&mut bucket);
-                return kept.and(self.resume(Some(Bucket::begin(now, &counts))));
-            }
+    /// Goes on with the bucket that began then; a clock that was set back, and a daemon that was started anew, come into
+    /// one that has been. The last one is kept first: if it cannot be, it stays.
+    fn turn_to(&mut self, start: i64) -> Result<(), Failure> {
+        if self.bucket.as_ref().is_some_and(|one| one.start == start) {
+            return Ok(());
         }
-        let counts = self.source.take_peaks()?;
-        self.resume(Some(Bucket::begin(now, &counts)))
-    }
-
-    /// Goes on with this bucket. A clock that was set back leads into one that has been.
-    fn resume(&mut self, bucket: Option<Bucket>) -> Result<(), Failure> {
-        let before = bucket
-            .as_ref()
-            .map(|bucket| self.history.load(bucket.start));
-        self.bucket = bucket;
-        if let (Some(bucket), Some(before)) = (
-            &mut self.bucket,
-            before.transpose().map_err(failed)?.flatten(),
-        ) {
-            bucket.add(before);
+        let known = self.history.load(start).map_err(failed)?;
+        if let Some(mut bucket) = self.bucket.take() {
+            let kept = self.keep(&mut bucket);
+            self.bucket = Some(bucket);
+            kept?;
         }
-        Ok(())
-    }
-
-    /// Forgets what is too old.
-    fn tidy(&mut self, now: i64) -> Result<(), Failure> {
-        let oldest = Bucket::of(now) - KEPT;
-        self.history.forget_before(oldest).map_err(failed)
+        let next = known.unwrap_or_else(|| Bucket::new(start, self.bucket.as_ref()));
+        self.bucket = Some(next);
+        self.history.forget_before(start - KEPT).map_err(failed)
     }
 
     /// Keeps what there is of the bucket under way.
@@ -233,7 +205,7 @@ impl Drop for Recording {
 fn run<S: Source>(mut recorder: Recorder<S>, ended: &mpsc::Receiver<()>) {
     let mut trouble: Option<String> = None;
     while look(&mut recorder, &mut trouble) {
-        let rest = PERIOD - now().rem_euclid(PERIOD);
+        let rest = REST - now().rem_euclid(REST);
         let rest = Duration::from_millis(u64::try_from(rest).unwrap_or(1));
         match ended.recv_timeout(rest) {
             Err(RecvTimeoutError::Timeout) => {}
@@ -251,7 +223,7 @@ fn run<S: Source>(mut recorder: Recorder<S>, ended: &mpsc::Receiver<()>) {
 
 /// Looks once; says whether there will be more to see.
 fn look<S: Source>(recorder: &mut Recorder<S>, trouble: &mut Option<String>) -> bool {
-    let outcome = recorder.look(now(), Instant::now());
+    let outcome = recorder.look(Instant::now());
     // After a detach there is nothing to count, which is nobody's trouble.
     if outcome.is_err() && recorder.source.is_over() {
         return false;

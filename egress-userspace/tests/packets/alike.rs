@@ -60,6 +60,8 @@ mod sweep;
 mod translation;
 #[path = "unanswered.rs"]
 mod unanswered;
+#[path = "usage.rs"]
+mod usage;
 #[path = "versions.rs"]
 mod versions;
 #[path = "wire.rs"]

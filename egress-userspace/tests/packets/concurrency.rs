@@ -137,7 +137,7 @@ fn cap_2_two_hundred_rounds_around_a_cap_of_a_thousand() {
     });
     assert_eq!(admitted.load(SeqCst), ROUNDS as u64 * u64::from(CAP - BASE));
     let count = plane.count(EGRESS, ORIGIN, TCP).unwrap();
-    assert_eq!((count.active, count.peak), (BASE, CAP));
+    assert_eq!((count.active, count.most()), (BASE, CAP));
     for one in base {
         close(&plane, one);
     }

@@ -131,7 +131,9 @@ fn in_use(entry: &&Value) -> bool {
     entry["value"]["active"]
         .as_u64()
         .is_some_and(|active| active > 0)
-        || entry["value"]["peak"].as_u64().is_some_and(|peak| peak > 0)
+        || entry["value"]["admitted"]
+            .as_u64()
+            .is_some_and(|admitted| admitted > 0)
 }
 
 /// The first lines of a list.

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::dataplane::api::Protocol;
-use crate::utilization::{Bucket, Key, Series};
+use crate::utilization::{Bucket, Key, Series, Sum};
 
 /// The query of the original's documentation, word for word.
 const DOCUMENTED: &str = include_str!("documented.graphql");
@@ -29,7 +29,10 @@ impl Bench {
         let mut history = History::open(&directory.path().join("utilization.db")).unwrap();
         let series = |account: &str, average: u64, max| Series {
             account: account.into(),
-            sum: average * 300_000,
+            sum: Sum {
+                all: average * 300_000,
+                ..Sum::default()
+            },
             max,
             capacity: 40_000,
             ..Series::default()
@@ -46,10 +49,12 @@ impl Bench {
             }
             let bucket = Bucket {
                 start,
-                covered: 300_000,
-                until: (start + 300) * 1000,
+                covered: Sum {
+                    all: 300_000,
+                    ..Sum::default()
+                },
                 series: all,
-                ..Bucket::begin(0, &[])
+                ..Bucket::default()
             };
             history.save(&bucket, "sjc").unwrap();
         }

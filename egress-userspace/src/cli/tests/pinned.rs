@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::control::Failure;
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, HookStatus,
-    Names, OriginFilter, OriginRecord, PoolLive, Protocol, Traveller, Way, utilization,
+    Names, OriginFilter, OriginRecord, PoolLive, Protocol, Traveller, UsageLook, Way, utilization,
 };
 use crate::resource::Address;
 
@@ -86,8 +86,8 @@ impl DataPlaneView for View {
             .collect())
     }
 
-    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        self.origins(&OriginFilter::default())
+    fn usage(&self) -> Result<UsageLook, DataPlaneError> {
+        Ok(UsageLook::default())
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {

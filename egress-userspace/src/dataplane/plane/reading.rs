@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use super::Plane;
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, OriginFilter,
-    OriginRecord, PoolLive, Traveller, Way,
+    OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
 
 impl DataPlaneView for Plane {
@@ -30,8 +30,8 @@ impl DataPlaneView for Plane {
         self.view.origins(filter)
     }
 
-    fn counts(&self) -> Result<Vec<OriginRecord>, DataPlaneError> {
-        self.view.counts()
+    fn usage(&self) -> Result<UsageLook, DataPlaneError> {
+        self.view.usage()
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {

@@ -6,6 +6,7 @@ use egress_common::free;
 use egress_common::key::{FlowKey, OriginKey, ReverseKey};
 use egress_common::reason::Reason;
 use egress_common::slot::{Slot, State, flag};
+use egress_common::usage::Area;
 
 use super::Plane;
 use crate::family::Family;
@@ -175,5 +176,13 @@ where
             .filter(|(_, active)| *active != 0)
             .collect();
         assert_eq!(known, counted, "counters against slots");
+        for count in self.counts.iter().map(Result::unwrap) {
+            if count.key.egress == A::default() {
+                // Forwarded to a server: of no origin.
+                continue;
+            }
+            let level = Area::from_bits(count.usage.area).level;
+            assert_eq!(u32::from(level), count.active, "{count:?}");
+        }
     }
 }
