@@ -14,12 +14,14 @@ mod setting;
 mod take_over;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::config::{Config, ConfigError};
 use crate::control::protocol::{Applied, Failure};
 use crate::dataplane::api::{DataPlane, DataPlaneError};
 use crate::desired::Desired;
 use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
+use crate::flow_log::{self, Directory, Shared};
 use crate::plan::Plan;
 use crate::resolve::{self, ResolveError};
 use crate::resource::check::check;
@@ -41,6 +43,7 @@ pub struct Controller {
     stored: Stored,
     desired: Desired,
     detached: bool,
+    flow_log: Arc<Shared>,
 }
 
 impl From<StoreError> for Failure {
@@ -98,6 +101,7 @@ impl Controller {
             stored,
             desired: Desired::default(),
             detached: false,
+            flow_log: Arc::default(),
         };
         let applied = match controller.config.resources.file.clone() {
             Some(file) => controller.apply(&Source::read(&file)?, false)?,
@@ -120,6 +124,11 @@ impl Controller {
     /// The configuration in use.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What the flow log shares with its writer.
+    pub fn flow_log(&self) -> &Arc<Shared> {
+        &self.flow_log
     }
 
     /// Everything stored.
@@ -174,6 +183,7 @@ impl Controller {
         let mut config = self.config.clone();
         config.exempt = new.exempt;
         config.timers = new.timers;
+        config.flow_log = new.flow_log;
         config.dataplane.refuse = new.dataplane.refuse;
         config.resources = new.resources;
         let before = std::mem::replace(&mut self.config, config);
@@ -248,7 +258,23 @@ impl Controller {
             "configuration in force"
         );
         self.desired = desired;
+        self.publish_names(report.version);
         Ok(())
+    }
+
+    /// Tells the flow log the names that go with this version in the maps.
+    fn publish_names(&self, version: u64) {
+        if self.config.flow_log.is_none() {
+            return;
+        }
+        let policies = self.desired.policies.iter();
+        self.flow_log.publish(Directory::new(
+            &self.stored,
+            policies.map(|policy| policy.name.as_str()),
+            &self.config.server,
+            (version & 1) as u32,
+            flow_log::monotonic(),
+        ));
     }
 }
 

@@ -3,6 +3,7 @@
 //! It may die at any instant: packets go on without it, and the next start finds everything in maps, pins and
 //! store (SAFE-2). So there is nothing to save at the end, and SIGTERM only closes the socket.
 
+mod logging;
 mod refusals;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use logging::Logging;
 use refusals::Refusals;
 
 use crate::api::Listener;
@@ -29,6 +31,7 @@ use crate::utilization::{History, Recording};
 
 /// Time between two rounds of housekeeping.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+const LOGGING: &str = "beginning the flow log";
 
 impl From<BindError> for Failure {
     fn from(error: BindError) -> Self {
@@ -67,6 +70,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     plane.announce(config.announce.clone())?;
     let mut watcher = plane.watcher()?;
     let events = plane.events();
+    let mut logging = Logging::new(plane.flow_records());
     let (controller, applied) =
         Controller::start(config_path, config, Box::new(store), Box::new(plane))?;
     announce(&applied);
@@ -87,12 +91,13 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         api = Some(listener.serve(Arc::clone(&service), tokens, &history)?);
     }
     let mut refusals = Refusals::start(move || Ok(events.open()?.run(known_names.clone())))?;
+    let mut trouble = Trouble::default();
+    trouble.note(LOGGING, logging.follow(&service));
     eprintln!("ready");
     notify::ready();
 
     let mut housekeeping = interval(HOUSEKEEPING);
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut trouble = Trouble::default();
     loop {
         tokio::select! {
             () = watcher.next() => {
@@ -118,8 +123,12 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                     }
                 }
                 trouble.note("logging refusals", refusals.look_after().await);
+                trouble.note(LOGGING, logging.follow(&service));
             }
-            _ = signals.reload.recv() => reload(&service),
+            _ = signals.reload.recv() => {
+                reload(&service);
+                trouble.note(LOGGING, logging.follow(&service));
+            }
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
         }
@@ -128,6 +137,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     drop(api);
     drop(recording);
     refusals.stop();
+    drop(logging);
     tracing::info!("the daemon ends; what is still attached goes on translating");
     Ok(())
 }

@@ -29,6 +29,8 @@ pub struct Desired {
     pub exempt: Exempt,
     /// Idle times and holds (NAT-7, CAP-7).
     pub timers: Timers,
+    /// What the flow log is told: bits `1 << kind` of [`egress_common::record::kind`] (OBS-4).
+    pub log: u32,
     /// How a refusal is told to the inside host (CAP-5).
     pub refuse: Refuse,
     /// The other servers, if they reach each other.

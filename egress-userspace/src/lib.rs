@@ -3,7 +3,7 @@
 //! From files to packets: [`config`] and [`resource`] read what people write, with a place for every mistake
 //! ([`diagnostic`]); [`plan`] says what would change; [`policy`] reads egress policies and makes tables of them; [`store`] keeps it; [`resolve`], with [`placed`] for what is this server's, boils it down to
 //! [`desired`], which [`dataplane`] puts into maps. [`control`] and [`cli`] are the two ends of the socket by
-//! which people talk to the daemon; [`api`] is what their programs talk to, by HTTP.
+//! which people talk to the daemon; [`api`] is what their programs talk to, by HTTP. [`flow_log`] writes down every connection.
 
 pub mod api;
 pub mod cli;
@@ -16,6 +16,7 @@ pub mod desired;
 pub mod diagnostic;
 pub mod document;
 pub mod explain;
+pub mod flow_log;
 pub mod forwarding;
 pub mod inventory;
 mod notify;

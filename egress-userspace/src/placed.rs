@@ -7,6 +7,7 @@ use egress_common::placement::{Group, Member, digest, divide};
 use egress_common::port::ALL_SLICES;
 use ipnet::Ipv6Net;
 
+use crate::config;
 use crate::desired::DesiredPeer;
 use crate::resource::{Address, DataCenter, Location, Resources, Server};
 
@@ -36,6 +37,13 @@ pub fn servers(resources: &Resources) -> impl Iterator<Item = Standing<'_>> {
             location,
         })
     })
+}
+
+/// The data center that a server stands in: as the locations say, or as it says itself.
+pub fn data_center<'a>(resources: &'a Resources, server: &'a config::Server) -> &'a str {
+    servers(resources)
+        .find(|one| one.server.name == server.name)
+        .map_or(&server.data_center, |one| &one.data_center.name)
 }
 
 /// The servers that own slices of an IPv4 egress IP, with them. Without locations nobody is named.

@@ -135,6 +135,7 @@ pub fn resolve(
         policies,
         exempt: config.exempt.clone(),
         timers: config.timers,
+        log: config.flow_log.as_ref().map_or(0, |log| log.events),
         refuse: config.dataplane.refuse,
         tunnel: placed::others(resources, name).map(|(own, peers)| DesiredTunnel {
             own,

@@ -13,8 +13,10 @@ use prometheus_client::registry::Registry;
 
 use super::envelope::{Answer, ApiError};
 use super::{Api, Call};
+use crate::config::EVENTS;
 use crate::control::Failure;
 use crate::dataplane::api::{DataPlaneStatus, Names, OriginFilter, OriginRecord, PoolLive};
+use crate::flow_log::Snapshot;
 use crate::inventory::Status;
 
 /// What Prometheus takes this format by.
@@ -26,10 +28,14 @@ type Counters = Family<Labels, Counter>;
 
 /// `GET /metrics`
 pub(super) fn metrics(api: &Api, _call: &Call) -> Result<Answer, ApiError> {
-    let (status, names) = {
+    let (status, names, flow_log) = {
         let controller = api.service.controller();
         let status = controller.dataplane().status();
-        (status, controller.stored().names())
+        (
+            status,
+            controller.stored().names(),
+            controller.flow_log().counts().snapshot(),
+        )
     };
     let read = || -> Result<Scrape, Failure> {
         let view = api.service.view()?;
@@ -38,6 +44,7 @@ pub(super) fn metrics(api: &Api, _call: &Call) -> Result<Answer, ApiError> {
             pools: view.pools()?,
             origins: view.origins(&OriginFilter::default())?,
             names,
+            flow_log,
         })
     };
     let scrape = read().map_err(|failure| ApiError::internal(&failure))?;
@@ -52,6 +59,7 @@ struct Scrape {
     pools: Vec<PoolLive>,
     origins: Vec<OriginRecord>,
     names: Names,
+    flow_log: Snapshot,
 }
 
 /// Which metric a reason is counted in.
@@ -65,6 +73,8 @@ enum Class {
     Unanswered,
     /// No packet at all.
     Note,
+    /// No packet either: a line of the flow log.
+    FlowLog,
 }
 
 const fn class(reason: Reason) -> Class {
@@ -76,7 +86,8 @@ const fn class(reason: Reason) -> Class {
         | Reason::NoAddress
         | Reason::Contended => Class::Allocation,
         Reason::ReplyLimited | Reason::Unanswerable => Class::Unanswered,
-        Reason::IndexInconsistent | Reason::EventLost | Reason::FlowLogLost => Class::Note,
+        Reason::IndexInconsistent | Reason::EventLost => Class::Note,
+        Reason::FlowLogLost => Class::FlowLog,
         // What a reason is for unless something is known about it.
         _ => Class::Drop,
     }
@@ -88,6 +99,7 @@ impl Scrape {
         self.health(&mut registry);
         self.reasons(&mut registry);
         self.addresses(&mut registry);
+        self.flow_log(&mut registry);
         // Last, since it takes the status.
         let ready = Gauge::<i64>::default();
         ready.set(Status::new(self.status, None).ready.into());
@@ -167,6 +179,34 @@ impl Scrape {
             "notes",
             "Other things worth a look: events lost, index entries that led elsewhere",
             family(&[Class::Note]),
+        );
+    }
+
+    /// Written since this daemon began; lost in the ring buffer since the maps were made.
+    fn flow_log(&self, registry: &mut Registry) {
+        let (lines, lost) = (Counters::default(), Counters::default());
+        for ((event, _), count) in EVENTS.iter().zip(self.flow_log.written) {
+            let labels = vec![("event", (*event).to_owned())];
+            lines.get_or_create(&labels).inc_by(count);
+        }
+        let reasons = self.status.reasons.iter();
+        let full = reasons
+            .filter(|count| count.reason == Reason::FlowLogLost.label())
+            .map(|count| count.packets)
+            .sum();
+        for (reason, count) in [
+            ("ring_full", full),
+            ("limited", self.flow_log.limited),
+            ("unreadable", self.flow_log.unreadable),
+        ] {
+            let labels = vec![("reason", reason.to_owned())];
+            lost.get_or_create(&labels).inc_by(count);
+        }
+        registry.register("flow_log_lines", "Lines written to the flow log", lines);
+        registry.register(
+            "flow_log_lost",
+            "Events of connections that are in no line, by why",
+            lost,
         );
     }
 
@@ -269,6 +309,11 @@ mod tests {
                 pools: [(3, "partners".to_owned())].into(),
                 ..Names::default()
             },
+            flow_log: Snapshot {
+                written: [5, 4, 3],
+                limited: 2,
+                unreadable: 1,
+            },
         };
         let mut text = String::new();
         encode(&mut text, &scrape.registry()).unwrap();
@@ -280,12 +325,20 @@ mod tests {
                 Class::Allocation | Class::Drop => "drops",
                 Class::Unanswered => "unanswered_refusals",
                 Class::Note => "notes",
+                Class::FlowLog => continue,
             };
             has(&format!(
                 "egress_{metric}_total{{reason=\"{label}\"}} {count}"
             ));
         }
         has("egress_port_allocation_errors_total{reason=\"cap_reached\"} 100");
+        has("egress_flow_log_lines_total{event=\"open\"} 5");
+        has("egress_flow_log_lines_total{event=\"refused\"} 3");
+        let lost = 100 + Reason::FlowLogLost as u32;
+        has(&format!(
+            "egress_flow_log_lost_total{{reason=\"ring_full\"}} {lost}"
+        ));
+        has("egress_flow_log_lost_total{reason=\"limited\"} 2");
         has("egress_table_entries{table=\"flows\"} 7.0");
         let of = "{pool=\"partners\",egress_ip=\"192.0.2.10\"}";
         has(&format!("egress_active_connections{of} 12.0"));

@@ -22,7 +22,7 @@ mod placements;
 mod pools;
 mod routes;
 mod settings;
-mod time;
+pub(crate) mod time;
 mod tls;
 
 use std::path::Path;

@@ -5,6 +5,7 @@ mod api;
 mod control;
 mod dataplane;
 mod exempt;
+mod flow_log;
 mod resources;
 mod server;
 mod store;
@@ -19,6 +20,7 @@ pub use control::Control;
 pub use dataplane::{Attach, Dataplane, Refuse, Xdp};
 pub(crate) use dataplane::{interface_problem, parse_mark};
 pub use exempt::{DNS_PORT, Exempt, IcmpQueries};
+pub use flow_log::{EVENTS, FlowLog, Target};
 pub use resources::ResourcesFile;
 pub use server::Server;
 pub use store::Store;
@@ -54,10 +56,12 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// `[announce]`: routes for a routing daemon to export; none without the section.
     pub announce: Option<Announce>,
+    /// `[flow_log]`: the log of connections; none without the section.
+    pub flow_log: Option<FlowLog>,
 }
 
 /// The top-level keys of this kind of file; `egress validate` tells the kinds apart by them.
-pub const SECTIONS: [&str; 11] = [
+pub const SECTIONS: [&str; 12] = [
     "server",
     "dataplane",
     "exempt",
@@ -68,6 +72,7 @@ pub const SECTIONS: [&str; 11] = [
     "resources",
     "tunnel",
     "announce",
+    "flow_log",
     "cluster",
 ];
 
@@ -136,6 +141,9 @@ impl Config {
                 .unwrap_or_default(),
             tunnel: root.section("tunnel").map(Tunnel::read).unwrap_or_default(),
             announce: root.section("announce").map(Announce::read),
+            flow_log: root
+                .section("flow_log")
+                .map(|table| FlowLog::read(table, directory)),
         };
         if let Some(cluster) = root.get("cluster", "") {
             report.warning(

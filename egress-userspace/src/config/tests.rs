@@ -300,6 +300,7 @@ fn the_documented_sample_is_valid_and_shows_the_defaults() {
     assert_eq!(config.store, default.store);
     assert_eq!(config.control, default.control);
     assert_eq!(config.api, Some(Api::default()));
+    assert_eq!(config.flow_log, Some(FlowLog::default()));
 }
 
 #[test]
@@ -365,4 +366,46 @@ fn ann_1_announce_takes_a_table_of_its_own_and_real_aggregates() {
             "{found:?}"
         );
     }
+}
+
+#[test]
+fn obs_4_the_flow_log_says_what_it_takes_and_where_it_goes() {
+    let log = |lines: &str| {
+        let (config, _) = parse(&with(&format!("[flow_log]\n{lines}")));
+        config.unwrap().flow_log.unwrap()
+    };
+    assert_eq!(log(""), FlowLog::default());
+    assert_eq!(parse(&with("")).0.unwrap().flow_log, None);
+    let bit = |name| EVENTS.iter().find(|(event, _)| *event == name).unwrap().1;
+    let some = log(
+        "file = \"flows.log\"\nevents = [\"refused\", \"close\"]\nrotate_mb = 7\nkeep = 0\nrefusals_per_second = 0",
+    );
+    assert_eq!(
+        some,
+        FlowLog {
+            target: Target::File("/etc/egress/flows.log".into()),
+            events: bit("close") | bit("refused"),
+            rotate: 7_000_000,
+            keep: 0,
+            refusals_per_second: 0,
+        }
+    );
+    assert_eq!(log("file = \"stdout\"").target, Target::Stdout);
+
+    let wrong = errors(&with(
+        "[flow_log]\nfile = \"\"\nevents = [\"open\", \"closed\"]\nrotate_mb = 0\nkeep = 1001\nrotate = 5",
+    ));
+    let expected = [
+        "4:8: `file` is empty",
+        "5:19: `events` must be \"open\" or \"close\" or \"refused\", not \"closed\"",
+        "6:13: `rotate_mb` must be from 1 to 1000000 MB",
+        "7:8: `keep` must be from 0 to 1000 files",
+        "8:1: unknown key",
+    ];
+    assert_eq!(wrong.len(), expected.len(), "{wrong:?}");
+    for (wrong, expected) in wrong.iter().zip(expected) {
+        assert!(wrong.starts_with(expected), "{wrong} is not {expected}");
+    }
+    assert!(errors(&with("[flow_log]\nevents = []"))[0].starts_with("4:10: `events` is empty"));
+    assert!(errors(&with("[flow_log]\nevents = \"open\""))[0].starts_with("4:10: "));
 }

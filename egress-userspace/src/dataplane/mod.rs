@@ -23,6 +23,7 @@
 //! | `farewell` | flows that end without their doing: both ends are told |
 //! | `view`, `flows`, `route` | a packet's route, hooks, tables, flows and counts, read from pins and mapped memory |
 //! | `events` | the log of refusals |
+//! | `records` | the ring buffer of the flow log |
 //! | `detach` | everything off again |
 //! | `maps`, `sys`, `netlink`, `types` | typed maps; the system calls and messages that libraries lack; the kernel's structures |
 
@@ -56,6 +57,7 @@ mod pins;
 mod plane;
 mod policies;
 mod privileges;
+mod records;
 mod route;
 mod routes;
 mod rules;
@@ -76,6 +78,7 @@ pub use detach::detach;
 pub use events::{EventLog, Events};
 pub use plane::{Claim, Plane};
 pub use privileges::check as check_privileges;
+pub use records::{FlowRecords, RecordRing};
 pub use taken::check_free;
 pub use view::View;
 pub use watcher::Watcher;

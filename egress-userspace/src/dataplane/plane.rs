@@ -33,6 +33,7 @@ use super::neighbours;
 use super::object::Object;
 use super::peers;
 use super::pins::Pins;
+use super::records::FlowRecords;
 use super::rules::Rules;
 use super::ruleset::Surroundings;
 use super::start;
@@ -173,6 +174,11 @@ impl Plane {
     /// When to call [`DataPlane::repair`].
     pub fn watcher(&self) -> Result<Watcher, DataPlaneError> {
         Watcher::new()
+    }
+
+    /// The ring buffer of the flow log.
+    pub fn flow_records(&self) -> FlowRecords {
+        FlowRecords::of(&self.maps)
     }
 
     /// The log of refusals.

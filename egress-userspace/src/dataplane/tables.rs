@@ -173,7 +173,7 @@ impl Tables {
             enabled: desired.zones.iter().filter(|zone| zone.enabled).count() as u32,
             reset_idle: u32::from(desired.timers.reset_idle),
             rules: tables.policies.rules.len() as u32,
-            log: 0,
+            log: desired.log,
             pad: 0,
         };
         tables.check()?;

@@ -45,10 +45,7 @@ impl Source for Arc<Service> {
         let controller = self.controller();
         let resources = controller.stored().resources();
         let server = &controller.config().server;
-        let placed = placed::servers(&resources)
-            .find(|one| one.server.name == server.name)
-            .map(|one| one.data_center.name.clone());
-        let pop = placed.unwrap_or_else(|| server.data_center.clone());
+        let pop = placed::data_center(&resources, server).to_owned();
         drop(controller);
         (resources, pop)
     }
