@@ -3,7 +3,9 @@
 //! The library's reader takes each record as soon as it is looked at. A daemon that is killed would lose what it had
 //! taken and not yet written; here the kernel keeps it, and the next daemon reads it again.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -11,6 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use aya::maps::MapData;
 
 use super::maps::Maps;
+use super::peers;
 use crate::dataplane::api::DataPlaneError;
 
 /// Bits of a record's length (linux/bpf.h): it is still being written, it was given up.
@@ -36,7 +39,8 @@ impl FlowRecords {
     /// The map is gone, or cannot be mapped.
     pub fn open(&self) -> Result<RecordRing, DataPlaneError> {
         let map = self.maps.data("FLOW_LOG")?;
-        RecordRing::map(&map).map_err(|error| DataPlaneError::failed("mapping FLOW_LOG", error))
+        RecordRing::map(&map, &self.maps)
+            .map_err(|error| DataPlaneError::failed("mapping FLOW_LOG", error))
     }
 }
 
@@ -48,13 +52,14 @@ pub struct RecordRing {
     producer: Mapped,
     page: usize,
     size: u64,
+    maps: Maps,
 }
 
 // SAFETY: plain memory that belongs to this process until it is dropped; nothing is bound to a thread.
 unsafe impl Send for RecordRing {}
 
 impl RecordRing {
-    fn map(map: &MapData) -> io::Result<Self> {
+    fn map(map: &MapData, maps: &Maps) -> io::Result<Self> {
         // SAFETY: a question without parameters that matter.
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })
             .map_err(io::Error::other)?;
@@ -66,6 +71,7 @@ impl RecordRing {
             producer: Mapped::new(fd, page, page + 2 * records, libc::PROT_READ)?,
             page,
             size: u64::from(size),
+            maps: maps.clone(),
         })
     }
 
@@ -116,6 +122,17 @@ impl RecordRing {
             }
             place = next;
         }
+    }
+
+    /// Where the other servers are reached whose numbers stand in records.
+    ///
+    /// # Errors
+    /// The map of them is gone.
+    pub fn servers(&self) -> Result<BTreeMap<u32, IpAddr>, DataPlaneError> {
+        let numbers = peers::numbers(&self.maps)?.into_iter();
+        Ok(numbers
+            .map(|(address, number)| (number, peers::address_of(address)))
+            .collect())
     }
 
     /// Gives the kernel back what lies before this place.

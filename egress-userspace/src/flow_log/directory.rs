@@ -1,6 +1,7 @@
 //! Names for the numbers in records, as they are when a line is written.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::Server;
@@ -17,6 +18,8 @@ pub struct Directory {
     names: Names,
     /// Account ids by zone number.
     accounts: BTreeMap<u16, String>,
+    /// Data centers of other servers, by where these are reached.
+    data_centers: BTreeMap<IpAddr, String>,
     policies: Policies,
     /// Those of the configuration before.
     before: Option<Arc<Policies>>,
@@ -59,6 +62,9 @@ impl Directory {
             data_center: placed::data_center(&resources, server).to_owned(),
             names: stored.names(),
             accounts: accounts(stored, &resources),
+            data_centers: placed::servers(&resources)
+                .filter_map(|one| Some((one.server.tunnel?, one.data_center.name.clone())))
+                .collect(),
             policies: Policies {
                 names: policies.into_iter().map(str::to_owned).collect(),
                 version,
@@ -96,6 +102,12 @@ impl Directory {
 
     pub(super) fn pool(&self, number: u16) -> Option<String> {
         (number != 0).then(|| self.names.pool(number))
+    }
+
+    /// The name of another server, and its data center if it is known.
+    pub(super) fn other(&self, address: IpAddr) -> (String, Option<&str>) {
+        let data_center = self.data_centers.get(&address);
+        (self.names.server(address), data_center.map(String::as_str))
     }
 
     /// The account of a zone.
@@ -145,8 +157,10 @@ pub(super) mod tests {
             names: Names {
                 zones: [(7, "shop.example".to_owned())].into(),
                 pools: [(3, "partners".to_owned())].into(),
+                servers: [([192, 0, 2, 201].into(), "ams01-s1".to_owned())].into(),
             },
             accounts: [(7, "acme".to_owned())].into(),
+            data_centers: [([192, 0, 2, 201].into(), "ams01".to_owned())].into(),
             policies: Policies {
                 names: policies.iter().map(|name| (*name).to_owned()).collect(),
                 version,

@@ -4,9 +4,10 @@ use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
 
 use egress_common::family::{Address, V4, V6};
+use egress_common::key::realm;
 use egress_common::reason::Reason;
 use egress_common::record::{self, Cause, Flow, Head, Refusal, kind};
-use egress_common::slot::State;
+use egress_common::slot::{State, flag};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,15 @@ pub(super) struct Closed {
     pub(super) bytes_in: u64,
 }
 
+/// Another server that has part in a flow, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Other {
+    /// It sent the flow here to be translated (FWD-2).
+    From(u32),
+    /// It translates the flow; by what egress IP it alone knows.
+    To(u32),
+}
+
 /// A record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -50,6 +60,7 @@ pub(super) struct Entry {
     pub(super) inside: SocketAddr,
     pub(super) origin: SocketAddr,
     pub(super) egress: Option<SocketAddr>,
+    pub(super) other: Option<Other>,
 }
 
 impl Entry {
@@ -69,6 +80,12 @@ impl Entry {
 
     fn of_flow<A: Address + Into<IpAddr>>(flow: &Flow<A>) -> Self {
         let (head, slot) = (&flow.head, &flow.slot);
+        let other = if slot.flags & flag::FORWARDED == 0 {
+            realm::peer(slot.flow.realm).map(Other::From)
+        } else {
+            Some(Other::To(slot.interface))
+        };
+        let egress = SocketAddr::new(slot.egress.into(), slot.egress_port);
         Self {
             time: head.time,
             event: if head.kind == kind::OPEN {
@@ -91,7 +108,9 @@ impl Entry {
             policy: record::which(head.policy),
             inside: SocketAddr::new(slot.flow.inside.into(), slot.flow.inside_port),
             origin: SocketAddr::new(slot.flow.origin.into(), slot.flow.origin_port),
-            egress: Some(SocketAddr::new(slot.egress.into(), slot.egress_port)),
+            // Else its inside endpoint stands there.
+            egress: (!matches!(other, Some(Other::To(_)))).then_some(egress),
+            other,
         }
     }
 
@@ -108,6 +127,7 @@ impl Entry {
             inside: SocketAddr::new(flow.inside.into(), flow.inside_port),
             origin: SocketAddr::new(flow.origin.into(), flow.origin_port),
             egress: None,
+            other: realm::peer(flow.realm).map(Other::From),
         }
     }
 }

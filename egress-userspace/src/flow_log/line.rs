@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::directory::{Directory, Policy};
-use super::entry::{Entry, Event};
+use super::entry::{Entry, Event, Other};
 use crate::api::time::rfc3339;
 
 /// The fields, in their order.
@@ -35,7 +35,12 @@ struct Line<'a> {
     origin_ip: IpAddr,
     origin_port: u16,
     server: &'a str,
-    ingress_data_center: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ingress_server: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ingress_data_center: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress_server: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     egress_data_center: Option<&'a str>,
     #[serde(flatten)]
@@ -53,8 +58,26 @@ struct Closed {
 }
 
 /// Appends an entry's line. `offset` is what the clock of the day is ahead of the monotonic one, ns.
-pub(super) fn write(into: &mut Vec<u8>, entry: &Entry, directory: &Directory, offset: i128) {
+///
+/// `address` tells where another server is reached, from its number.
+pub(super) fn write(
+    into: &mut Vec<u8>,
+    entry: &Entry,
+    directory: &Directory,
+    offset: i128,
+    address: impl FnOnce(u32) -> Option<IpAddr>,
+) {
     let micros = (i128::from(entry.time) + offset) / 1_000;
+    let named = |number| match address(number) {
+        Some(address) => directory.other(address),
+        None => (format!("#{number}"), None),
+    };
+    let (from, to) = match entry.other {
+        None => (None, None),
+        Some(Other::From(number)) => (Some(named(number)), None),
+        Some(Other::To(number)) => (None, Some(named(number))),
+    };
+    let (from, to) = (from.as_ref(), to.as_ref());
     let line = Line {
         time: rfc3339(i64::try_from(micros).unwrap_or(0)),
         event: entry.event.name(),
@@ -85,9 +108,13 @@ pub(super) fn write(into: &mut Vec<u8>, entry: &Entry, directory: &Directory, of
         origin_ip: entry.origin.ip(),
         origin_port: entry.origin.port(),
         server: directory.server(),
-        // Flows leave where they entered: connections are not forwarded to other data centers.
-        ingress_data_center: directory.data_center(),
-        egress_data_center: entry.egress.map(|_| directory.data_center()),
+        ingress_server: from.map(|(name, _)| name.as_str()),
+        ingress_data_center: from.map_or(Some(directory.data_center()), |(_, place)| *place),
+        egress_server: to.map(|(name, _)| name.as_str()),
+        egress_data_center: match to {
+            Some((_, place)) => *place,
+            None => entry.egress.map(|_| directory.data_center()),
+        },
         closed: match entry.event {
             Event::Close(closed) => Some(Closed {
                 state: closed.state(),
@@ -113,8 +140,10 @@ mod tests {
     use super::super::directory::tests::directory;
     use super::super::entry::tests::{bytes, flow, head, refusal};
     use super::*;
+    use egress_common::key::realm;
     use egress_common::reason::Reason;
     use egress_common::record::{Cause, kind, policy};
+    use egress_common::slot::flag;
     use serde_json::{Value, json};
 
     fn line(record: &[u8]) -> Value {
@@ -125,6 +154,7 @@ mod tests {
             &Entry::read(record).unwrap(),
             &directory(&["bank"], 1, 0),
             offset,
+            |number| (number == 5).then(|| [192, 0, 2, 201].into()),
         );
         assert_eq!(text.pop(), Some(b'\n'));
         assert!(!text.contains(&b'\n'));
@@ -173,6 +203,33 @@ mod tests {
                 "server": "fra01-s1", "ingress_data_center": "fra01",
             })
         );
+    }
+
+    #[test]
+    fn fwd_2_the_other_server_of_a_forwarded_connection_is_named() {
+        let mut open = flow(head(kind::OPEN, 0, 8_000_000_000));
+        let here = line(&bytes(&open));
+        // Where it enters: who translates it.
+        open.slot.flags = flag::FORWARDED;
+        open.slot.interface = 5;
+        let entering = line(&bytes(&open));
+        assert_eq!(entering["egress_server"], "ams01-s1");
+        assert_eq!(entering["egress_data_center"], "ams01");
+        assert_eq!(entering["ingress_data_center"], "fra01");
+        assert!(entering.get("egress_ip").is_none() && entering.get("egress_port").is_none());
+        // Where it leaves: who sent it.
+        open.slot.flags = flag::VISITOR;
+        open.slot.flow.realm = realm::of_peer(5);
+        let leaving = line(&bytes(&open));
+        assert_eq!(leaving["ingress_server"], "ams01-s1");
+        assert_eq!(leaving["ingress_data_center"], "ams01");
+        assert_eq!(leaving["egress_data_center"], "fra01");
+        assert_eq!(leaving["egress_ip"], "192.0.2.10");
+        assert!(here.get("ingress_server").is_none() && here.get("egress_server").is_none());
+        open.slot.flow.realm = realm::of_peer(6);
+        let unknown = line(&bytes(&open));
+        assert_eq!(unknown["ingress_server"], "#6");
+        assert!(unknown.get("ingress_data_center").is_none());
     }
 
     #[test]

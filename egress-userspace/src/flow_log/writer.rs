@@ -1,5 +1,8 @@
 //! The thread that turns records into lines.
 
+use std::cell::LazyCell;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -86,6 +89,8 @@ trait Records {
     fn look(&self, each: impl FnMut(&[u8], u64) -> bool);
     /// Takes what lies before a place.
     fn take(&self, place: u64);
+    /// Where other servers are reached, by their numbers.
+    fn servers(&self) -> BTreeMap<u32, IpAddr>;
 }
 
 impl Records for RecordRing {
@@ -95,6 +100,10 @@ impl Records for RecordRing {
 
     fn take(&self, place: u64) {
         self.take(place);
+    }
+
+    fn servers(&self) -> BTreeMap<u32, IpAddr> {
+        self.servers().unwrap_or_default()
     }
 }
 
@@ -191,6 +200,7 @@ impl Writer {
         batch.behind = false;
         let directory = shared.directory();
         let offset = offset();
+        let servers = LazyCell::new(|| ring.servers());
         ring.look(|record, place| {
             let what = match Entry::read(record) {
                 None => What::Unreadable,
@@ -205,7 +215,8 @@ impl Writer {
                     if matches!(entry.event, Event::Refused(_)) && !limit.allows(entry.time) {
                         What::Limited
                     } else {
-                        line::write(&mut batch.lines, &entry, &directory, offset);
+                        let address = |number| servers.get(&number).copied();
+                        line::write(&mut batch.lines, &entry, &directory, offset, address);
                         What::Line(entry.event.place())
                     }
                 }
