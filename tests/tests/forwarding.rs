@@ -2,6 +2,8 @@
 //! that does, and comes back.
 
 use std::{
+    collections::BTreeSet,
+    io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     sync::{
         Arc,
@@ -354,15 +356,20 @@ fn nearest(lab: &mut Cities) -> Result<()> {
             let opens = packets.filter(|packet| {
                 packet.destination == IpAddr::from(ORIGIN_ADDRESS) && packet.has_flags(SYN)
             });
-            opens.map(|packet| packet.source).collect::<Vec<_>>()
+            // Once or twice: on a slow machine a SYN is sent again.
+            opens.map(|packet| packet.source).collect::<BTreeSet<_>>()
         };
-        let expected = vec![IpAddr::from(cities::egress_ip(pool))];
+        let expected = BTreeSet::from([IpAddr::from(cities::egress_ip(pool))]);
         let (by_sender, by_translator) = (opened(&sender.finish()?), opened(&translator.finish()?));
         println!(
             "{case}: SYN by the sender's uplink {by_sender:?}, by the owner's {by_translator:?}"
         );
         ensure!(by_translator == expected, "{case}: {by_translator:?}");
-        let own_uplink = if from == to { expected } else { Vec::new() };
+        let own_uplink = if from == to {
+            expected
+        } else {
+            BTreeSet::new()
+        };
         ensure!(by_sender == own_uplink, "{case}: {by_sender:?}");
         let path = if from == to {
             "local".to_owned()
@@ -464,11 +471,17 @@ fn long_packets_fit_the_tunnel_without_being_cut() -> Result<()> {
     let to = pair.at(UDP_PORT);
     let answer = client.run(move || -> Result<usize> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(LIMIT))?;
-        socket.send_to(&[7; 1_472], to)?;
-        Ok(socket.recv(&mut [0; 2_048])?)
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        for _ in 0..6 {
+            socket.send_to(&[7; 1_472], to)?;
+            match socket.recv(&mut [0; 2_048]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                answer => return Ok(answer?),
+            }
+        }
+        Ok(0)
     })??;
-    ensure!(answer > 0, "an empty answer");
+    ensure!(answer > 0, "no answer to a long datagram");
     check.finish()?;
     Ok(())
 }
