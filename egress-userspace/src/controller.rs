@@ -44,6 +44,8 @@ pub struct Controller {
     desired: Desired,
     detached: bool,
     flow_log: Arc<Shared>,
+    /// What is stored is not in force yet.
+    behind: bool,
 }
 
 impl From<StoreError> for Failure {
@@ -102,6 +104,7 @@ impl Controller {
             desired: Desired::default(),
             detached: false,
             flow_log: Arc::default(),
+            behind: false,
         };
         let applied = match controller.config.resources.file.clone() {
             Some(file) => controller.apply(&Source::read(&file)?, false)?,
@@ -215,6 +218,29 @@ impl Controller {
         }
     }
 
+    /// Puts in force what the store holds now; says whether that is something else (CLU-1).
+    ///
+    /// # Errors
+    /// When the store cannot be read, or what it holds cannot be put in force here: what was in force stays so, and
+    /// the next call tries again.
+    pub fn refresh(&mut self) -> Result<bool, Failure> {
+        let stored = self.store.load()?;
+        if stored == self.stored && !self.behind {
+            return Ok(false);
+        }
+        // Whatever comes of it, this is what the next change is made to.
+        self.stored = stored;
+        self.behind = true;
+        self.put_in_force()?;
+        self.behind = false;
+        Ok(true)
+    }
+
+    /// Why the configuration cannot be changed now, if it cannot (CLU-2).
+    pub fn frozen(&self) -> Option<String> {
+        self.store.trouble()
+    }
+
     /// Takes everything off (SAFE-4).
     pub fn detach(&mut self) -> Result<Vec<String>, Failure> {
         let removed = self.dataplane.detach()?;
@@ -226,7 +252,13 @@ impl Controller {
     fn commit(&mut self, changes: &[Change]) -> Result<(), Failure> {
         let limits = resolve::limits(&self.config);
         if !changes.is_empty() {
-            self.store.commit(changes, limits)?;
+            match self.store.commit(changes, limits) {
+                Err(StoreError::Conflict) => {
+                    self.refresh()?;
+                    return Err(StoreError::Conflict.into());
+                }
+                other => other?,
+            }
         }
         let before = self.stored.clone();
         let failure = match self.store.load() {

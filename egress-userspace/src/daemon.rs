@@ -6,6 +6,7 @@
 mod logging;
 mod refusals;
 
+use std::future::pending;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::controller::{Controller, Service};
 use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names};
 use crate::dataplane::{Claim, Plane, View};
 use crate::notify;
-use crate::store::SqliteStore;
+use crate::store::{self, SqliteStore};
 use crate::utilization::{History, Recording};
 
 /// Time between two rounds of housekeeping.
@@ -63,7 +64,11 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let listener = config.api.as_ref().map(Listener::bind).transpose()?;
     // Before the store: opening it brings it up to date, and another daemon, perhaps of an older version, may use it.
     let claim = Claim::of(&config.dataplane)?;
-    let store = SqliteStore::open(&config.store.sqlite)?;
+    let store::Opened {
+        store,
+        changes: mut elsewhere,
+    } = store::open(&config.store)?;
+    // Those of a shared store are looked up in its copy.
     let tokens = SqliteStore::open(&config.store.sqlite)?;
     let history = History::beside(&config.store.sqlite);
     let mut plane = Plane::open(claim, &config.dataplane)?;
@@ -71,8 +76,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let mut watcher = plane.watcher()?;
     let events = plane.events();
     let mut logging = Logging::new(plane.flow_records());
-    let (controller, applied) =
-        Controller::start(config_path, config, Box::new(store), Box::new(plane))?;
+    let (controller, applied) = Controller::start(config_path, config, store, Box::new(plane))?;
     announce(&applied);
     let (names, known_names) = watch::channel(controller.stored().names());
     let service = Arc::new(Service::new(controller, open_view));
@@ -129,6 +133,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                 reload(&service);
                 trouble.note(LOGGING, logging.follow(&service));
             }
+            () = committed(&mut elsewhere) => follow(&service, &mut trouble),
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
         }
@@ -140,6 +145,30 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     drop(logging);
     tracing::info!("the daemon ends; what is still attached goes on translating");
     Ok(())
+}
+
+/// Waits until another server has changed the store.
+async fn committed(changes: &mut Option<watch::Receiver<u64>>) {
+    let heard = match changes {
+        Some(changes) => changes.changed().await.is_ok(),
+        None => false,
+    };
+    if !heard {
+        pending::<()>().await;
+    }
+}
+
+/// Puts in force what others have changed.
+fn follow(service: &Service, trouble: &mut Trouble) {
+    let mut controller = service.controller();
+    if controller.is_detached() {
+        return;
+    }
+    match controller.refresh() {
+        Ok(true) => tracing::info!("another server has changed the configuration: in force here"),
+        Ok(false) => {}
+        Err(failure) => trouble.say(format!("following the shared store: {failure}")),
+    }
 }
 
 /// SIGHUP: all of the new configuration, or none of it.
@@ -203,13 +232,14 @@ impl Trouble {
                     self.0 = None;
                 }
             }
-            Err(error) => {
-                let text = format!("{doing}: {}", Failure::from(error));
-                if self.0.as_ref() != Some(&text) {
-                    tracing::error!("{text}");
-                    self.0 = Some(text);
-                }
-            }
+            Err(error) => self.say(format!("{doing}: {}", Failure::from(error))),
+        }
+    }
+
+    fn say(&mut self, text: String) {
+        if self.0.as_ref() != Some(&text) {
+            tracing::error!("{text}");
+            self.0 = Some(text);
         }
     }
 }

@@ -29,6 +29,9 @@ pub struct Status {
     pub pid: Option<u32>,
     /// The version of the program that answers.
     pub version: String,
+    /// Why the configuration cannot be changed now, if it cannot: a shared store does not answer (CLU-2).
+    #[serde(default)]
+    pub frozen: Option<String>,
     /// What the data plane says.
     #[serde(flatten)]
     pub dataplane: DataPlaneStatus,
@@ -57,6 +60,7 @@ impl Status {
             ready: false,
             pid,
             version: env!("CARGO_PKG_VERSION").into(),
+            frozen: None,
             dataplane,
         };
         status.ready = status.in_place() && status.dataplane.guard && status.dataplane.configured;

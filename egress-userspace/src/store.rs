@@ -5,17 +5,26 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod sqlite;
 mod token;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::sync::watch;
+
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdStore;
+#[cfg(feature = "etcd")]
+use sqlite::SCHEMA_VERSION;
 pub use sqlite::SqliteStore;
-pub(crate) use sqlite::now;
 pub(crate) use token::random;
 pub use token::{NewToken, Permission, Token, hash_of};
 
+use crate::config;
 use crate::dataplane::api::Names;
 use crate::resource::{Kind, Location, Object, Owner, Resources};
 
@@ -25,7 +34,93 @@ pub trait StateStore: Send {
     fn load(&self) -> Result<Stored, StoreError>;
 
     /// Makes all changes, or none. A zone or pool that is put gets a number if it has none.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] where somebody else has committed since [`Self::load`].
     fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<(), StoreError>;
+
+    /// Why what is loaded may be out of date, if it may.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Keeps API tokens (API-2).
+pub trait TokenStore {
+    /// Makes a token for accounts, given by their ids, and keeps its hash.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn create_token(
+        &mut self,
+        name: String,
+        permissions: Vec<Permission>,
+        accounts: Vec<String>,
+    ) -> Result<NewToken, StoreError>;
+
+    /// All tokens, oldest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn tokens(&self) -> Result<Vec<Token>, StoreError>;
+
+    /// Forgets a token: from now on nobody may use it. Says whether there was one.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    fn revoke_token(&mut self, id: &str) -> Result<bool, StoreError>;
+}
+
+/// A store that a daemon has opened.
+pub struct Opened {
+    /// The store.
+    pub store: Box<dyn StateStore>,
+    /// Changes when others have committed; none where nobody else can.
+    pub changes: Option<watch::Receiver<u64>>,
+}
+
+/// Opens the store that the configuration names, for the daemon.
+///
+/// # Errors
+/// When it cannot be used.
+pub fn open(config: &config::Store) -> Result<Opened, StoreError> {
+    match &config.etcd {
+        #[cfg(feature = "etcd")]
+        Some(etcd) => {
+            let store = EtcdStore::open(etcd, &config.sqlite)?;
+            Ok(Opened {
+                changes: Some(store.changes()),
+                store: Box::new(store),
+            })
+        }
+        #[cfg(not(feature = "etcd"))]
+        Some(etcd) => Err(StoreError::Unavailable {
+            store: etcd.source(),
+            reason: "this build of egress cannot talk to etcd (feature `etcd`)".to_owned(),
+        }),
+        None => Ok(Opened {
+            store: Box::new(SqliteStore::open(&config.sqlite)?),
+            changes: None,
+        }),
+    }
+}
+
+/// Opens the store beside a daemon, for whoever changes its tokens.
+///
+/// # Errors
+/// When it cannot be used, or is not there.
+pub fn open_tokens(config: &config::Store) -> Result<Box<dyn TokenStore>, StoreError> {
+    match &config.etcd {
+        #[cfg(feature = "etcd")]
+        Some(etcd) => Ok(Box::new(EtcdStore::open(etcd, &config.sqlite)?)),
+        _ => Ok(Box::new(SqliteStore::open_beside(&config.sqlite)?)),
+    }
+}
+
+/// Now, µs since 1970.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0))
 }
 
 /// Everything that a store keeps.
@@ -185,6 +280,25 @@ pub enum StoreError {
         /// The cause.
         reason: String,
     },
+    /// A store that is to be the copy of another one is one of its own.
+    #[error("{} is {is}, and would be overwritten with what etcd holds", path.display())]
+    NotACopy {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        is: String,
+    },
+    /// A shared store does not answer, or not as it should.
+    #[error("the store at {store} cannot be reached: {reason}")]
+    Unavailable {
+        /// Where it is.
+        store: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Another server has committed meanwhile.
+    #[error("another server has changed the configuration meanwhile")]
+    Conflict,
     /// Every number is in use.
     #[error("all {last} {noun} numbers are in use")]
     Exhausted {
@@ -222,6 +336,17 @@ impl StoreError {
                  (root), and nobody else's"
                     .into()
             }
+            Self::NotACopy { .. } => {
+                "name another file as [store] sqlite, for the copy; what is in this one comes into etcd by `egress apply` \
+                 and the API"
+                    .into()
+            }
+            Self::Unavailable { .. } => {
+                "what is in force stays in force, and connections go on; configuration and ownership are frozen until it \
+                 answers"
+                    .into()
+            }
+            Self::Conflict => "nothing was changed: look at what is there now, and try again".into(),
             Self::Exhausted { .. } => {
                 "remove some, or reserve more bits under [dataplane] mark_mask".into()
             }

@@ -40,6 +40,8 @@ pub struct Server {
     pub dataplane: String,
     /// Whole sections, such as `[timers]`.
     pub sections: String,
+    /// A member of the etcd that servers share; then nothing is read from a resources file.
+    pub etcd: Option<String>,
 }
 
 impl Default for Server {
@@ -54,6 +56,7 @@ impl Default for Server {
             max_flows: 262_144,
             dataplane: String::new(),
             sections: String::new(),
+            etcd: None,
         }
     }
 }
@@ -92,13 +95,16 @@ impl Server {
     /// The file's text for an instance in `directory` with its pins at `pin`.
     #[must_use]
     pub fn text(&self, directory: &Path, pin: &Path) -> String {
+        let (etcd, resources) = match &self.etcd {
+            Some(member) => (format!("etcd = [\"{member}\"]\n"), ""),
+            None => (String::new(), "[resources]\nfile = \"resources.toml\"\n"),
+        };
         format!(
             "[server]\nname = \"{name}\"\ndata_center = \"{data_center}\"\nlocation = \"{location}\"\n\n\
              [dataplane]\nuplink = {uplink}\ninside = {inside}\naccelerate = {accelerate}\n\
              max_flows = {max_flows}\npin = \"{pin}\"\n{dataplane}\n\n{sections}\n\n\
-             [store]\nsqlite = \"{directory}/egress.db\"\n\n\
-             [control]\nsocket = \"{directory}/egress.sock\"\n\n\
-             [resources]\nfile = \"resources.toml\"\n",
+             [store]\nsqlite = \"{directory}/egress.db\"\n{etcd}\n\
+             [control]\nsocket = \"{directory}/egress.sock\"\n\n{resources}",
             name = self.name,
             data_center = self.data_center,
             location = self.location,

@@ -29,6 +29,7 @@
 //! | [`cgroup`] | running a command in a cgroup of its own |
 //! | [`programs`] | where other people's programs are |
 //! | [`bird`] | BGP by BIRD |
+//! | [`etcd`] | the store that servers share |
 //! | [`libraries`] | where other people's libraries are |
 //! | [`service`] | real servers and clients, other people's programs |
 //! | [`seed`] | random numbers that can be repeated |
@@ -43,6 +44,7 @@ pub mod cgroup;
 pub mod cities;
 pub mod client;
 pub mod config;
+pub mod etcd;
 pub mod flood;
 pub mod fragment;
 pub mod gateway;

@@ -205,7 +205,20 @@ impl Pair {
         mtu: u32,
         data_center: impl Fn(Side) -> String,
     ) -> Result<Self> {
-        let lab = Lab::up(&topology())?;
+        Self::on(Lab::up(&topology())?, resources, mtu, data_center, None)
+    }
+
+    /// As [`Pair::start_with`], in a lab that stands, with a store that both share if there is one.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn on(
+        lab: Lab,
+        resources: &[Resources; 2],
+        mtu: u32,
+        data_center: impl Fn(Side) -> String,
+        etcd: Option<&str>,
+    ) -> Result<Self> {
         for side in Side::ALL {
             let node = lab.node(side.server());
             node.ip(&format!("link set {UNDERLAY} mtu {mtu}"))?;
@@ -225,6 +238,7 @@ impl Pair {
                 data_center: data_center(side),
                 inside: vec!["in0".to_owned()],
                 max_flows: 4_096,
+                etcd: etcd.map(ToOwned::to_owned),
                 ..Server::default()
             };
             let node = lab.node(side.server());
@@ -298,7 +312,9 @@ impl Pair {
     }
 }
 
-fn topology() -> Topology {
+/// The network of both.
+#[must_use]
+pub fn topology() -> Topology {
     let mut topology = Topology::new().node(NET).node(ORIGIN);
     for side in Side::ALL {
         let (server, client, number) = (side.server(), side.client(), side.number());

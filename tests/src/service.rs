@@ -110,6 +110,15 @@ impl Service {
         Ok(service)
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal)
+            .with_context(|| format!("sending {signal} to {}", self.name))
+    }
+
     /// What it has written so far.
     #[must_use]
     pub fn said(&self) -> String {

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{toolchain::Toolchain, workspace::Workspace};
+use crate::{
+    toolchain::Toolchain,
+    workspace::{FEATURES, Workspace},
+};
 
 /// Options of `cargo xtask build`.
 #[derive(clap::Args)]
@@ -45,6 +48,7 @@ pub(crate) fn compile(workspace: &Workspace, variant: u32) -> Result<()> {
         "--bin",
         "egress",
     ]);
+    cargo.args(FEATURES);
     if variant == 0 {
         cargo.env_remove("EGRESS_EBPF_VARIANT");
     } else {

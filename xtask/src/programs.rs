@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the tests call besides what labs need (`packages.rs`).
-const PROGRAMS: [Tool; 15] = [
+const PROGRAMS: [Tool; 16] = [
     Tool {
         command: "stun",
         package: "stun-client",
@@ -88,6 +88,11 @@ const PROGRAMS: [Tool; 15] = [
         command: "bird",
         package: "bird2",
         purpose: "announcing egress IPs by BGP",
+    },
+    Tool {
+        command: "etcd",
+        package: "etcd-server",
+        purpose: "the store that servers share",
     },
     Tool {
         command: "promtool",

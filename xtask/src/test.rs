@@ -25,7 +25,7 @@ use crate::{
     report::{Report, Tally},
     setup,
     toolchain::Toolchain,
-    workspace::Workspace,
+    workspace::{FEATURES, Workspace},
 };
 
 mod elsewhere;
@@ -102,6 +102,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     if binaries.is_some() {
         let mut cargo = workspace.cargo();
         cargo.args(["test", "--doc", "--workspace", "--exclude", "egress-ebpf"]);
+        cargo.args(FEATURES);
         cargo.args(["--quiet", "--no-fail-fast"]);
         report.tests("tests in the documentation", || watch(cargo));
     }
@@ -138,6 +139,7 @@ fn lint(report: &mut Report, workspace: &Workspace, toolchain: Option<&Toolchain
         report.step("lints", || {
             let mut cargo = workspace.cargo();
             cargo.args(["clippy", "--workspace", "--exclude", "egress-ebpf"]);
+            cargo.args(FEATURES);
             succeed(cargo.args(["--all-targets", "--quiet", "--", "-D", "warnings"]))
         });
     } else {
@@ -264,7 +266,13 @@ fn package_name(id: &str) -> &str {
 }
 
 /// What cargo calls all tests for the host.
-const EVERYTHING: [&str; 3] = ["--workspace", "--exclude", "egress-ebpf"];
+const EVERYTHING: [&str; 5] = [
+    "--workspace",
+    "--exclude",
+    "egress-ebpf",
+    FEATURES[0],
+    FEATURES[1],
+];
 
 /// Compiles tests for the host, and lists them in the order to run them in.
 fn test_binaries(workspace: &Workspace, targets: &[&str]) -> Result<Vec<TestBinary>> {

@@ -62,12 +62,25 @@ impl Workspace {
     }
 }
 
-/// Cargo in `root`, without what `cargo xtask` has put into the environment about the package xtask: build
+/// What the packaged binary has besides the defaults: the store that servers share.
+pub(crate) const FEATURES: [&str; 2] = ["--features", "egress-userspace/etcd"];
+
+/// Cargo in `root`, with the compiler of protocol buffers that etcd's client wants, and without what `cargo xtask` has put into the environment about the package xtask: build
 /// scripts that watch such a variable would otherwise run again after every plain `cargo build`.
 fn cargo(root: &Path) -> Command {
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(root);
+    // Comes with a crate, so that nothing has to be installed. Where there is none for this machine, cargo says what it
+    // lacks.
+    if env::var_os("PROTOC").is_none()
+        && let Ok(program) = protoc_bin_vendored::protoc_bin_path()
+        && let Ok(include) = protoc_bin_vendored::include_path()
+    {
+        command
+            .env("PROTOC", program)
+            .env("PROTOC_INCLUDE", include);
+    }
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {

@@ -50,6 +50,11 @@ fn text(status: &Status) -> String {
         },
         yes_no(status.dataplane.configured)
     )];
+    if let Some(reason) = &status.frozen {
+        parts.push(format!(
+            "store       {reason}: configuration and ownership are frozen, connections go on"
+        ));
+    }
     if status.dataplane.routed {
         parts.push(
             "fast path   off: a routing rule (`ip rule`, `ip -6 rule`) looks at bits of the packet mark that are not ours"

@@ -4,9 +4,10 @@
 
 use super::context::Context;
 use super::{CliError, Exit, table};
+use crate::config;
 use crate::control::Failure;
 use crate::document::nearest;
-use crate::store::{Permission, SqliteStore, StateStore};
+use crate::store::{self, Permission, SqliteStore, StateStore as _};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Change {
@@ -35,14 +36,14 @@ pub(super) fn run(context: &mut Context<'_>, change: Change) -> Result<Exit, Cli
     let (config, _) = context.config()?;
     // The store that is there, as it is: a token without accounts to be for would be of no use, and a daemon of an
     // older version may be using it.
-    let mut store = SqliteStore::open_beside(&config.store.sqlite).map_err(Failure::from)?;
+    let mut store = store::open_tokens(&config.store).map_err(Failure::from)?;
     match change {
         Change::Create {
             accounts,
             mut permissions,
             name,
         } => {
-            let accounts = ids(&store, &accounts)?;
+            let accounts = ids(&config.store, &accounts)?;
             permissions.sort_unstable();
             permissions.dedup();
             let new = store
@@ -86,8 +87,9 @@ pub(super) fn run(context: &mut Context<'_>, change: Change) -> Result<Exit, Cli
 }
 
 /// The ids of accounts given by id or name.
-fn ids(store: &SqliteStore, references: &[String]) -> Result<Vec<String>, Failure> {
-    let resources = store.load()?.resources();
+fn ids(store: &config::Store, references: &[String]) -> Result<Vec<String>, Failure> {
+    let stored = SqliteStore::open_read_only(&store.sqlite)?.load()?;
+    let resources = stored.resources();
     let mut ids = Vec::new();
     for reference in references {
         let Some(account) = resources.account(reference) else {

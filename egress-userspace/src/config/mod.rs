@@ -23,7 +23,7 @@ pub use exempt::{DNS_PORT, Exempt, IcmpQueries};
 pub use flow_log::{EVENTS, FlowLog, Target};
 pub use resources::ResourcesFile;
 pub use server::Server;
-pub use store::Store;
+pub use store::{Etcd, Store};
 pub use timers::Timers;
 pub use tunnel::Tunnel;
 
@@ -121,24 +121,34 @@ impl Config {
                 "add [dataplane] with uplink = [\"eth0\"], the interfaces that lead to the origins",
             );
         }
+        let store = root
+            .section("store")
+            .map(|table| Store::read(table, directory))
+            .unwrap_or_default();
+        let resources = match root.section("resources") {
+            Some(table) if store.etcd.is_some() => {
+                report.error(
+                    table.span(),
+                    "[resources] feeds this server's file into a store that servers share",
+                    "leave the section out, and use `egress apply -f FILE` on any of the servers",
+                );
+                ResourcesFile::default()
+            }
+            Some(table) => ResourcesFile::read(table, directory),
+            None => ResourcesFile::default(),
+        };
         let config = Self {
             server: root.section("server").map(Server::read).unwrap_or_default(),
             dataplane: dataplane.map(Dataplane::read).unwrap_or_default(),
             exempt: root.section("exempt").map(Exempt::read).unwrap_or_default(),
             timers: root.section("timers").map(Timers::read).unwrap_or_default(),
-            store: root
-                .section("store")
-                .map(|table| Store::read(table, directory))
-                .unwrap_or_default(),
+            store,
             control: root
                 .section("control")
                 .map(|table| Control::read(table, directory))
                 .unwrap_or_default(),
             api: root.section("api").map(|table| Api::read(table, directory)),
-            resources: root
-                .section("resources")
-                .map(|table| ResourcesFile::read(table, directory))
-                .unwrap_or_default(),
+            resources,
             tunnel: root.section("tunnel").map(Tunnel::read).unwrap_or_default(),
             announce: root.section("announce").map(Announce::read),
             flow_log: root
@@ -148,8 +158,8 @@ impl Config {
         if let Some(cluster) = root.get("cluster", "") {
             report.warning(
                 &cluster.span(),
-                "[cluster] has no effect: clusters are not available in this version",
-                "remove the section; this server owns every address of every pool",
+                "[cluster] has no effect in this version",
+                "remove the section; servers share a store by [store] etcd",
             );
         }
         root.finish();

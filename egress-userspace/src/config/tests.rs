@@ -112,7 +112,7 @@ fn all_errors_of_a_file_are_reported_with_their_places() {
             "4:10: `refuse` must be \"reset\" or \"drop\", not \"rst\"",
             "5:7: `pin` must be an absolute path to a directory, not \"egress\"",
             "7:7: `udp` must be from 1 to 604800 seconds",
-            "9:8: etcd as the store is not available in this version",
+            "9:9: \"http://a\" is no address of an etcd member",
             "10:2: unknown key `sever` in this file",
         ]
     );
@@ -408,4 +408,36 @@ fn obs_4_the_flow_log_says_what_it_takes_and_where_it_goes() {
     }
     assert!(errors(&with("[flow_log]\nevents = []"))[0].starts_with("4:10: `events` is empty"));
     assert!(errors(&with("[flow_log]\nevents = \"open\""))[0].starts_with("4:10: "));
+}
+
+#[test]
+fn clu_1_a_shared_store_has_a_copy_and_no_file_of_one_server() {
+    let (config, _) = parse(&with("[store]\netcd = [\"http://192.0.2.1:2379\"]"));
+    let store = config.unwrap().store;
+    assert_eq!(store.sqlite, Path::new("/var/lib/egress/etcd-copy.db"));
+    assert_eq!(store.etcd.unwrap().source(), "http://192.0.2.1:2379/egress");
+    for (text, said) in [
+        ("etcd = []", "`etcd` names no member"),
+        (
+            "etcd = [\"192.0.2.1:2379\"]",
+            "no address of an etcd member",
+        ),
+        (
+            "etcd = [\"http://a:99999\"]",
+            "no address of an etcd member",
+        ),
+        ("prefix = \"egress\"", "no prefix of keys"),
+        ("prefix = \"/a/\"", "no prefix of keys"),
+        ("etcd_certificate = \"a\"", "go together"),
+        (
+            "etcd = [\"http://a:1\"]\n[resources]\nfile = \"r.toml\"",
+            "feeds this server's file into a store that servers share",
+        ),
+    ] {
+        let found = errors(&with(&format!("[store]\n{text}")));
+        assert!(
+            found.len() == 1 && found[0].contains(said),
+            "{text}: {found:?}"
+        );
+    }
 }

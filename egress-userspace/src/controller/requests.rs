@@ -59,8 +59,12 @@ impl Handler for Service {
     fn handle(&self, request: Request, item: Item<'_>) -> Result<Value, Failure> {
         match request {
             Request::Status => {
-                let dataplane = self.controller().dataplane().status()?;
-                value(&Status::new(dataplane, Some(std::process::id())))
+                let controller = self.controller();
+                let dataplane = controller.dataplane().status()?;
+                value(&Status {
+                    frozen: controller.frozen(),
+                    ..Status::new(dataplane, Some(std::process::id()))
+                })
             }
             Request::Flows { filter } => {
                 let filter = inventory::flow_filter(self.controller().stored(), &filter)?;

@@ -1,5 +1,7 @@
 //! The embedded store: one SQLite file, nothing to install (CLU-1).
 
+#[cfg(feature = "etcd")]
+mod copy;
 mod tokens;
 mod write;
 
@@ -11,7 +13,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
-pub(crate) use tokens::now;
+#[cfg(feature = "etcd")]
+pub(super) use copy::Copy;
 use write::{WriteError, write};
 
 use super::{Change, Limits, Numbers, StateStore, StoreError, Stored};
@@ -21,7 +24,7 @@ use crate::resource::{Kind, Object, Owner};
 ///
 /// 3: locations and placements among the objects; 4: policies; 5: leases, and what the API has of prefixes. The tables
 /// are those of 2.
-const SCHEMA_VERSION: i64 = 5;
+pub(super) const SCHEMA_VERSION: i64 = 5;
 /// "EGRS", in `PRAGMA application_id`: tells our files from other applications'.
 const APPLICATION_ID: i64 = 0x4547_5253;
 /// How long a writer waits for another process.

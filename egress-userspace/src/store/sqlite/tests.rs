@@ -1,5 +1,6 @@
 use super::super::conformance;
 use super::*;
+use crate::store::TokenStore as _;
 
 fn fresh() -> (tempfile::TempDir, SqliteStore) {
     let directory = tempfile::tempdir().unwrap();

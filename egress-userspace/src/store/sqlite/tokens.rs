@@ -1,12 +1,10 @@
 //! API tokens in the embedded store: their hashes.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{SqliteStore, inaccessible};
-use crate::store::StoreError;
 use crate::store::token::{NewToken, Permission, Token, hash_of};
+use crate::store::{StoreError, TokenStore, now};
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE token (
@@ -21,18 +19,8 @@ CREATE TABLE token (
 
 const COLUMNS: &str = "id, name, permissions, accounts, created";
 
-/// Now, µs since 1970.
-pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0))
-}
-
-impl SqliteStore {
-    /// Makes a token for accounts, given by their ids, and keeps its hash.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn create_token(
+impl TokenStore for SqliteStore {
+    fn create_token(
         &mut self,
         name: String,
         permissions: Vec<Permission>,
@@ -61,11 +49,7 @@ impl SqliteStore {
         Ok(new)
     }
 
-    /// All tokens, oldest first.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub fn tokens(&self) -> Result<Vec<Token>, StoreError> {
+    fn tokens(&self) -> Result<Vec<Token>, StoreError> {
         if self.pragma("user_version")? < 2 {
             return Ok(Vec::new());
         }
@@ -83,6 +67,16 @@ impl SqliteStore {
         .collect()
     }
 
+    fn revoke_token(&mut self, id: &str) -> Result<bool, StoreError> {
+        let gone = self
+            .connection
+            .execute("DELETE FROM token WHERE id = ?1", [id])
+            .map_err(|error| self.failed(&error))?;
+        Ok(gone > 0)
+    }
+}
+
+impl SqliteStore {
     /// The token with this secret.
     ///
     /// # Errors
@@ -94,18 +88,6 @@ impl SqliteStore {
             .and_then(|mut statement| statement.query_row([hash_of(secret)], columns).optional())
             .map_err(|error| self.failed(&error))?;
         found.map(|columns| self.token(columns)).transpose()
-    }
-
-    /// Forgets a token: from now on nobody may use it. Says whether there was one.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn revoke_token(&mut self, id: &str) -> Result<bool, StoreError> {
-        let gone = self
-            .connection
-            .execute("DELETE FROM token WHERE id = ?1", [id])
-            .map_err(|error| self.failed(&error))?;
-        Ok(gone > 0)
     }
 
     fn token(&self, columns: Columns) -> Result<Token, StoreError> {

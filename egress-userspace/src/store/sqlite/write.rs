@@ -46,7 +46,7 @@ pub(super) fn write(
             )?;
         }
     }
-    let now = super::tokens::now();
+    let now = crate::store::now();
     for change in changes {
         if let Change::Put { owner, object } = change {
             let (kind, id) = (object.kind(), object.id());

@@ -1,0 +1,212 @@
+//! The store that servers share: etcd (CLU-1).
+//!
+//! All of it is read at one revision, and a commit holds only while nobody else has committed since: *generation* is a key
+//! that every commit puts, and compares. What etcd says is copied into a local database, so that a server starts, and
+//! knows its tokens, without it (CLU-2).
+
+mod content;
+mod journal;
+mod remote;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use content::Content;
+use journal::Step;
+use remote::Remote;
+
+use super::sqlite::Copy;
+use super::{
+    Change, Limits, NewToken, Permission, SqliteStore, StateStore, StoreError, Stored, Token,
+    TokenStore,
+};
+use crate::config::Etcd;
+
+/// The shared store of a cluster, with its copy on this server.
+pub struct EtcdStore {
+    remote: Remote,
+    copy: Mutex<SqliteStore>,
+    /// The commit that was read last; another one holds on top of that only.
+    known: Mutex<Known>,
+    source: String,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    generation: i64,
+    /// Whether that came from etcd, or from the copy.
+    current: bool,
+}
+
+impl EtcdStore {
+    /// The store under the configuration's endpoints and prefix; `copy` is the local database. Nothing is asked of etcd
+    /// yet.
+    ///
+    /// # Errors
+    /// When the copy cannot be used: above all where it is a store of its own.
+    pub fn open(config: &Etcd, copy: &Path) -> Result<Self, StoreError> {
+        let mut local = SqliteStore::open(copy)?;
+        let source = config.source();
+        local.become_copy_of(&source)?;
+        Ok(Self {
+            remote: Remote::new(config).map_err(|reason| unavailable(&source, reason))?,
+            copy: Mutex::new(local),
+            known: Mutex::new(Known::default()),
+            source,
+        })
+    }
+
+    /// Tells whenever somebody has committed, or etcd answers again.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.remote.changes()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copy(&self) -> MutexGuard<'_, SqliteStore> {
+        self.copy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What etcd holds now.
+    fn fetch(&self) -> Result<Content, StoreError> {
+        let content = self
+            .remote
+            .read()
+            .map_err(|reason| unavailable(&self.source, reason))?;
+        content.check(&self.path())?;
+        Ok(content)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.source.clone().into()
+    }
+
+    /// Commits on top of `before`: the new generation, or none where somebody else has committed since.
+    fn put(&self, before: &Content, changes: Vec<content::Op>) -> Result<Option<i64>, StoreError> {
+        let failed = |reason| unavailable(&self.source, reason);
+        let mut generation = before.generation;
+        for step in journal::steps(before, changes) {
+            match step {
+                Step::Must(txn) => match self.remote.transact(&txn).map_err(failed)? {
+                    Some(revision) if txn.commits() => generation = revision,
+                    Some(_) => {}
+                    None => return Ok(None),
+                },
+                // Somebody else has done it already, or will: it is committed.
+                Step::Then(txn) => {
+                    self.remote.transact(&txn).map_err(failed)?;
+                }
+            }
+        }
+        Ok(Some(generation))
+    }
+
+    /// Reads, changes and commits, again if somebody was faster.
+    fn amend<T>(
+        &self,
+        mut change: impl FnMut(&Content) -> Result<(Vec<content::Op>, T), StoreError>,
+    ) -> Result<T, StoreError> {
+        for _ in 0..ATTEMPTS {
+            let before = self.fetch()?;
+            let (ops, outcome) = change(&before)?;
+            if ops.is_empty() || self.put(&before, ops)?.is_some() {
+                // The copy has what the tokens are looked up in.
+                self.load()?;
+                return Ok(outcome);
+            }
+        }
+        Err(StoreError::Conflict)
+    }
+}
+
+/// How often a change that others make void is made anew.
+const ATTEMPTS: usize = 8;
+
+impl StateStore for EtcdStore {
+    fn load(&self) -> Result<Stored, StoreError> {
+        match self.fetch() {
+            Ok(content) => {
+                let stored = content.stored(&self.path())?;
+                let tokens = content.tokens(&self.path())?;
+                let copied = self.copy().copy(&Copy {
+                    stored: &stored,
+                    tokens: &tokens,
+                    generation: content.generation,
+                });
+                if let Err(error) = copied {
+                    // A full disk: this server goes on, and could not start without etcd.
+                    tracing::warn!(%error, "etcd's contents could not be copied");
+                }
+                *self.known() = Known {
+                    generation: content.generation,
+                    current: true,
+                };
+                Ok(stored)
+            }
+            Err(error @ StoreError::Unavailable { .. }) => {
+                let copy = self.copy();
+                let generation = copy.generation()?.ok_or(error)?;
+                let stored = copy.load()?;
+                let mut known = self.known();
+                if !known.current {
+                    known.generation = generation;
+                }
+                Ok(stored)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<(), StoreError> {
+        let seen = self.known().generation;
+        let before = self.fetch()?;
+        if before.generation != seen {
+            return Err(StoreError::Conflict);
+        }
+        let ops = before.ops(changes, limits, &self.path())?;
+        let generation = self.put(&before, ops)?.ok_or(StoreError::Conflict)?;
+        self.known().generation = generation;
+        Ok(())
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let lost = !self.remote.hears();
+        lost.then(|| format!("etcd at {} does not answer", self.source))
+    }
+}
+
+impl TokenStore for EtcdStore {
+    fn create_token(
+        &mut self,
+        name: String,
+        permissions: Vec<Permission>,
+        accounts: Vec<String>,
+    ) -> Result<NewToken, StoreError> {
+        let new = NewToken::make(name, permissions, accounts, super::now())
+            .map_err(|error| unavailable(&self.source, error.to_string()))?;
+        self.amend(|_| Ok((vec![content::put_token(&new)], ())))?;
+        Ok(new)
+    }
+
+    fn tokens(&self) -> Result<Vec<Token>, StoreError> {
+        self.load()?;
+        self.copy().tokens()
+    }
+
+    fn revoke_token(&mut self, id: &str) -> Result<bool, StoreError> {
+        self.amend(|content| Ok(content.without_token(id)))
+    }
+}
+
+fn unavailable(source: &str, reason: String) -> StoreError {
+    StoreError::Unavailable {
+        store: source.to_owned(),
+        reason,
+    }
+}

@@ -1,0 +1,276 @@
+//! Commits of any size, each wholly or not at all.
+//!
+//! A transaction of etcd has at most 128 operations, and a request at most 1.5 MiB. What needs more is written to a journal
+//! first; the transaction that puts *pending* is the commit. Readers read what a pending journal says as if it were there,
+//! and whoever finds one carries it out before a commit of their own: it does not matter who, or how often, or how
+//! far the one who wrote it came.
+
+use std::collections::BTreeMap;
+
+use super::content::{Content, GENERATION, JOURNAL, Op, PENDING, SCHEMA, SCHEMA_KEY};
+
+/// Operations of one transaction, besides those that every commit makes.
+const MOST_OPS: usize = 100;
+/// Bytes of keys and values of one transaction.
+const MOST_BYTES: usize = 512 * 1024;
+
+/// What a transaction depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// Nobody has committed since this revision (0: nobody at all).
+    Generation(i64),
+    /// This journal is still pending.
+    Pending(String),
+}
+
+/// One transaction: all of it, if the conditions hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Transaction {
+    pub(super) conditions: Vec<Condition>,
+    pub(super) ops: Vec<Op>,
+    /// Everything below this is removed.
+    pub(super) prune: Option<String>,
+}
+
+impl Transaction {
+    /// Whether it is what others see as a commit.
+    pub(super) fn commits(&self) -> bool {
+        self.ops.iter().any(|(key, _)| key == GENERATION)
+    }
+}
+
+/// One step of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// If it does not hold, the commit has not happened.
+    Must(Transaction),
+    /// If it does not hold, somebody else has done it.
+    Then(Transaction),
+}
+
+/// The steps that commit `ops` on top of `before`.
+pub(super) fn steps(before: &Content, ops: Vec<Op>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    // What is pending is committed already: it comes first.
+    if let Some((name, pending)) = pending(before) {
+        steps.extend(carry_out(&name, pending));
+    }
+    let guard = Condition::Generation(before.generation);
+    let head = |name: Option<&str>| {
+        let mut ops = vec![
+            (SCHEMA_KEY.to_owned(), Some(SCHEMA.to_string())),
+            (GENERATION.to_owned(), Some(crate::store::now().to_string())),
+        ];
+        ops.extend(name.map(|name| (PENDING.to_owned(), Some(name.to_owned()))));
+        ops
+    };
+    let mut parts = parts(ops);
+    if parts.len() <= 1 {
+        let mut ops = head(None);
+        ops.extend(parts.pop().unwrap_or_default());
+        steps.push(Step::Must(Transaction {
+            conditions: vec![guard],
+            ops,
+            prune: None,
+        }));
+        return steps;
+    }
+    // Unguessable enough that no two writers take the same one.
+    let name = format!("{:x}-{:x}", crate::store::now(), std::process::id());
+    for (at, part) in parts.iter().enumerate() {
+        let text = serde_json::to_string(part).unwrap_or_default();
+        steps.push(Step::Must(Transaction {
+            conditions: vec![guard.clone()],
+            ops: vec![(format!("{JOURNAL}{name}/{at:06}"), Some(text))],
+            prune: None,
+        }));
+    }
+    steps.push(Step::Must(Transaction {
+        conditions: vec![guard],
+        ops: head(Some(&name)),
+        prune: None,
+    }));
+    steps.extend(carry_out(&name, parts));
+    steps
+}
+
+/// The steps that do what a journal says and remove it; other journals, which nobody committed, go with it.
+fn carry_out(name: &str, parts: Vec<Vec<Op>>) -> Vec<Step> {
+    let condition = || vec![Condition::Pending(name.to_owned())];
+    let mut steps: Vec<Step> = parts
+        .into_iter()
+        .map(|ops| {
+            Step::Then(Transaction {
+                conditions: condition(),
+                ops,
+                prune: None,
+            })
+        })
+        .collect();
+    steps.push(Step::Then(Transaction {
+        conditions: condition(),
+        ops: vec![(PENDING.to_owned(), None)],
+        prune: Some(JOURNAL.to_owned()),
+    }));
+    steps
+}
+
+/// The journal that is pending: its name and what it changes.
+fn pending(content: &Content) -> Option<(String, Vec<Vec<Op>>)> {
+    let name = content.keys.get(PENDING)?;
+    let prefix = format!("{JOURNAL}{name}/");
+    let parts = content
+        .keys
+        .range(prefix.clone()..)
+        .take_while(|(key, _)| key.starts_with(&prefix))
+        .filter_map(|(_, text)| serde_json::from_str(text).ok())
+        .collect();
+    Some((name.clone(), parts))
+}
+
+/// What `content` is once its pending journal is carried out.
+pub(super) fn settled(content: &Content) -> BTreeMap<String, String> {
+    let mut keys = content.keys.clone();
+    for (key, value) in pending(content)
+        .into_iter()
+        .flat_map(|(_, parts)| parts)
+        .flatten()
+    {
+        match value {
+            Some(value) => keys.insert(key, value),
+            None => keys.remove(&key),
+        };
+    }
+    keys
+}
+
+/// Operations in parts that a transaction takes.
+fn parts(ops: Vec<Op>) -> Vec<Vec<Op>> {
+    let mut parts: Vec<Vec<Op>> = Vec::new();
+    let mut bytes = 0;
+    for op in ops {
+        let length = op.0.len() + op.1.as_ref().map_or(0, String::len);
+        let fits = bytes + length <= MOST_BYTES;
+        match parts
+            .last_mut()
+            .filter(|part| fits && part.len() < MOST_OPS)
+        {
+            Some(part) => {
+                bytes += length;
+                part.push(op);
+            }
+            None => {
+                bytes = length;
+                parts.push(vec![op]);
+            }
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(key: usize) -> Op {
+        (format!("object/account/{key:05}"), Some("1".to_owned()))
+    }
+
+    /// What a store does with a transaction, the obvious way.
+    fn transact(content: &mut Content, revision: &mut i64, txn: &Transaction) -> bool {
+        let holds = txn.conditions.iter().all(|condition| match condition {
+            Condition::Generation(seen) => content.generation == *seen,
+            Condition::Pending(name) => content.keys.get(PENDING) == Some(name),
+        });
+        if !holds {
+            return false;
+        }
+        *revision += 1;
+        for (key, value) in &txn.ops {
+            if key == GENERATION {
+                content.generation = *revision;
+            }
+            match value {
+                Some(value) => content.keys.insert(key.clone(), value.clone()),
+                None => content.keys.remove(key),
+            };
+        }
+        if let Some(prefix) = &txn.prune {
+            content.keys.retain(|key, _| !key.starts_with(prefix));
+        }
+        true
+    }
+
+    fn objects(keys: &BTreeMap<String, String>) -> usize {
+        keys.keys().filter(|key| key.starts_with("object/")).count()
+    }
+
+    /// Whoever stops after whichever step: all of a large commit is to be seen, or nothing, and the next one carries on.
+    #[test]
+    fn clu_1_a_large_commit_that_stops_anywhere_has_happened_or_not() {
+        let ops: Vec<Op> = (0..1_050).map(op).collect();
+        let all = steps(&Content::default(), ops);
+        assert_eq!(all.len(), 11 + 1 + 11 + 1);
+        for stop in 0..=all.len() {
+            let (mut content, mut revision) = (Content::default(), 0);
+            for step in &all[..stop] {
+                let (Step::Must(txn) | Step::Then(txn)) = step;
+                assert!(transact(&mut content, &mut revision, txn));
+            }
+            let seen = objects(&settled(&content));
+            assert_eq!(
+                seen,
+                if stop < 12 { 0 } else { 1_050 },
+                "after {stop} steps"
+            );
+            // The next writer, with one small change.
+            for step in steps(&content, vec![op(5_000)]) {
+                let (Step::Must(txn) | Step::Then(txn)) = step;
+                assert!(transact(&mut content, &mut revision, &txn));
+            }
+            assert_eq!(
+                objects(&content.keys),
+                seen + 1,
+                "after {stop} steps and a commit"
+            );
+            assert!(!content.keys.contains_key(PENDING));
+        }
+    }
+
+    #[test]
+    fn clu_1_of_two_writers_one_commits() {
+        let (mut content, mut revision) = (Content::default(), 0);
+        let first = steps(&content, vec![op(1)]);
+        let second = steps(&content, (0..300).map(op).collect());
+        let run = |content: &mut Content, revision: &mut i64, steps: &[Step]| {
+            for step in steps {
+                match step {
+                    Step::Must(txn) if !transact(content, revision, txn) => return false,
+                    Step::Must(_) => {}
+                    Step::Then(txn) => {
+                        transact(content, revision, txn);
+                    }
+                }
+            }
+            true
+        };
+        // The second has written its journal when the first commits.
+        let Step::Must(journal) = &second[0] else {
+            panic!()
+        };
+        assert!(transact(&mut content, &mut revision, journal));
+        assert!(run(&mut content, &mut revision, &first));
+        assert!(!run(&mut content, &mut revision, &second[1..]));
+        assert_eq!(objects(&settled(&content)), 1);
+    }
+
+    #[test]
+    fn a_part_is_no_larger_than_a_transaction_takes() {
+        let large: Vec<Op> = (0..10)
+            .map(|at| (at.to_string(), Some("x".repeat(200 * 1024))))
+            .collect();
+        let parts = parts(large);
+        assert_eq!(parts.len(), 5);
+        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 10);
+    }
+}

@@ -1,0 +1,137 @@
+//! A database that is the copy of a shared store: replaced as a whole, never changed.
+
+use rusqlite::{OptionalExtension, TransactionBehavior, params};
+
+use super::{SqliteStore, inaccessible};
+use crate::resource::Kind;
+use crate::store::{StoreError, Stored, Token};
+
+/// What a copy is of. A store of its own has no such table.
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS copy (
+    source     TEXT NOT NULL,
+    generation INTEGER              -- the commit that was copied last; NULL before the first
+) STRICT;
+";
+
+/// All that is copied.
+#[derive(Debug)]
+pub(in crate::store) struct Copy<'s> {
+    pub(in crate::store) stored: &'s Stored,
+    /// With the hashes of their secrets.
+    pub(in crate::store) tokens: &'s [(Token, Vec<u8>)],
+    /// The commit.
+    pub(in crate::store) generation: i64,
+}
+
+impl SqliteStore {
+    /// Makes the database a copy of `source`, if it is that already, or holds nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::NotACopy`] where it is a store of its own, or another one's copy.
+    pub(in crate::store) fn become_copy_of(&mut self, source: &str) -> Result<(), StoreError> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|error| inaccessible(&self.path, &error))?;
+        let outcome = (|| {
+            transaction.execute_batch(SCHEMA)?;
+            let found: Option<String> = transaction
+                .query_row("SELECT source FROM copy", [], |row| row.get(0))
+                .optional()?;
+            if found.is_none() {
+                let objects: i64 = transaction.query_row(
+                    "SELECT (SELECT count(*) FROM object) + (SELECT count(*) FROM token)",
+                    [],
+                    |row| row.get(0),
+                )?;
+                if objects > 0 {
+                    return Ok(Some("a store of its own".to_owned()));
+                }
+                transaction.execute("INSERT INTO copy (source) VALUES (?1)", [source])?;
+            }
+            Ok(found
+                .filter(|found| found != source)
+                .map(|found| format!("the copy of {found}")))
+        })();
+        let other = outcome.map_err(|error: rusqlite::Error| inaccessible(&self.path, &error))?;
+        if let Some(is) = other {
+            return Err(StoreError::NotACopy {
+                path: self.path.clone(),
+                is,
+            });
+        }
+        transaction
+            .commit()
+            .map_err(|error| inaccessible(&self.path, &error))
+    }
+
+    /// The commit that was copied last.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub(in crate::store) fn generation(&self) -> Result<Option<i64>, StoreError> {
+        self.connection
+            .query_row("SELECT generation FROM copy", [], |row| row.get(0))
+            .optional()
+            .map(Option::flatten)
+            .map_err(|error| self.failed(&error))
+    }
+
+    /// Replaces everything, unless this commit was copied before.
+    ///
+    /// # Errors
+    /// When the database cannot be written; it is as it was.
+    pub(in crate::store) fn copy(&mut self, copy: &Copy<'_>) -> Result<(), StoreError> {
+        if self.generation()? == Some(copy.generation) {
+            return Ok(());
+        }
+        self.replace(copy)
+            .map_err(|error| inaccessible(&self.path, &error))
+    }
+
+    fn replace(&mut self, copy: &Copy<'_>) -> Result<(), Box<dyn std::error::Error>> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch("DELETE FROM object; DELETE FROM number; DELETE FROM token;")?;
+        {
+            let mut object = transaction.prepare_cached(
+                "INSERT INTO object (kind, id, owner, value, modified) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?;
+            for ((kind, id), (owner, value)) in &copy.stored.objects {
+                let modified = copy.stored.modified.get(&(*kind, id.clone()));
+                let json = serde_json::to_string(value)?;
+                let modified = modified.copied().unwrap_or(0);
+                object.execute(params![kind.noun(), id, owner.word(), json, modified])?;
+            }
+            let mut number = transaction
+                .prepare_cached("INSERT INTO number (kind, id, number) VALUES (?1, ?2, ?3)")?;
+            let numbers = &copy.stored.numbers;
+            for (kind, of_kind) in [(Kind::Zone, &numbers.zones), (Kind::Pool, &numbers.pools)] {
+                for (id, value) in of_kind {
+                    number.execute(params![kind.noun(), id, value])?;
+                }
+            }
+            let mut token = transaction.prepare_cached(
+                "INSERT INTO token (id, hash, name, permissions, accounts, created)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?;
+            for (kept, hash) in copy.tokens {
+                let permissions = serde_json::to_string(&kept.permissions)?;
+                let accounts = serde_json::to_string(&kept.accounts)?;
+                token.execute(params![
+                    kept.id,
+                    hash,
+                    kept.name,
+                    permissions,
+                    accounts,
+                    kept.created
+                ])?;
+            }
+        }
+        transaction.execute("UPDATE copy SET generation = ?1", [copy.generation])?;
+        transaction.commit()?;
+        Ok(())
+    }
+}
