@@ -22,6 +22,7 @@ use crate::dataplane::api::{DataPlane, DataPlaneError};
 use crate::desired::Desired;
 use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
 use crate::flow_log::{self, Directory, Shared};
+use crate::liveness::{Healths, Watched};
 use crate::plan::Plan;
 use crate::resolve::{self, ResolveError};
 use crate::resource::check::check;
@@ -46,6 +47,8 @@ pub struct Controller {
     flow_log: Arc<Shared>,
     /// What is stored is not in force yet.
     behind: bool,
+    /// What is known of the other servers.
+    healths: Healths,
 }
 
 impl From<StoreError> for Failure {
@@ -105,6 +108,7 @@ impl Controller {
             detached: false,
             flow_log: Arc::default(),
             behind: false,
+            healths: Healths::new(),
         };
         let applied = match controller.config.resources.file.clone() {
             Some(file) => controller.apply(&Source::read(&file)?, false)?,
@@ -236,6 +240,34 @@ impl Controller {
         Ok(true)
     }
 
+    /// What is known of the other servers.
+    pub fn healths(&self) -> &Healths {
+        &self.healths
+    }
+
+    /// Sends new connections where they are to go now that this is known of the other servers (FWD-7).
+    ///
+    /// # Errors
+    /// When that cannot be put in force; the next call tries again.
+    pub fn heard(&mut self, healths: Healths) -> Result<(), Failure> {
+        let before = std::mem::replace(&mut self.healths, healths);
+        self.put_in_force().inspect_err(|_| self.healths = before)
+    }
+
+    /// Whom to ask whether they are there.
+    pub fn watched(&self) -> Watched {
+        let tunnel = self.desired.tunnel.as_ref();
+        let tunnel = tunnel.filter(|_| self.config.tunnel.probes);
+        Watched {
+            own: tunnel.map(|tunnel| tunnel.own),
+            others: tunnel
+                .iter()
+                .flat_map(|tunnel| &tunnel.peers)
+                .map(|peer| peer.address)
+                .collect(),
+        }
+    }
+
     /// Why the configuration cannot be changed now, if it cannot (CLU-2).
     pub fn frozen(&self) -> Option<String> {
         self.store.trouble()
@@ -279,8 +311,12 @@ impl Controller {
     }
 
     fn put_in_force(&mut self) -> Result<(), Failure> {
-        let desired =
-            resolve::resolve(&self.stored.resources(), &self.config, &self.stored.numbers)?;
+        let desired = resolve::resolve_among(
+            &self.stored.resources(),
+            &self.config,
+            &self.stored.numbers,
+            &self.healths,
+        )?;
         let report = self.dataplane.apply(&desired)?;
         tracing::info!(
             version = report.version,

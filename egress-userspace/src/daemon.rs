@@ -26,6 +26,7 @@ use crate::control::{BindError, Failure, Handler, Server};
 use crate::controller::{Controller, Service};
 use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names};
 use crate::dataplane::{Claim, Plane, View};
+use crate::liveness::{Healths, Prober, State};
 use crate::notify;
 use crate::store::{self, SqliteStore};
 use crate::utilization::{History, Recording};
@@ -94,6 +95,12 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         }
         api = Some(listener.serve(Arc::clone(&service), tokens, &history)?);
     }
+    // Without it everybody is believed to be there.
+    let prober = Prober::start()
+        .inspect_err(|error| tracing::error!(%error, "the other servers are not watched"))
+        .ok();
+    let mut healths = prober.as_ref().map(Prober::healths);
+    watch_others(&service, prober.as_ref());
     let mut refusals = Refusals::start(move || Ok(events.open()?.run(known_names.clone())))?;
     let mut trouble = Trouble::default();
     trouble.note(LOGGING, logging.follow(&service));
@@ -126,6 +133,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                         });
                     }
                 }
+                watch_others(&service, prober.as_ref());
                 trouble.note("logging refusals", refusals.look_after().await);
                 trouble.note(LOGGING, logging.follow(&service));
             }
@@ -133,7 +141,8 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                 reload(&service);
                 trouble.note(LOGGING, logging.follow(&service));
             }
-            () = committed(&mut elsewhere) => follow(&service, &mut trouble),
+            () = changed(&mut healths) => hear(&service, healths.as_mut(), &mut trouble),
+            () = changed(&mut elsewhere) => follow(&service, &mut trouble),
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
         }
@@ -147,14 +156,42 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until another server has changed the store.
-async fn committed(changes: &mut Option<watch::Receiver<u64>>) {
+/// Waits for news, for ever where there are none.
+async fn changed<T>(changes: &mut Option<watch::Receiver<T>>) {
     let heard = match changes {
         Some(changes) => changes.changed().await.is_ok(),
         None => false,
     };
     if !heard {
         pending::<()>().await;
+    }
+}
+
+/// Says whom to ask whether they are there.
+fn watch_others(service: &Service, prober: Option<&Prober>) {
+    if let Some(prober) = prober {
+        prober.watch(service.controller().watched());
+    }
+}
+
+/// Sends new connections to those that are there.
+fn hear(service: &Service, healths: Option<&mut watch::Receiver<Healths>>, trouble: &mut Trouble) {
+    let Some(healths) = healths else { return };
+    let now = healths.borrow_and_update().clone();
+    let mut controller = service.controller();
+    if controller.is_detached() {
+        return;
+    }
+    for (address, health) in &now {
+        let before = controller.healths().get(address).copied();
+        let state = before.map_or_else(State::default, |before| before.state);
+        if state != health.state && (state, health.state) != (State::Unknown, State::Alive) {
+            let takes = health.takes();
+            tracing::warn!(server = %address, state = ?health.state, gets_new_connections = takes, "another server");
+        }
+    }
+    if let Err(failure) = controller.heard(now) {
+        trouble.say(format!("following the other servers: {failure}"));
     }
 }
 

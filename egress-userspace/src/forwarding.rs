@@ -9,6 +9,7 @@ use egress_common::placement::digest;
 use egress_common::share::{self, END_OF_TARGETS, FIRST_TARGET, Offer, SHARES};
 
 use crate::desired::{DesiredForward, DesiredPeer, Tier};
+use crate::liveness::Healths;
 use crate::placed::{self, Standing};
 use crate::resource::{Address, Pool, Resources};
 use crate::store::Numbers;
@@ -19,7 +20,9 @@ pub fn pools(
     server: &str,
     peers: &[DesiredPeer],
     numbers: &Numbers,
+    healths: &Healths,
 ) -> Vec<DesiredForward> {
+    let known = Known::of(resources, peers, healths);
     let targets = targets(resources);
     let sites = sites(resources);
     resources
@@ -29,7 +32,7 @@ pub fn pools(
             Some(DesiredForward {
                 pool: *numbers.pools.get(&pool.id)?,
                 target: *targets.get(&pool.id)?,
-                shares: shares(resources, pool, server, peers, &sites),
+                shares: shares(resources, pool, server, peers, &sites, &known),
             })
         })
         .collect()
@@ -42,6 +45,7 @@ fn shares(
     server: &str,
     peers: &[DesiredPeer],
     sites: &BTreeMap<&str, Site>,
+    known: &Known<'_>,
 ) -> Option<Vec<(usize, Tier)>> {
     let here = *sites.get(server)?;
     let mut offers = Vec::new();
@@ -61,10 +65,13 @@ fn shares(
                 && let Some(site) = sites.get(owner.server.name.as_str())
             {
                 offers.push(Offer {
-                    owner: *site,
+                    owner: Site {
+                        out: u16::from(known.out.contains(owner.server.name.as_str())),
+                        ..*site
+                    },
                     address: u64::from(single.to_bits()),
                     slices,
-                    distance: distance(resources, server, &owner),
+                    distance: known.distance(resources, server, &owner),
                 });
             }
         }
@@ -81,11 +88,47 @@ fn shares(
         .collect()
 }
 
-/// Microseconds from a server's location to an owner's, as configured.
-fn distance(resources: &Resources, server: &str, owner: &Standing<'_>) -> u32 {
-    let here = placed::servers(resources).find(|one| one.server.name == server);
-    let configured = here.and_then(|here| here.location.distances.get(&owner.location.name));
-    configured.copied().unwrap_or(Offer::UNKNOWN)
+/// What probes say about the other servers.
+struct Known<'r> {
+    /// Those that take no new connections (FWD-7).
+    out: BTreeSet<&'r str>,
+    /// Microseconds to locations: to the nearest server there that answers (FWD-3).
+    measured: BTreeMap<&'r str, u32>,
+}
+
+impl<'r> Known<'r> {
+    fn of(resources: &'r Resources, peers: &'r [DesiredPeer], healths: &Healths) -> Self {
+        let mut known = Self {
+            out: BTreeSet::new(),
+            measured: BTreeMap::new(),
+        };
+        for peer in peers {
+            let Some(health) = healths.get(&peer.address) else {
+                continue;
+            };
+            if !health.takes() {
+                known.out.insert(&peer.name);
+                continue;
+            }
+            let standing = placed::servers(resources).find(|one| one.server.name == peer.name);
+            if let Some((standing, measured)) = standing.zip(health.round_trip_us) {
+                let nearest = known
+                    .measured
+                    .entry(&standing.location.name)
+                    .or_insert(measured);
+                *nearest = measured.min(*nearest);
+            }
+        }
+        known
+    }
+
+    /// Microseconds from a server's location to an owner's: measured, else configured.
+    fn distance(&self, resources: &Resources, server: &str, owner: &Standing<'_>) -> u32 {
+        let here = placed::servers(resources).find(|one| one.server.name == server);
+        let configured = here.and_then(|here| here.location.distances.get(&owner.location.name));
+        let measured = self.measured.get(owner.location.name.as_str());
+        measured.or(configured).copied().unwrap_or(Offer::UNKNOWN)
+    }
 }
 
 /// Numbers for servers, data centers and locations, by their names: all servers come to the same.

@@ -14,6 +14,7 @@ use scope::Scope;
 
 use crate::control::protocol::{Failure, Filter};
 use crate::dataplane::api::{DataPlaneStatus, Names, PoolAddressLive, PoolLive};
+use crate::liveness::Healths;
 use crate::placed::{self, Standing};
 use crate::resource::{Address, Kind, Owner, Pool, PoolKind, PoolUse, Resources, Zone};
 use crate::store::Stored;
@@ -32,6 +33,9 @@ pub struct Status {
     /// Why the configuration cannot be changed now, if it cannot: a shared store does not answer (CLU-2).
     #[serde(default)]
     pub frozen: Option<String>,
+    /// What is known of the other servers, by their tunnel addresses (FWD-7).
+    #[serde(default)]
+    pub servers: Healths,
     /// What the data plane says.
     #[serde(flatten)]
     pub dataplane: DataPlaneStatus,
@@ -61,6 +65,7 @@ impl Status {
             pid,
             version: env!("CARGO_PKG_VERSION").into(),
             frozen: None,
+            servers: Healths::new(),
             dataplane,
         };
         status.ready = status.in_place() && status.dataplane.guard && status.dataplane.configured;

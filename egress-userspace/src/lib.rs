@@ -19,6 +19,7 @@ pub mod explain;
 pub mod flow_log;
 pub mod forwarding;
 pub mod inventory;
+pub mod liveness;
 mod notify;
 pub mod placed;
 pub mod plan;

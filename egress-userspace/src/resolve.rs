@@ -10,6 +10,7 @@ use egress_common::settings::MAX_POOLS;
 
 use crate::config::Config;
 use crate::forwarding;
+use crate::liveness::Healths;
 use crate::placed;
 use crate::policy::Mistake;
 use crate::resource::{Address, Policy, Pool, Resources, Zone};
@@ -100,12 +101,28 @@ pub fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Boils `resources` down to numbers and addresses. They have been checked; what cannot be resolved all the
-/// same is an error, never left out: a missing zone would leak (SAFE-1).
+/// Boils `resources` down to numbers and addresses, where all other servers are there.
+///
+/// # Errors
+/// As [`resolve_among`].
 pub fn resolve(
     resources: &Resources,
     config: &Config,
     numbers: &Numbers,
+) -> Result<Desired, ResolveError> {
+    resolve_among(resources, config, numbers, &Healths::new())
+}
+
+/// Boils `resources` down to numbers and addresses. They have been checked; what cannot be resolved all the
+/// same is an error, never left out: a missing zone would leak (SAFE-1).
+///
+/// # Errors
+/// Where a number or another object is missing.
+pub fn resolve_among(
+    resources: &Resources,
+    config: &Config,
+    numbers: &Numbers,
+    healths: &Healths,
 ) -> Result<Desired, ResolveError> {
     let limits = limits(config);
     let name = &config.server.name;
@@ -141,7 +158,7 @@ pub fn resolve(
             own,
             device: config.tunnel.device.clone(),
             port: config.tunnel.port,
-            pools: forwarding::pools(resources, name, &peers, numbers),
+            pools: forwarding::pools(resources, name, &peers, numbers, healths),
             peers,
         }),
     })

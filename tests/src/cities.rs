@@ -123,6 +123,15 @@ impl Cities {
     /// # Errors
     /// When a part does not start.
     pub fn start(resources: &Resources) -> Result<Self> {
+        // Here all are equally far; what the file says is to decide.
+        Self::start_with(resources, "[tunnel]\nprobes = false\n")
+    }
+
+    /// As [`Cities::start`], with sections for each `egress.toml`.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn start_with(resources: &Resources, sections: &str) -> Result<Self> {
         let lab = Lab::up(&topology())?;
         let binary = gateway::binary()?;
         let mut gateways = Vec::new();
@@ -142,6 +151,7 @@ impl Cities {
                 location: location.to_owned(),
                 inside: vec!["in0".to_owned()],
                 max_flows: 4_096,
+                sections: sections.to_owned(),
                 ..Server::default()
             };
             let mut gateway = Gateway::on(lab.node(&node), files, &binary, &server, resources)?;

@@ -108,6 +108,9 @@ fn lives(attach: &str) -> Result<()> {
     site.gateway.kill()?;
     site.gateway.restart()?;
     told(&socket, "READY=1")?;
+    let log = site.gateway.log();
+    ensure!(!log.contains("the segment was not told"), "{log}");
+    ensure!(!log.contains("cannot be asked"), "{log}");
     live.exchange()?;
     let status = site.gateway.json(&["status"])?;
     ensure!(status["ready"] == true, "{status}");

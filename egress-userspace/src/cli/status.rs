@@ -96,16 +96,21 @@ fn text(status: &Status) -> String {
     }
     if !status.dataplane.peers.is_empty() {
         let row = |peer: &crate::dataplane::api::PeerStatus| {
+            let health = status.servers.get(&peer.address);
             vec![
                 peer.address.to_string(),
+                health.map_or_else(|| "-".to_owned(), |health| health.state.to_string()),
+                health
+                    .and_then(|health| health.round_trip_us)
+                    .map_or_else(|| "-".to_owned(), |time| format!("{time} us")),
                 peer.sent_packets.to_string(),
                 peer.received_packets.to_string(),
             ]
         };
         let rows: Vec<_> = status.dataplane.peers.iter().map(row).collect();
         parts.push(table::render(
-            &["SERVER", "SENT ON", "RECEIVED"],
-            &[1, 2],
+            &["SERVER", "", "ROUND TRIP", "SENT ON", "RECEIVED"],
+            &[2, 3, 4],
             &rows,
         ));
     }

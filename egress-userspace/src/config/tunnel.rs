@@ -10,6 +10,8 @@ pub struct Tunnel {
     pub device: String,
     /// Its UDP port; 4789 by default (RFC 7348). The same on all servers.
     pub port: u16,
+    /// Whether the other servers are asked by ICMP echoes whether they are there, and how far (FWD-3, FWD-7); true.
+    pub probes: bool,
 }
 
 impl Default for Tunnel {
@@ -17,6 +19,7 @@ impl Default for Tunnel {
         Self {
             device: "egress0".into(),
             port: 4789,
+            probes: true,
         }
     }
 }
@@ -40,10 +43,14 @@ impl Tunnel {
             .get("port", "port = 4789")
             .and_then(|value| value.integer(1..=u16::MAX.into(), ""))
             .and_then(|port| u16::try_from(port).ok());
+        let probes = table
+            .get("probes", "probes = true")
+            .and_then(|value| value.boolean());
         table.finish();
         Self {
             device: device.unwrap_or(default.device),
             port: port.unwrap_or(default.port),
+            probes: probes.unwrap_or(default.probes),
         }
     }
 }

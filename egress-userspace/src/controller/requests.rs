@@ -63,6 +63,7 @@ impl Handler for Service {
                 let dataplane = controller.dataplane().status()?;
                 value(&Status {
                     frozen: controller.frozen(),
+                    servers: controller.healths().clone(),
                     ..Status::new(dataplane, Some(std::process::id()))
                 })
             }

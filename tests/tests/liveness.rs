@@ -1,0 +1,116 @@
+//! FWD-7: a server that is gone gets no new connections within three seconds, those that are elsewhere do not notice, and
+//! one that is back gets some after a while.
+
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use egress_tests::{
+    cities::{self, Cities},
+    leak::{LeakCheck, Rules},
+    needs,
+    pair::{NET, ORIGIN, ORIGIN_ADDRESS},
+    peer::{self, Caller, Peers},
+    wait,
+};
+
+/// The port at which the test itself is the origin.
+const PORT: u16 = 9_000;
+/// What a busy machine may take for anything.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The pool that Amsterdam and Paris have, and Frankfurt has not.
+const POOL: usize = 3;
+
+fn connect(lab: &Cities, listener: &TcpListener) -> Result<Peers> {
+    let caller = Caller {
+        address: Some(cities::inside(POOL).into()),
+        ..Caller::default()
+    };
+    Peers::connect(&lab.client(0), caller, listener)
+}
+
+/// What the first server knows of another one.
+fn state(lab: &Cities, server: usize) -> Result<String> {
+    let status = lab.gateways[0].json(&["status"])?;
+    let address = format!("203.0.{}.2", server + 1);
+    let state = status["servers"][&address]["state"].as_str();
+    Ok(state
+        .with_context(|| format!("no {address}: {status}"))?
+        .to_owned())
+}
+
+/// The server that the first one sends the zone's new connections to, numbered from 0.
+fn chosen(lab: &Cities) -> Result<Option<usize>> {
+    let source = cities::inside(POOL).to_string();
+    let destination = format!("{ORIGIN_ADDRESS}:{PORT}");
+    let why = lab.gateways[0].json(&["why", &source, &destination])?;
+    let text = why.to_string();
+    Ok(cities::SERVERS
+        .iter()
+        .position(|(name, ..)| text.contains(&format!("\"{name}\"")) && *name != "fra01-s1"))
+}
+
+fn wait_state(lab: &Cities, server: usize, wanted: &str) -> Result<()> {
+    wait::until_true(wanted, LIMIT, || Ok(state(lab, server)? == wanted))
+        .with_context(|| lab.gateways[0].last_words())
+}
+
+#[test]
+fn a_server_that_is_gone_gets_no_new_connections() -> Result<()> {
+    const TEST: &str = "a_server_that_is_gone_gets_no_new_connections";
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let lab = Cities::start_with(&cities::resources(7_000, 9_000), "")?;
+    for server in 1..cities::SERVERS.len() {
+        wait_state(&lab, server, "alive")?;
+    }
+    // Whatever the origin gets is from one of the pools, whoever sends it.
+    let rules = Rules::new().allow((1..=3).map(cities::egress_ip));
+    let check = LeakCheck::start(&lab.lab.node(ORIGIN), "eth0", rules)?;
+    let first = chosen(&lab)?.context("no server is chosen")?;
+    ensure!([3, 4].contains(&first), "{first}");
+    let other = 7 - first;
+    // Replies find their owner from anywhere (FWD-5).
+    lab.replies_to(POOL, other)?;
+    let listener = peer::listen(&lab.lab.node(ORIGIN), (ORIGIN_ADDRESS, PORT).into())?;
+    let mut before = connect(&lab, &listener)?;
+    before.exchange()?;
+    // One that is elsewhere: this server's own.
+    let own = Caller {
+        address: Some(cities::inside(1).into()),
+        ..Caller::default()
+    };
+    lab.replies_to(1, 0)?;
+    let mut elsewhere = Peers::connect(&lab.client(0), own, &listener)?;
+
+    let port = cities::port(first);
+    lab.lab.node(NET).ip(&format!("link set {port} down"))?;
+    let began = Instant::now();
+    wait::until_true("new connections to go elsewhere", LIMIT, || {
+        Ok(chosen(&lab)? == Some(other))
+    })
+    .with_context(|| lab.gateways[0].last_words())?;
+    println!("noticed, and in force, after {:?}", began.elapsed());
+    ensure!(state(&lab, first)? == "silent");
+    let mut after = connect(&lab, &listener)?;
+    after.exchange()?;
+    elsewhere.exchange()?;
+
+    // Back: not at once.
+    lab.lab.node(NET).ip(&format!("link set {port} up"))?;
+    wait_state(&lab, first, "returning")?;
+    let began = Instant::now();
+    let damped = chosen(&lab)? == Some(other) || state(&lab, first)? == "alive";
+    ensure!(damped, "no damping");
+    wait_state(&lab, first, "alive")?;
+    println!("returned after {:?}", began.elapsed());
+    // Those that went elsewhere stay there (FWD-4).
+    after.exchange()?;
+    elsewhere.exchange()?;
+    check.finish()?;
+    Ok(())
+}
