@@ -17,8 +17,9 @@ const BUDGETS: [(&str, [u32; KERNELS.len()]); 9] = [
     // The same steps as `uplink_egress`, for IPv4 alone.
     ("tunnel_ingress", [300_000, 300_000, 200_000, 300_000]),
     ("tunnel_egress", [200_000, 200_000, 120_000, 200_000]),
-    ("arm", [60_000, 60_000, 32_000, 60_000]),
-    ("end_flow", [30_000, 30_000, 12_000, 12_000]),
+    // Records of what closes, and times of what was connected: the oldest and the newest kernel look at more of it.
+    ("arm", [120_000, 60_000, 32_000, 120_000]),
+    ("end_flow", [60_000, 30_000, 12_000, 16_000]),
     ("inject", [100, 100, 100, 100]),
 ];
 
