@@ -21,6 +21,7 @@
 //! | [`free`] | the list of free records |
 //! | [`fragment`] | datagrams that come in fragments: which flow, and which parts were seen |
 //! | [`checksum`], [`reply`] | packets we make ourselves |
+//! | [`probe`] | connections of the daemon's own by a given egress IP |
 //! | [`reason`] | why a packet was dropped: one enum from the kernel to the command line |
 //! | [`record`] | what the flow log is told: opened, closed, refused |
 //! | [`word`] | the compare-and-swap word everything exact is built on |
@@ -54,6 +55,7 @@ pub mod placement;
 mod pod;
 pub mod policy;
 pub mod port;
+pub mod probe;
 pub mod range;
 pub mod reason;
 pub mod record;

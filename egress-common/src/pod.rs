@@ -9,6 +9,7 @@ use crate::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use crate::layout::Layout;
 use crate::peer::{Owners, Peer, PeerNumber, Traffic, Tunnel};
 use crate::policy::{Rule, RuleSet};
+use crate::probe::Probe;
 use crate::reason::Counter;
 use crate::settings::{
     Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MarkSelector, Pool,
@@ -56,6 +57,7 @@ pod!(
     Peer,
     PeerNumber,
     Pool,
+    Probe,
     Reference,
     ReverseKey<V4>,
     ReverseKey<V6>,

@@ -27,6 +27,7 @@ use crate::flow;
 use crate::index::{self, ByEgress, ByInside, Inserted};
 use crate::maps::{Both, POOLS, SCRATCH_OPEN, SECRET};
 use crate::outgoing::{Outgoing, next};
+use crate::probe;
 use crate::record;
 use crate::report;
 use crate::slots;
@@ -45,6 +46,8 @@ pub struct Open<A> {
     place: Reference,
     sequence: Sequence,
     now: u64,
+    /// Cookie of the socket of a [`probe`], else 0.
+    probe: u64,
     /// How long a closed flow's port rests before anybody may take it, ns.
     quarantine: u64,
     version: u32,
@@ -137,6 +140,9 @@ fn failed<A>(ctx: &TcContext, packet: &mut Outgoing<A>, reason: Reason) -> i32 {
         // Not a refusal: the sender will try again, and find the place or the flow then.
         return report::drop(ctx, reason);
     }
+    if packet.probe != 0 {
+        probe::was_refused(packet.probe, reason);
+    }
     packet.reason = reason;
     next::REFUSE
 }
@@ -187,6 +193,12 @@ fn finish<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     match try_finish(packet) {
         Ok(index) => {
             packet.slot = index;
+            if packet.probe != 0
+                && let Some(found) = flow::at::<A>(index)
+            {
+                let generation = found.word.generation;
+                probe::admitted(packet.probe, Reference { index, generation });
+            }
             next::LEAVE
         }
         Err(reason) => failed(ctx, packet, reason),
@@ -255,6 +267,7 @@ fn prepare<A: Scratch>(
     // SAFETY: this CPU's own record.
     unsafe {
         (*open).key = *key;
+        (*open).probe = packet.probe;
         (*open).now = now;
         (*open).quarantine = configuration.settings().timers.quarantine;
         (*open).version = configuration.version;

@@ -5,7 +5,7 @@
 //! | hook (below) | steps |
 //! |---|---|
 //! | tc ingress of an inside interface | [`inside`]: decide the zone, write it into the mark |
-//! | tc egress of the uplink | [`uplink`]: find the flow ([`flow`]); else [`classify`], [`allocate`] (with [`count`]), [`translate`] or [`refuse`]; [`icmp`] errors |
+//! | tc egress of the uplink | [`uplink`]: find the flow ([`flow`]); else [`classify`], [`allocate`] (with [`count`]), [`translate`] or [`refuse`]; [`icmp`] errors; the daemon's own [`probe`]s |
 //! | tc egress of the uplink, last | [`guard`]: nothing of a bound zone passes that [`uplink`] has not seen |
 //! | tc ingress of the uplink | [`reply`]: find the flow by its reverse key, translate back, answer for a flow that is [`over`], or drop; [`icmp`]; [`arp`], [`ndp`] |
 //! | tracepoints | [`cgroup`]: selected cgroups that are created anew, and those that are gone |
@@ -62,6 +62,7 @@ mod options;
 mod outgoing;
 mod over;
 mod policy;
+mod probe;
 mod record;
 mod refuse;
 mod reply;

@@ -24,6 +24,7 @@ use egress_common::key::{FlowKey, OriginKey, Reference, ReverseKey};
 use egress_common::layout::Layout;
 use egress_common::peer::{MAX_PEERS, Owners, Peer, PeerNumber, Traffic, Tunnel, Underlay};
 use egress_common::policy::{MAX_RULES, MAX_SETS, PORTS, Rule, RuleSet};
+use egress_common::probe::{MAX_PROBES, Probe};
 use egress_common::reason::{Counter, Event, Reason};
 use egress_common::record::Head;
 use egress_common::reply;
@@ -180,6 +181,10 @@ pub static DATAGRAM_LOCKS6: Array<Single, { 2 * GROUPS as usize }> = Array::new(
 pub static HELD: Array<Buffer, FRAMES> = Array::new();
 #[btf_map]
 pub static IDENTIFICATIONS: Array<Single, { COUNTERS as usize }> = Array::new();
+
+/// Connections of the daemon's own, by their sockets' cookies (POOL-10).
+#[btf_map]
+pub static PROBES: HashMap<u64, Probe, { MAX_PROBES as usize }, NO_PREALLOC> = HashMap::new();
 
 /// The sweep's timer and how far it got.
 #[repr(C)]

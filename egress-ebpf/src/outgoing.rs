@@ -33,10 +33,12 @@ pub struct Outgoing<A> {
     pub zone: u32,
     /// Pool number once it is known.
     pub pool: u32,
-    /// The one candidate that a policy lets it leave by, from 1; 0: any of the pool's.
+    /// The one candidate that a policy or a probe lets it leave by, from 1; 0: any of the pool's.
     pub only: u32,
     /// The policy that decided, from 1; 0: none.
     pub policy: u32,
+    /// Cookie of the socket of a [`crate::probe`], else 0.
+    pub probe: u64,
     /// Why it is refused, once it is.
     pub reason: Reason,
     /// The slot it leaves by, once that is known.
@@ -101,6 +103,7 @@ impl<A: Family> Outgoing<A> {
         self.ip = ip;
         self.about = ip.protocol;
         self.tag = tag;
+        self.probe = 0;
         self.version = configuration.version;
         self.key = FlowKey {
             inside: ip.source,

@@ -25,7 +25,7 @@ use crate::outgoing::{Outgoing, next};
 use crate::policy::{self, Policed};
 use crate::translate::{self, Endpoint};
 use crate::verdict;
-use crate::{allocate, forward, globals, icmp, refuse, report, slots};
+use crate::{allocate, forward, globals, icmp, probe, refuse, report, slots};
 
 pub fn run(ctx: &TcContext) -> i32 {
     let tag = globals::tag_field().read(verdict::mark(ctx));
@@ -263,6 +263,10 @@ fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 
     }
     if A::egress(&packet.ip.source).is_some() {
         return report::drop(ctx, Reason::ClaimsEgressIp);
+    }
+    let step = probe::first(ctx, packet);
+    if step != probe::NONE {
+        return step;
     }
     let Some(configuration) = Configuration::of(packet.version) else {
         return report::drop(ctx, Reason::Blocked);

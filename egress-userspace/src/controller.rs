@@ -8,6 +8,7 @@ mod change;
 mod draining;
 mod farewell;
 mod policy;
+mod probing;
 mod realms;
 mod requests;
 mod setting;

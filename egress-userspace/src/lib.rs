@@ -24,6 +24,7 @@ mod notify;
 pub mod placed;
 pub mod plan;
 pub mod policy;
+pub mod probe;
 pub mod resolve;
 pub mod resource;
 pub mod store;

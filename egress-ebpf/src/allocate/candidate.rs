@@ -11,6 +11,7 @@ use egress_common::settings::{Candidate, MAX_CANDIDATES, candidate_flag};
 use super::{Open, Scratch, port};
 use crate::count;
 use crate::maps::SECRET;
+use crate::probe;
 
 /// Tries one egress IP: a place below its cap, then a port. Ends the loop when both were found.
 ///
@@ -81,6 +82,11 @@ fn choose<A: Scratch>(nth: u32) -> i32 {
     let Some(mut wanted) = A::candidate((version & 1) * MAX_CANDIDATES + index) else {
         return chosen::END;
     };
+    // SAFETY: as above.
+    let cookie = unsafe { (*open).probe };
+    if cookie != 0 && !probe::is_for(cookie, wanted.address.wide()) {
+        return chosen::END;
+    }
     if wanted.flags & candidate_flag::DRAINING != 0 || wanted.slices == 0 || wanted.capacity == 0 {
         return chosen::NOT_NOW;
     }

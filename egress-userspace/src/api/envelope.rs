@@ -16,7 +16,7 @@ const MAX_PER_PAGE: usize = 1000;
 /// The code of every warning, among the messages of an answer that says yes.
 const WARNING: u32 = 1100;
 
-/// Codes of errors: those of the original's public interface, and five of our own (1404, 1408, 1413, 1429, 1503)
+/// Codes of errors: those of the original's public interface, and six of our own (1400, 1404, 1408, 1413, 1429, 1503)
 /// where that has none in common use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
@@ -30,6 +30,8 @@ pub(super) enum Code {
     InvalidValue = 1007,
     /// A setting that something else decides.
     NotModifiable = 1057,
+    /// An origin that a zone requires to let a pool in does not.
+    NotLetIn = 1400,
     /// A thing that the path names and that is not there.
     NotFound = 1404,
     /// The request did not come to its end.
@@ -59,6 +61,7 @@ impl Code {
             | Self::UnknownSetting
             | Self::InvalidValue
             | Self::NotModifiable
+            | Self::NotLetIn
             | Self::InvalidHeaders
             | Self::MalformedJson => StatusCode::BAD_REQUEST,
             Self::Authentication => StatusCode::UNAUTHORIZED,

@@ -7,6 +7,7 @@ use super::envelope::{Answer, ApiError, Code};
 use super::time::rfc3339;
 use super::{Api, Call};
 use crate::controller::{AegisPatch, Controller, SettingError};
+use crate::probe::Permit;
 use crate::resource::check::eligible;
 use crate::resource::{Address, Kind, Pool, Resources, Zone};
 
@@ -94,26 +95,37 @@ fn setting(controller: &Controller, call: &Call) -> Result<Value, ApiError> {
 }
 
 /// Changes the setting, and says what it is then; without a patch only the latter. Writers come one after the
-/// other, so that the merge of each begins with what the one before left.
+/// other, so that the merge of each begins with what the one before left. What the zone requires to be probed is probed
+/// in between, while nobody waits (POOL-10).
 fn change(api: &Api, call: &Call, patch: Option<&AegisPatch>) -> Result<Value, ApiError> {
-    let mut controller = api.service.controller();
-    let zone = call.zone(&controller.stored().resources())?.id.clone();
-    if let Some(patch) = patch {
-        controller
-            .patch_aegis(&zone, patch, |resources, zone, pool| {
+    let Some(patch) = patch else {
+        return setting(&api.service.controller(), call);
+    };
+    // Also for a zone that is not there, or not the token's.
+    let zone = {
+        let controller = api.service.controller();
+        call.zone(&controller.stored().resources())?.id.clone()
+    };
+    let changed = api
+        .service
+        .permitted(Permit::None, |controller, permit| {
+            controller.patch_aegis(&zone, patch, permit, |resources, zone, pool| {
                 may_use(call, resources, zone, pool)
-            })
-            .map_err(|error| match error {
-                SettingError::NoZone(failure) => ApiError::forbidden(failure.reason),
-                SettingError::FileOwned(failure) => ApiError::new(
-                    Code::NotModifiable,
-                    format!("cannot be modified for this zone: {}", failure.reason),
-                ),
-                SettingError::Invalid(failure) => invalid(failure.reason),
-                SettingError::Failed(failure) => ApiError::internal(&failure),
             })?;
-    }
-    setting(&controller, call)
+            Ok(setting(controller, call))
+        })
+        .map_err(|error| match error {
+            SettingError::NoZone(failure) => ApiError::forbidden(failure.reason),
+            SettingError::FileOwned(failure) => ApiError::new(
+                Code::NotModifiable,
+                format!("cannot be modified for this zone: {}", failure.reason),
+            ),
+            SettingError::Invalid(failure) => invalid(failure.reason),
+            SettingError::NotLetIn(failure) => ApiError::new(Code::NotLetIn, failure.reason),
+            SettingError::Failed(failure) => ApiError::internal(&failure),
+            SettingError::Unprobed(_) => ApiError::internal(&error),
+        })?;
+    changed
 }
 
 /// Whether a caller may choose a pool for a zone: one of its own accounts, or BYOIP that the zone's account owns or

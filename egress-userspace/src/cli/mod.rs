@@ -14,6 +14,7 @@ mod origins;
 mod place;
 mod pool;
 mod pools;
+mod probe;
 mod reference;
 mod run;
 mod status;
@@ -89,6 +90,8 @@ enum Command {
     },
     /// Explain which way a packet leaves, and why.
     Why(why::Args),
+    /// Connect to an origin from every egress IP of a pool, and say which ones it lets in.
+    Probe(probe::Args),
     /// Remove programs, pins and helper interfaces.
     Detach(place::Place),
     /// Print the completion script of a shell.
@@ -200,6 +203,7 @@ fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, CliErro
         Command::Pool { change } => pool::run(context, change),
         Command::Token { change } => token::run(context, change),
         Command::Why(args) => why::run(context, args),
+        Command::Probe(args) => probe::run(context, &args),
         Command::Detach(place) => detach::run(context, &place),
         Command::Completions(args) => reference::completions(context, &args),
         Command::Manual(args) => reference::manual(&args),

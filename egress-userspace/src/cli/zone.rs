@@ -14,6 +14,9 @@ pub(super) enum Change {
         /// The pool (id or name); the one it had when absent.
         #[arg(long)]
         pool: Option<String>,
+        /// Do without the probes that the zone requires: also where an origin does not let the pool in.
+        #[arg(long)]
+        force: bool,
     },
     /// Let a zone's new connections take the default egress; live ones stay as they are.
     Disable {
@@ -24,9 +27,9 @@ pub(super) enum Change {
 
 pub(super) fn run(context: &mut Context<'_>, change: Change) -> Result<Exit, CliError> {
     let (config, _) = context.config()?;
-    let (zone, enabled, pool) = match change {
-        Change::Enable { zone, pool } => (zone, true, pool),
-        Change::Disable { zone } => (zone, false, None),
+    let (zone, enabled, pool, force) = match change {
+        Change::Enable { zone, pool, force } => (zone, true, pool, force),
+        Change::Disable { zone } => (zone, false, None, false),
     };
     let record: ZoneRecord = context::demand(
         &config,
@@ -34,6 +37,7 @@ pub(super) fn run(context: &mut Context<'_>, change: Change) -> Result<Exit, Cli
             zone,
             enabled,
             pool,
+            force,
         },
     )?;
     context.print(&record, || match (&record.pool_id, record.enabled) {

@@ -1,7 +1,7 @@
 //! What is said over the control socket.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -53,6 +53,18 @@ pub enum Request {
         enabled: bool,
         /// The pool, by id or name; the one it has when absent.
         pool: Option<String>,
+        /// Also where an origin does not let the pool in that the zone requires to (POOL-10).
+        #[serde(default, skip_serializing_if = "is_false")]
+        force: bool,
+    },
+    /// Connects to an origin from every address of a pool (POOL-10). Answer: one item an address.
+    Probe {
+        /// The origin.
+        origin: SocketAddr,
+        /// The pool, by id or name.
+        pool: String,
+        /// How long it may take to answer, seconds.
+        seconds: u64,
     },
     /// Keeps new flows from an address or a pool (POOL-9). Answer: a [`Drained`].
     Drain {
@@ -75,6 +87,14 @@ pub enum Request {
     Reload,
     /// Takes everything off and ends the daemon (SAFE-4). Answer: lines that say what was removed.
     Detach,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the form that serde asks for"
+)]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Which members of a list; an absent field lets everything through.
@@ -199,6 +219,7 @@ mod tests {
             zone: "z".into(),
             enabled: true,
             pool: None,
+            force: false,
         };
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(

@@ -22,6 +22,8 @@ pub const MAX_CLIENTS: usize = 16;
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// A client must take each part of the answer within this time: somebody may be reading it in a pager.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+/// The longest time that a member of a list waits for further ones before it is sent.
+const FLUSH: Duration = Duration::from_millis(500);
 /// How long a lock may be held by what is left of an earlier daemon.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// A request holds at most a file, whose quotes and line ends double in JSON.
@@ -314,7 +316,16 @@ fn converse(stream: &UnixStream, handler: &dyn Handler) -> Result<(), LineError>
     let response = match line::read::<Request>(&mut reader, MAX_REQUEST) {
         Ok(None) => return Ok(()),
         Ok(Some(request)) => {
-            let mut item = |value| line::write(&mut writer, &Response::Item(value));
+            let mut flushed = Instant::now();
+            let mut item = |value| {
+                line::write(&mut writer, &Response::Item(value))?;
+                // What takes long is seen while it goes on, and its client knows that it does.
+                if flushed.elapsed() >= FLUSH {
+                    writer.flush()?;
+                    flushed = Instant::now();
+                }
+                Ok(())
+            };
             match handler.handle(request, &mut item) {
                 Ok(value) => Response::Done(value),
                 Err(failure) => Response::Failed(failure),

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Controller;
+use super::probing::{RunProbes, run_probes};
 use crate::config::Config;
 use crate::control::line::LineError;
 use crate::control::{Failure, Filter, Handler, Request};
@@ -15,6 +16,7 @@ use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names, OriginRecord};
 use crate::diagnostic::Source;
 use crate::explain::{Live, explain};
 use crate::inventory::{self, Status};
+use crate::probe::Permit;
 
 /// Opens a second, read-only view of the data plane: long lists are read from it without the daemon's lock, so
 /// that a slow reader holds up nobody.
@@ -24,6 +26,7 @@ pub type OpenView = fn(&Config, Names) -> Result<Box<dyn DataPlaneView>, DataPla
 pub struct Service {
     controller: Mutex<Controller>,
     open_view: OpenView,
+    pub(super) run_probes: RunProbes,
 }
 
 impl Service {
@@ -32,6 +35,7 @@ impl Service {
         Self {
             controller: Mutex::new(controller),
             open_view,
+            run_probes,
         }
     }
 
@@ -53,7 +57,7 @@ impl Service {
     }
 }
 
-type Item<'a> = &'a mut dyn FnMut(Value) -> Result<(), LineError>;
+pub(super) type Item<'a> = &'a mut dyn FnMut(Value) -> Result<(), LineError>;
 
 impl Handler for Service {
     fn handle(&self, request: Request, item: Item<'_>) -> Result<Value, Failure> {
@@ -93,11 +97,18 @@ impl Handler for Service {
                 zone,
                 enabled,
                 pool,
-            } => value(
-                &self
-                    .controller()
-                    .zone_set(&zone, enabled, pool.as_deref())?,
-            ),
+                force,
+            } => {
+                let permit = if force { Permit::Forced } else { Permit::None };
+                value(&self.permitted(permit, |controller, permit| {
+                    controller.zone_set(&zone, enabled, pool.as_deref(), permit)
+                })?)
+            }
+            Request::Probe {
+                origin,
+                pool,
+                seconds,
+            } => self.probe(origin, &pool, seconds, item),
             Request::Drain { subject, reset } => value(&self.controller().drain(&subject, reset)?),
             Request::Undrain { subject } => value(&self.controller().undrain(&subject)?),
             Request::Why { query } => {
@@ -154,12 +165,12 @@ fn list<T: Serialize>(records: Vec<T>, item: Item<'_>) -> Result<Value, Failure>
     Ok(Value::Null)
 }
 
-fn value<T: Serialize>(answer: &T) -> Result<Value, Failure> {
+pub(super) fn value<T: Serialize>(answer: &T) -> Result<Value, Failure> {
     serde_json::to_value(answer)
         .map_err(|error| Failure::failed(format!("the answer cannot be written: {error}"), ""))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err")]
-fn gone(error: LineError) -> Failure {
+pub(super) fn gone(error: LineError) -> Failure {
     Failure::failed(format!("the client is gone: {error}"), "")
 }

@@ -3,6 +3,7 @@
 use super::Controller;
 use crate::control::protocol::Failure;
 use crate::inventory::{ZoneRecord, find_pool, find_zone, zone_record};
+use crate::probe::{Need, Permit};
 use crate::resource::check::eligible;
 use crate::resource::{Aegis, Object, Owner, Pool, Resources, Setting, Zone};
 use crate::store::Change;
@@ -19,6 +20,12 @@ pub enum SettingError {
     /// It may not become what was asked for.
     #[error("{0}")]
     Invalid(Failure),
+    /// Origins have to let the pool in before, and it is not known whether they do (POOL-10).
+    #[error("zone {} requires probes before it is enabled", .0.zone)]
+    Unprobed(Box<Need>),
+    /// An origin that the zone requires to does not let the pool in (POOL-10).
+    #[error("{0}")]
+    NotLetIn(Failure),
     /// It may, but the change did not work, and was undone.
     #[error("{0}")]
     Failed(Failure),
@@ -27,9 +34,12 @@ pub enum SettingError {
 impl From<SettingError> for Failure {
     fn from(error: SettingError) -> Self {
         match error {
+            // Only until it has been probed.
+            SettingError::Unprobed(_) => Self::failed(error.to_string(), "try again"),
             SettingError::NoZone(failure)
             | SettingError::FileOwned(failure)
             | SettingError::Invalid(failure)
+            | SettingError::NotLetIn(failure)
             | SettingError::Failed(failure) => failure,
         }
     }
@@ -51,17 +61,18 @@ impl Controller {
         zone: &str,
         enabled: bool,
         pool: Option<&str>,
-    ) -> Result<ZoneRecord, Failure> {
+        permit: &Permit,
+    ) -> Result<ZoneRecord, SettingError> {
         let resources = self.stored.resources();
-        let zone = find_zone(&resources, zone)?;
+        let zone = find_zone(&resources, zone).map_err(SettingError::NoZone)?;
         let before = resources.aegis(zone);
         let aegis = Aegis {
             enabled,
             pool_id: pool.map(str::to_owned).or(before.pool_id),
         };
-        self.put_aegis(&zone.id, &aegis)?;
+        self.put_aegis(&zone.id, &aegis, permit)?;
         let resources = self.stored.resources();
-        let zone = find_zone(&resources, &zone.id)?;
+        let zone = find_zone(&resources, &zone.id).map_err(SettingError::NoZone)?;
         Ok(zone_record(&self.stored, &resources, zone))
     }
 
@@ -74,6 +85,7 @@ impl Controller {
         &mut self,
         zone: &str,
         patch: &AegisPatch,
+        permit: &Permit,
         may_use: impl Fn(&Resources, &Zone, &Pool) -> bool,
     ) -> Result<(), SettingError> {
         let resources = self.stored.resources();
@@ -97,10 +109,15 @@ impl Controller {
             }
             aegis.pool_id.clone_from(pool_id);
         }
-        self.put_aegis(zone, &aegis)
+        self.put_aegis(zone, &aegis, permit)
     }
 
-    fn put_aegis(&mut self, zone: &str, aegis: &Aegis) -> Result<(), SettingError> {
+    fn put_aegis(
+        &mut self,
+        zone: &str,
+        aegis: &Aegis,
+        permit: &Permit,
+    ) -> Result<(), SettingError> {
         let resources = self.stored.resources();
         let zone = find_zone(&resources, zone).map_err(SettingError::NoZone)?;
         if zone.aegis.is_some() {
@@ -147,6 +164,12 @@ impl Controller {
             }
             _ => {}
         }
+        if let Some(pool) = pool.filter(|_| aegis.enabled)
+            && let Some(need) = self.need(&resources, zone, pool)
+            && !permit.covers(&need)
+        {
+            return Err(SettingError::Unprobed(Box::new(need)));
+        }
         let setting = Setting {
             zone: zone.id.clone(),
             aegis: Aegis {
@@ -159,6 +182,33 @@ impl Controller {
             object: Object::Setting(setting),
         }])
         .map_err(SettingError::Failed)
+    }
+}
+
+impl Controller {
+    /// What must be probed before the zone leaves by the pool; nothing where it does so already.
+    fn need(&self, resources: &Resources, zone: &Zone, pool: &Pool) -> Option<Need> {
+        if zone.require_probe.is_empty() {
+            return None;
+        }
+        let now = resources.aegis(zone);
+        let leaves_by = now.pool_id.as_deref().and_then(|id| resources.pool(id));
+        if now.enabled && leaves_by.is_some_and(|now| now.id == pool.id) {
+            return None;
+        }
+        Some(Need {
+            zone: zone.name.clone(),
+            pool: self
+                .stored
+                .numbers
+                .pools
+                .get(&pool.id)
+                .copied()
+                .unwrap_or(0),
+            pool_id: pool.id.clone(),
+            addresses: pool.addresses.clone(),
+            origins: zone.require_probe.clone(),
+        })
     }
 }
 

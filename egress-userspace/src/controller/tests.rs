@@ -11,7 +11,8 @@ use crate::dataplane::api::{
     ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Names,
     OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
-use crate::inventory::{DaemonState, PoolRecord, Status};
+use crate::inventory::{DaemonState, PoolRecord, Status, ZoneRecord};
+use crate::probe::Permit;
 use crate::resource::{Address, Owner};
 use crate::store::{Limits, SqliteStore};
 
@@ -115,6 +116,8 @@ impl DataPlane for Fake {
     }
 }
 
+mod probing;
+
 const ZONE: &str = "[[zone]]\nid = \"z1\"\nname = \"shop.example\"\naccount = \"acme\"\nsources = [\"10.0.0.0/8\"]\n";
 
 fn file(rest: &str) -> String {
@@ -149,6 +152,17 @@ impl Bench {
             dataplane,
             controller,
         }
+    }
+
+    fn zone_set(
+        &mut self,
+        zone: &str,
+        enabled: bool,
+        pool: Option<&str>,
+    ) -> Result<ZoneRecord, Failure> {
+        Ok(self
+            .controller
+            .zone_set(zone, enabled, pool, &Permit::None)?)
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -278,45 +292,41 @@ fn a_zone_is_enabled_and_disabled_by_command() {
     assert!(!bench.in_force().zones[0].enabled);
     assert!(
         bench
-            .controller
             .zone_set("shop.example", true, None)
             .unwrap_err()
             .usage,
         "no pool yet"
     );
-    let record = bench
-        .controller
-        .zone_set("shop.example", true, Some("a"))
-        .unwrap();
+    let record = bench.zone_set("shop.example", true, Some("a")).unwrap();
     assert!(record.enabled && record.setting_owner == Some(Owner::Api));
     assert!(bench.in_force().zones[0].enabled);
-    let record = bench.controller.zone_set("z1", false, None).unwrap();
+    let record = bench.zone_set("z1", false, None).unwrap();
     assert_eq!(
         (record.enabled, record.pool_id.as_deref()),
         (false, Some("a")),
         "the pool is remembered"
     );
     assert!(!bench.in_force().zones[0].enabled);
-    assert!(bench.controller.zone_set("z1", true, None).unwrap().enabled);
+    assert!(bench.zone_set("z1", true, None).unwrap().enabled);
 }
 
 #[test]
 fn a_zone_that_is_off_forgets_a_pool_that_is_gone() {
     let mut bench = Bench::new(&file(ZONE));
-    bench.controller.zone_set("z1", true, Some("a")).unwrap();
-    bench.controller.zone_set("z1", false, None).unwrap();
+    bench.zone_set("z1", true, Some("a")).unwrap();
+    bench.zone_set("z1", false, None).unwrap();
     let without = format!("account = [{{ id = \"acme\" }}]\n{ZONE}");
     let applied = bench
         .controller
         .apply(&Source::new("r.toml", without), false);
     assert!(applied.unwrap().applied);
 
-    let on = bench.controller.zone_set("z1", true, None).unwrap_err();
+    let on = bench.zone_set("z1", true, None).unwrap_err();
     assert!(
         on.usage && on.reason == "pool a, which zone shop.example had, is gone",
         "{on}"
     );
-    let unknown = bench.controller.zone_set("z1", false, Some("b"));
+    let unknown = bench.zone_set("z1", false, Some("b"));
     assert_eq!(unknown.unwrap_err().reason, "there is no pool b");
     let off = AegisPatch {
         enabled: Some(Some(false)),
@@ -324,11 +334,11 @@ fn a_zone_that_is_off_forgets_a_pool_that_is_gone() {
     };
     bench
         .controller
-        .patch_aegis("z1", &off, |_, _, _| false)
+        .patch_aegis("z1", &off, &Permit::None, |_, _, _| false)
         .unwrap();
-    let zone = bench.controller.zone_set("z1", false, None).unwrap();
+    let zone = bench.zone_set("z1", false, None).unwrap();
     assert_eq!((zone.enabled, zone.pool_id), (false, None));
-    let on = bench.controller.zone_set("z1", true, None).unwrap_err();
+    let on = bench.zone_set("z1", true, None).unwrap_err();
     assert_eq!(on.reason, "zone shop.example has no pool yet");
 }
 
@@ -336,10 +346,7 @@ fn a_zone_that_is_off_forgets_a_pool_that_is_gone() {
 fn a_setting_that_the_file_owns_is_refused_by_name() {
     let setting = "aegis = { enabled = true, pool_id = \"a\" }\n";
     let mut bench = Bench::new(&file(&format!("{ZONE}{setting}")));
-    let failure = bench
-        .controller
-        .zone_set("shop.example", false, None)
-        .unwrap_err();
+    let failure = bench.zone_set("shop.example", false, None).unwrap_err();
     assert!(
         failure
             .reason
@@ -353,7 +360,7 @@ fn a_setting_that_the_file_owns_is_refused_by_name() {
 #[test]
 fn a_pool_in_use_by_command_cannot_vanish_from_the_file() {
     let mut bench = Bench::new(&file(ZONE));
-    bench.controller.zone_set("z1", true, Some("a")).unwrap();
+    bench.zone_set("z1", true, Some("a")).unwrap();
     let without = format!("account = [{{ id = \"acme\" }}]\n{ZONE}");
     let failure = bench
         .controller
@@ -498,6 +505,7 @@ fn requests_over_the_socket_reach_the_controller() {
         zone: "z1".into(),
         enabled: true,
         pool: Some("a".into()),
+        force: false,
     };
     client().call(&set).unwrap();
 

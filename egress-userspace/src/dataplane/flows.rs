@@ -140,7 +140,7 @@ fn record<A: Tabled>(slot: &Slot<A>, named: &Named<'_>, now: u64) -> Option<Flow
         inside: socket(slot.flow.inside, slot.flow.inside_port),
         egress: socket(slot.egress, slot.egress_port),
         origin: socket(slot.flow.origin, slot.flow.origin_port),
-        // Whose zone it is, only the server knows that it came from.
+        // Whose zone it is, only the server knows that it came from; a probe is of none.
         zone: match slot.zone {
             0 => String::new(),
             number => names.zone(number),

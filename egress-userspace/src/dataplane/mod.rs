@@ -24,6 +24,7 @@
 //! | `view`, `flows`, `route` | a packet's route, hooks, tables, flows and counts, read from pins and mapped memory |
 //! | `events` | the log of refusals |
 //! | `records` | the ring buffer of the flow log |
+//! | `probes` | connections of the daemon's own by a given egress IP |
 //! | `detach` | everything off again |
 //! | `maps`, `sys`, `netlink`, `types` | typed maps; the system calls and messages that libraries lack; the kernel's structures |
 
@@ -57,6 +58,7 @@ mod pins;
 mod plane;
 mod policies;
 mod privileges;
+mod probes;
 mod records;
 mod route;
 mod routes;
@@ -78,6 +80,7 @@ pub use detach::detach;
 pub use events::{EventLog, Events};
 pub use plane::{Claim, Plane};
 pub use privileges::check as check_privileges;
+pub use probes::{ProbeExit, Probes, Sight};
 pub use records::{FlowRecords, RecordRing};
 pub use taken::check_free;
 pub use view::View;

@@ -33,6 +33,7 @@ use super::neighbours;
 use super::object::Object;
 use super::peers;
 use super::pins::Pins;
+use super::probes;
 use super::records::FlowRecords;
 use super::rules::Rules;
 use super::ruleset::Surroundings;
@@ -139,6 +140,7 @@ impl Plane {
         let ended = maps.ring("ENDED")?;
         let announcement = Announcement::of(&pins, None)?;
         object.arm(&maps)?;
+        probes::forget_all(&maps)?;
         let mut plane = Self {
             config: config.clone(),
             guard: Guard::of(&pins, field, config.hold_guard),

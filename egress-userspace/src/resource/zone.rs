@@ -1,5 +1,7 @@
 //! A zone: a tenant's traffic, recognised by selectors, and its setting (ZONE-1, ZONE-2).
 
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,9 @@ pub struct Zone {
     pub cgroups: Vec<String>,
     /// Interfaces by which its packets enter; they make the zone a realm.
     pub interfaces: Vec<String>,
+    /// Origins that must let a pool's addresses in before the zone is enabled on it by API or command line (POOL-10).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub require_probe: Vec<SocketAddr>,
     /// The setting, if the file has `[zone.aegis]`; else it is left to API and command line.
     pub aegis: Option<Aegis>,
 }
@@ -61,6 +66,13 @@ impl Zone {
         let marks = list("marks", "marks = [161, \"0x50/0xf0\"]");
         let cgroups = list("cgroups", "cgroups = [\"system.slice/proxy.service\"]");
         let interfaces = list("interfaces", "interfaces = [\"in0\"]");
+        let required = table.list("require_probe", REQUIRED);
+        if let Some(value) = required.get(MAX_REQUIRED) {
+            value.refuse(
+                format!("`require_probe` names more than {MAX_REQUIRED} origins"),
+                "name those that check who comes; every address of the pool connects to each",
+            );
+        }
         if selectors == 0 {
             table.lacks(
                 ["sources", "marks", "cgroups", "interfaces"],
@@ -77,6 +89,7 @@ impl Zone {
             marks: collect(marks, "marks", places, mark::read),
             cgroups: collect(cgroups, "cgroups", places, cgroup),
             interfaces: collect(interfaces, "interfaces", places, interface),
+            require_probe: collect(required, "require_probe", places, required_origin),
             aegis: setting
                 .and_then(|value| value.table("[zone.aegis]"))
                 .map(|table| Aegis::read(table, &name, places)),
@@ -168,6 +181,22 @@ fn cgroup(value: Value<'_, '_>) -> Option<String> {
 }
 
 const EXAMPLE: &str = "write, for instance, cgroups = [\"system.slice/proxy.service\"]";
+
+/// Origins that one zone may require to be probed.
+const MAX_REQUIRED: usize = 16;
+const REQUIRED: &str = "require_probe = [\"198.51.100.10:443\"]";
+
+fn required_origin(value: Value<'_, '_>) -> Option<SocketAddr> {
+    let origin: SocketAddr = value.parsed("an address with a port")?;
+    if origin.port() == 0 || origin.ip().is_unspecified() || origin.ip().is_multicast() {
+        value.refuse(
+            format!("nobody can be connected to at {origin}"),
+            format!("write, for instance, {REQUIRED}"),
+        );
+        return None;
+    }
+    Some(origin)
+}
 
 fn interface(value: Value<'_, '_>) -> Option<String> {
     let name = value.string()?;

@@ -44,6 +44,8 @@ mod over;
 mod passing;
 #[path = "policies.rs"]
 mod policies;
+#[path = "probes.rs"]
+mod probes;
 #[path = "quarantine.rs"]
 mod quarantine;
 #[path = "random.rs"]
