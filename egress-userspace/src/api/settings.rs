@@ -106,8 +106,7 @@ fn change(api: &Api, call: &Call, patch: Option<&AegisPatch>) -> Result<Value, A
         let controller = api.service.controller();
         call.zone(&controller.stored().resources())?.id.clone()
     };
-    let changed = api
-        .service
+    api.service
         .permitted(Permit::None, |controller, permit| {
             controller.patch_aegis(&zone, patch, permit, |resources, zone, pool| {
                 may_use(call, resources, zone, pool)
@@ -124,8 +123,7 @@ fn change(api: &Api, call: &Call, patch: Option<&AegisPatch>) -> Result<Value, A
             SettingError::NotLetIn(failure) => ApiError::new(Code::NotLetIn, failure.reason),
             SettingError::Failed(failure) => ApiError::internal(&failure),
             SettingError::Unprobed(_) => ApiError::internal(&error),
-        })?;
-    changed
+        })?
 }
 
 /// Whether a caller may choose a pool for a zone: one of its own accounts, or BYOIP that the zone's account owns or

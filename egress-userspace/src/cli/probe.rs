@@ -1,6 +1,5 @@
 //! `egress probe`: does an origin let a pool in (POOL-10)?
 
-use std::io;
 use std::net::SocketAddr;
 
 use super::context::{self, Context};
@@ -48,7 +47,7 @@ pub(super) fn run(context: &mut Context<'_>, args: &Args) -> Result<Exit, CliErr
         } else {
             format!("{bad} of {} were not let in", records.len())
         };
-        writeln!(context.err, "error: {verdict}").map_err(io::Error::from)?;
+        writeln!(context.err, "error: {verdict}")?;
     }
     Ok(if good { Exit::Done } else { Exit::Failed })
 }

@@ -154,7 +154,7 @@ fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 mod tests {
     use super::*;
 
-    fn judged(sight: Sight, connected: io::Result<()>) -> (Outcome, Option<f64>) {
+    fn judged(sight: Sight, connected: &io::Result<()>) -> (Outcome, Option<f64>) {
         let mut record = ProbeRecord {
             origin: "198.51.100.10:443".parse().unwrap(),
             address: "192.0.2.10".parse().unwrap(),
@@ -163,7 +163,7 @@ mod tests {
             ms: None,
             detail: None,
         };
-        judge(sight, &connected, 1.5, &mut record);
+        judge(sight, connected, 1.5, &mut record);
         (record.outcome, record.ms)
     }
 
@@ -182,37 +182,37 @@ mod tests {
     fn pool_10_what_the_socket_says_counts_only_with_what_the_data_plane_says() {
         let ours = "192.0.2.10:2048";
         assert_eq!(
-            judged(admitted(ours, false), Ok(())),
+            judged(admitted(ours, false), &Ok(())),
             (Outcome::Connected, Some(1.5))
         );
         // It connected, but not from where it was told to.
-        assert_eq!(judged(Sight::None, Ok(())), (Outcome::NotSent, None));
+        assert_eq!(judged(Sight::None, &Ok(())), (Outcome::NotSent, None));
         assert_eq!(
-            judged(admitted("192.0.2.11:2048", false), Ok(())),
+            judged(admitted("192.0.2.11:2048", false), &Ok(())),
             (Outcome::NotSent, None)
         );
         // Our own RST is not the origin's.
         assert_eq!(
             judged(
                 Sight::Refused(Reason::CapReached),
-                error(libc::ECONNREFUSED)
+                &error(libc::ECONNREFUSED)
             ),
             (Outcome::NoCapacity, None)
         );
         assert_eq!(
-            judged(admitted(ours, true), error(libc::ECONNREFUSED)),
+            judged(admitted(ours, true), &error(libc::ECONNREFUSED)),
             (Outcome::Refused, Some(1.5))
         );
         // Nor is an ICMP error a RST.
         for number in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENOPROTOOPT] {
             assert_eq!(
-                judged(admitted(ours, false), error(number)),
+                judged(admitted(ours, false), &error(number)),
                 (Outcome::Icmp, None)
             );
         }
         let slow = Err(io::Error::from(ErrorKind::TimedOut));
         assert_eq!(
-            judged(admitted(ours, false), slow),
+            judged(admitted(ours, false), &slow),
             (Outcome::TimedOut, None)
         );
     }
