@@ -153,7 +153,7 @@ fn begin<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     match try_begin(ctx, packet) {
         Ok(()) => next::ADMIT,
         // This server has nothing of the pool: another one may have (FWD-2).
-        Err(Reason::NoAddress) if A::FORWARDS => next::FORWARD,
+        Err(Reason::NoAddress) if A::FORWARDS && packet.probe == 0 => next::FORWARD,
         Err(reason) => failed(ctx, packet, reason),
     }
 }

@@ -32,6 +32,7 @@ pub fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     packet.pool = probe.pool;
     packet.only = probe.candidate.saturating_add(1);
     packet.policy = 0;
+    packet.kind = 0;
     packet.redirect = false;
     if packet.cut || !matches!(packet.ip.fragment, Fragment::Whole) {
         return report::drop(ctx, Reason::Malformed);
