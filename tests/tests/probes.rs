@@ -26,8 +26,11 @@ const CLOSED: u16 = 9_006;
 /// A port to which the bound client has a connection.
 const BUSY: u16 = 9_007;
 
-/// What `egress probe` says: whether it was content, and outcomes by address.
-fn probe(site: &Site, origin: SocketAddr) -> Result<(bool, Vec<(String, String)>, Value)> {
+/// Whether a probe was content, outcomes by address, and all it said.
+type Said = (bool, Vec<(String, String)>, Value);
+
+/// What `egress probe` says.
+fn probe(site: &Site, origin: SocketAddr) -> Result<Said> {
     let output =
         site.gateway
             .egress(["probe", &origin.to_string(), "--pool", POOL_NAME, "--json"])?;
