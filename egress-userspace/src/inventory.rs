@@ -2,7 +2,7 @@
 
 mod scope;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use egress_common::placement;
@@ -209,8 +209,9 @@ pub fn pools(
     let resources = stored.resources();
     let scope = Scope::of(&resources, filter)?;
     let by_number: BTreeMap<u16, &PoolLive> = live.iter().map(|pool| (pool.number, pool)).collect();
-    let mut known = Vec::new();
+    let mut known = BTreeSet::new();
     let mut found = Vec::new();
+    let users = users(&resources);
     for pool in &resources.pools {
         let number = stored.numbers.pools.get(&pool.id).copied();
         known.extend(number);
@@ -219,6 +220,7 @@ pub fn pools(
                 &resources,
                 pool,
                 number.and_then(|number| by_number.get(&number)).copied(),
+                users.get(pool.id.as_str()).map_or(&[], Vec::as_slice),
             ));
         }
     }
@@ -240,7 +242,25 @@ pub fn pools(
     Ok(found)
 }
 
-fn pool_record(resources: &Resources, pool: &Pool, live: Option<&PoolLive>) -> PoolRecord {
+/// The names of the enabled zones of each pool, by the pool's id.
+fn users(resources: &Resources) -> HashMap<&str, Vec<String>> {
+    let mut users: HashMap<&str, Vec<String>> = HashMap::new();
+    for zone in &resources.zones {
+        let setting = resources.aegis(zone);
+        let used = setting.pool_id.as_deref().filter(|_| setting.enabled);
+        if let Some(pool) = used.and_then(|reference| resources.pool(reference)) {
+            users.entry(&pool.id).or_default().push(zone.name.clone());
+        }
+    }
+    users
+}
+
+fn pool_record(
+    resources: &Resources,
+    pool: &Pool,
+    live: Option<&PoolLive>,
+    users: &[String],
+) -> PoolRecord {
     let in_force: HashMap<_, _> = live
         .iter()
         .flat_map(|live| &live.addresses)
@@ -264,14 +284,6 @@ fn pool_record(resources: &Resources, pool: &Pool, live: Option<&PoolLive>) -> P
             owners: owners(resources, *address),
         }
     });
-    let uses = |zone: &&Zone| {
-        let setting = resources.aegis(zone);
-        let used = setting
-            .pool_id
-            .as_deref()
-            .and_then(|reference| resources.pool(reference));
-        setting.enabled && used.is_some_and(|used| used.id == pool.id)
-    };
     PoolRecord {
         id: pool.id.clone(),
         name: pool.name.clone(),
@@ -280,12 +292,7 @@ fn pool_record(resources: &Resources, pool: &Pool, live: Option<&PoolLive>) -> P
         used_for: Some(pool.used_for),
         connections_per_origin: Some(pool.connections_per_origin),
         addresses: addresses.collect(),
-        zones: resources
-            .zones
-            .iter()
-            .filter(uses)
-            .map(|zone| zone.name.clone())
-            .collect(),
+        zones: users.to_vec(),
     }
 }
 
