@@ -402,6 +402,7 @@ fn restart_needed(running: &Config, new: &Config) -> Vec<String> {
         ("[server]", running.server == new.server),
         ("[dataplane]", running.dataplane == dataplane),
         ("[store]", running.store == new.store),
+        ("[utilization]", running.utilization == new.utilization),
         ("[control]", running.control == new.control),
         ("[api]", running.api == new.api),
         ("[announce]", running.announce == new.announce),

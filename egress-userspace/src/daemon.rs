@@ -72,6 +72,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     // Those of a shared store are looked up in its copy.
     let tokens = SqliteStore::open(&config.store.sqlite)?;
     let history = History::beside(&config.store.sqlite);
+    let retention = config.utilization;
     let mut plane = Plane::open(claim, &config.dataplane)?;
     plane.announce(config.announce.clone())?;
     let mut watcher = plane.watcher()?;
@@ -88,7 +89,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         })?;
     let (mut api, mut recording) = (None, None);
     if let Some(listener) = listener {
-        match Recording::start(Arc::clone(&service), &history) {
+        match Recording::start(Arc::clone(&service), &history, retention) {
             Ok(started) => recording = Some(started),
             // Nobody's connections depend on it.
             Err(failure) => tracing::error!("utilization is not recorded: {failure}"),

@@ -8,8 +8,10 @@
 pub mod bucket;
 pub mod history;
 pub mod recorder;
+pub mod rollup;
 pub mod stretch;
 
 pub use bucket::{Bucket, Key, Series, Sum};
 pub use history::{History, Row};
 pub use recorder::Recording;
+pub use rollup::Retention;

@@ -11,6 +11,7 @@ mod server;
 mod store;
 mod timers;
 mod tunnel;
+mod utilization;
 
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,7 @@ pub use tunnel::Tunnel;
 
 use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
 use crate::document::{self, Table};
+use crate::utilization::Retention;
 
 /// Where `--config` points unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/egress/egress.toml";
@@ -46,6 +48,8 @@ pub struct Config {
     pub timers: Timers,
     /// `[store]`: where resources are kept.
     pub store: Store,
+    /// `[utilization]`: how long its history is kept.
+    pub utilization: Retention,
     /// `[control]`: the control socket.
     pub control: Control,
     /// `[api]`: the HTTP listener; nothing listens without the section.
@@ -61,12 +65,13 @@ pub struct Config {
 }
 
 /// The top-level keys of this kind of file; `egress validate` tells the kinds apart by them.
-pub const SECTIONS: [&str; 12] = [
+pub const SECTIONS: [&str; 13] = [
     "server",
     "dataplane",
     "exempt",
     "timers",
     "store",
+    "utilization",
     "control",
     "api",
     "resources",
@@ -143,6 +148,10 @@ impl Config {
             exempt: root.section("exempt").map(Exempt::read).unwrap_or_default(),
             timers: root.section("timers").map(Timers::read).unwrap_or_default(),
             store,
+            utilization: root
+                .section("utilization")
+                .map(utilization::read)
+                .unwrap_or_default(),
             control: root
                 .section("control")
                 .map(|table| Control::read(table, directory))

@@ -10,10 +10,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, Row as Columns, params};
 
 use super::bucket::{Bucket, Key, Series, Sum};
+use super::rollup::{self, Retention};
 use crate::dataplane::api::Protocol;
 
 /// Version of the schema, in `PRAGMA user_version`.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// "EGRU", in `PRAGMA application_id`.
 const APPLICATION_ID: i64 = 0x4547_5255;
 /// How long a writer waits for another process.
@@ -64,7 +65,7 @@ pub struct History {
     path: PathBuf,
 }
 
-/// One count's bucket, as it is asked for.
+/// One count's bucket, as it is asked for: five minutes, or of older ones an hour or a day.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// When the bucket began, seconds since 1970.
@@ -77,8 +78,8 @@ pub struct Row {
     pub origin: String,
     /// Connections times ms.
     pub sum: u64,
-    /// How much of the bucket is in the sum, ms.
-    pub covered: u64,
+    /// As many as there could have been.
+    pub possible: u64,
     /// The most connections at once.
     pub max: u64,
     /// The most that were admitted at once.
@@ -120,6 +121,7 @@ impl History {
             if tables == 0 {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(SCHEMA)?;
+                transaction.execute_batch(rollup::TABLES)?;
                 transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
                 transaction.pragma_update(None, "user_version", VERSION)?;
                 transaction.commit()?;
@@ -131,9 +133,12 @@ impl History {
             }
             let version: i64 =
                 connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            if version == 1 {
+            if version == 1 || version == 2 {
                 let transaction = connection.transaction()?;
-                transaction.execute_batch(FROM_1)?;
+                if version == 1 {
+                    transaction.execute_batch(FROM_1)?;
+                }
+                transaction.execute_batch(rollup::TABLES)?;
                 transaction.pragma_update(None, "user_version", VERSION)?;
                 transaction.commit()?;
                 return Ok(VERSION);
@@ -236,11 +241,7 @@ impl History {
         each: &mut dyn FnMut(Row) -> bool,
     ) -> Result<(), HistoryError> {
         let mut read = || -> rusqlite::Result<()> {
-            let mut statement = self.connection.prepare_cached(
-                "SELECT start, pop, egress, origin, sum, max(covered - missed, 0), max, capacity
-                 FROM utilization JOIN bucket USING (start)
-                 WHERE start >= ?1 AND start <= ?2 AND account = ?3",
-            )?;
+            let mut statement = self.connection.prepare_cached(rollup::ALL)?;
             let mut rows = statement.query(params![from, to, account])?;
             while let Some(row) = rows.next()? {
                 let more = each(Row {
@@ -249,7 +250,7 @@ impl History {
                     egress_ip: row.get(2)?,
                     origin: row.get(3)?,
                     sum: row.get(4)?,
-                    covered: row.get(5)?,
+                    possible: row.get(5)?,
                     max: row.get(6)?,
                     capacity: row.get(7)?,
                 });
@@ -262,23 +263,36 @@ impl History {
         read().map_err(|error| self.failed(&error))
     }
 
-    /// Forgets buckets that began before this time (seconds since 1970).
+    /// Puts what is over at `now` (seconds since 1970) into hours and days, and forgets what is too old.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub fn forget_before(&mut self, start: i64) -> Result<(), HistoryError> {
-        let forget = |connection: &mut Connection| -> rusqlite::Result<()> {
+    /// When the file cannot be written; nothing is done then.
+    pub fn tidy(&mut self, now: i64, retention: &Retention) -> Result<(), HistoryError> {
+        let tidy = |connection: &mut Connection| -> rusqlite::Result<()> {
             let transaction = connection.transaction()?;
-            transaction.execute("DELETE FROM utilization WHERE start < ?1", [start])?;
-            transaction.execute("DELETE FROM bucket WHERE start < ?1", [start])?;
+            rollup::tidy(&transaction, now, retention)?;
             transaction.commit()
         };
-        forget(&mut self.connection).map_err(|error| self.failed(&error))
+        tidy(&mut self.connection).map_err(|error| self.failed(&error))
+    }
+
+    /// Nothing is older than this, seconds.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn longest(&self) -> Result<i64, HistoryError> {
+        let query = "SELECT max(kept) FROM grain";
+        let found = self
+            .connection
+            .query_row(query, [], |row| row.get::<_, Option<i64>>(0));
+        let found = found.map_err(|error| self.failed(&error))?;
+        Ok(found.unwrap_or_else(|| Retention::default().longest()))
     }
 }
 
 fn save(connection: &mut Connection, bucket: &Bucket, pop: &str) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
+    rollup::reopen(&transaction, bucket.start)?;
     {
         let mut statement = transaction.prepare_cached(
             "INSERT INTO utilization
@@ -438,20 +452,25 @@ mod tests {
                 egress_ip: "192.0.2.2".into(),
                 origin: "[2001:db8::1]:443".into(),
                 sum: 8,
-                covered: 297_001,
+                possible: 297_001 * 40_000,
                 max: 40_000,
                 capacity: 40_000,
             }
         );
         assert_eq!(rows(&history, "b", 301, 599), []);
-        history.forget_before(600).unwrap();
-        assert_eq!(history.load(300), Ok(None));
+        let short = Retention {
+            five_minutes: 3_600,
+            ..Retention::default()
+        };
+        history.tidy(7_200, &short).unwrap();
+        assert_eq!(history.load(600), Ok(None));
         assert_eq!(
             (
                 rows(&history, "a", 0, 900).len(),
                 rows(&history, "b", 0, 900).len()
             ),
-            (0, 3)
+            (3, 3),
+            "by the hour"
         );
     }
 

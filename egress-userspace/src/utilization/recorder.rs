@@ -10,6 +10,7 @@ use egress_common::usage::PERIOD;
 
 use super::bucket::Bucket;
 use super::history::History;
+use super::rollup::Retention;
 use super::stretch::Stretch;
 use crate::control::Failure;
 use crate::controller::Service;
@@ -21,8 +22,6 @@ use crate::resource::{Address, Resources};
 const REST: i64 = 1_000;
 /// Time after which a bucket under way is kept: what a killed daemon has not kept, the data plane still has.
 const KEEP: Duration = Duration::from_secs(30);
-/// How long history is kept, seconds: 31 days.
-pub const KEPT: i64 = 31 * 86_400;
 
 /// Where counts come from.
 trait Source {
@@ -59,6 +58,7 @@ impl Source for Arc<Service> {
 struct Recorder<S> {
     source: S,
     history: History,
+    retention: Retention,
     bucket: Option<Bucket>,
     /// The maps that were read, and until when by their clock, ns.
     read: Option<(u64, u64)>,
@@ -66,10 +66,11 @@ struct Recorder<S> {
 }
 
 impl<S: Source> Recorder<S> {
-    fn new(source: S, history: History) -> Self {
+    fn new(source: S, history: History, retention: Retention) -> Self {
         Self {
             source,
             history,
+            retention,
             bucket: None,
             read: None,
             kept: None,
@@ -123,7 +124,7 @@ impl<S: Source> Recorder<S> {
         }
         let next = known.unwrap_or_else(|| Bucket::new(start, self.bucket.as_ref()));
         self.bucket = Some(next);
-        self.history.forget_before(start - KEPT).map_err(failed)
+        self.history.tidy(start, &self.retention).map_err(failed)
     }
 
     /// Keeps what there is of the bucket under way.
@@ -176,12 +177,12 @@ impl Recording {
     ///
     /// # Errors
     /// When the file cannot be used, or there is no thread to be had.
-    pub fn start(service: Arc<Service>, path: &Path) -> Result<Self, Failure> {
+    pub fn start(service: Arc<Service>, path: &Path, kept: Retention) -> Result<Self, Failure> {
         let history = History::open(path).map_err(failed)?;
         let (end, ended) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("utilization".into())
-            .spawn(move || run(Recorder::new(service, history), &ended))
+            .spawn(move || run(Recorder::new(service, history, kept), &ended))
             .map_err(failed)?;
         Ok(Self {
             end: Some(end),

@@ -187,7 +187,7 @@ fn gather(
             let parts: Vec<Part> = dimensions.iter().map(|one| one.of(&row)).collect();
             let group = groups.entry(parts).or_default();
             group.sum += u128::from(row.sum);
-            group.possible += u128::from(row.covered) * u128::from(row.capacity);
+            group.possible += u128::from(row.possible);
             group.max = group
                 .max
                 .max(crate::dataplane::api::utilization(row.max, row.capacity));

@@ -7,7 +7,7 @@ use super::Problem;
 use super::document::{Document, Object, leaf, unknown};
 use super::filter::text;
 use super::groups::{self, MAX_LIMIT, Scan};
-use crate::utilization::{History, recorder::KEPT};
+use crate::utilization::History;
 
 /// The node with utilization.
 const NODE: &str = "aegisIpUtilizationAdaptiveGroups";
@@ -45,7 +45,7 @@ pub(super) fn root(
             let fields = document.fields_of(&field.selection_set.node)?;
             let answer = Object::of(fields, "Account", |field| match field.name.node.as_str() {
                 "accountTag" => leaf(field).map(|()| ConstValue::String(account.clone())),
-                "settings" => settings(document, field),
+                "settings" => settings(document, field, history),
                 NODE => {
                     nodes += 1;
                     if nodes > MAX_NODES {
@@ -105,7 +105,7 @@ fn account(
 }
 
 /// What a token may ask.
-fn settings(document: &Document, field: &Field) -> Result<ConstValue, Problem> {
+fn settings(document: &Document, field: &Field, history: &History) -> Result<ConstValue, Problem> {
     document.arguments(field, &[])?;
     let fields = document.fields_of(&field.selection_set.node)?;
     Object::of(fields, "AccountSettings", |field| {
@@ -125,7 +125,13 @@ fn settings(document: &Document, field: &Field) -> Result<ConstValue, Problem> {
                 ),
                 "maxPageSize" => ConstValue::Number(MAX_LIMIT.into()),
                 "maxNumberOfFields" => ConstValue::Number(FIELDS.len().into()),
-                "notOlderThan" | "maxDuration" => ConstValue::Number(KEPT.into()),
+                "notOlderThan" | "maxDuration" => {
+                    let longest = history.longest().map_err(|error| {
+                        tracing::error!(%error, "the history of utilization cannot be read");
+                        Problem::new("the history cannot be read; the daemon's log says why")
+                    })?;
+                    ConstValue::Number(longest.into())
+                }
                 _ => {
                     let known = "enabled, availableFields, maxPageSize, maxNumberOfFields, notOlderThan, maxDuration";
                     return Err(unknown(field, NODE, known));

@@ -233,7 +233,7 @@ fn obs_2_variables_of_any_type_fragments_and_settings() {
                 "accountTag": "a",
                 "__typename": "Account",
                 "aegisIpUtilizationAdaptiveGroups": [{ "max": { "utilization": 0.01 } }],
-                "settings": { "aegisIpUtilizationAdaptiveGroups": { "enabled": true, "notOlderThan": 2_678_400 } },
+                "settings": { "aegisIpUtilizationAdaptiveGroups": { "enabled": true, "notOlderThan": 95_040_000 } },
             }]),
             "{kind}: {answer}"
         );

@@ -214,7 +214,11 @@ impl Bench {
 
     fn start(&mut self) {
         let history = History::open(&self.path).unwrap();
-        self.recorder = Some(Recorder::new(self.origin.clone(), history));
+        self.recorder = Some(Recorder::new(
+            self.origin.clone(),
+            history,
+            Retention::default(),
+        ));
     }
 
     /// Killed: nothing is kept at the end.
