@@ -241,6 +241,11 @@ impl Controller {
         Ok(true)
     }
 
+    /// Whether what is stored is not in force yet.
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
     /// What is known of the other servers.
     pub fn healths(&self) -> &Healths {
         &self.healths

@@ -135,6 +135,13 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                     }
                 }
                 watch_others(&service, prober.as_ref());
+                // What could not be put in force before.
+                if healths.as_ref().is_some_and(|now| *now.borrow() != *service.controller().healths()) {
+                    hear(&service, healths.as_mut(), &mut trouble);
+                }
+                if service.controller().is_behind() {
+                    follow(&service, &mut trouble);
+                }
                 trouble.note("logging refusals", refusals.look_after().await);
                 trouble.note(LOGGING, logging.follow(&service));
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -24,6 +25,10 @@ const MESSAGE: usize = 8 + 16;
 /// Types of ICMP (RFC 792) and ICMPv6 (RFC 4443): a question and its answer.
 const ECHO: [u8; 2] = [8, 128];
 const REPLY: [u8; 2] = [0, 129];
+
+/// Socket options (linux/icmp.h, linux/icmpv6.h).
+const ICMP_FILTER: libc::c_int = 1;
+const ICMP6_FILTER: libc::c_int = 1;
 
 /// Whom to ask, and from which address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -177,7 +182,10 @@ impl Round {
         match &self.socket {
             Some(socket) => {
                 let mut buffer = [MaybeUninit::<u8>::uninit(); 256];
-                while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                // Whatever else comes: the next question is asked, and time is looked at.
+                while now.elapsed() < POLL
+                    && let Ok((length, from)) = socket.recv_from(&mut buffer)
+                {
                     let bytes: Vec<u8> = buffer[..length]
                         .iter()
                         // SAFETY: the kernel has just written so many bytes.
@@ -188,10 +196,10 @@ impl Round {
                     let Some((from, sent)) = from.zip(sent) else {
                         continue;
                     };
-                    let now = Instant::now();
-                    let round_trip = now.duration_since(self.begun).saturating_sub(sent);
+                    let here = Instant::now();
+                    let round_trip = here.duration_since(self.begun).saturating_sub(sent);
                     if let Some(record) = self.records.get_mut(&from) {
-                        record.answered(now, round_trip);
+                        record.answered(here, round_trip);
                     }
                 }
             }
@@ -250,9 +258,36 @@ fn open(own: IpAddr) -> io::Result<Socket> {
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
     };
     let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+    filter(&socket, own)?;
     socket.bind(&SocketAddr::new(own, 0).into())?;
     socket.set_read_timeout(Some(POLL))?;
     Ok(socket)
+}
+
+/// Lets in nothing but answers: what others ask this host is the kernel's.
+fn filter(socket: &Socket, own: IpAddr) -> io::Result<()> {
+    // A bit for each type that is kept out: 32 of ICMP (linux/icmp.h), 256 of ICMPv6 (RFC 3542, section 3.2).
+    let mut types = [u32::MAX; 8];
+    let reply = usize::from(REPLY[usize::from(own.is_ipv6())]);
+    types[reply / 32] &= !(1 << (reply % 32));
+    let (level, name, length) = match own {
+        IpAddr::V4(_) => (libc::SOL_RAW, ICMP_FILTER, 4),
+        IpAddr::V6(_) => (libc::IPPROTO_ICMPV6, ICMP6_FILTER, 32),
+    };
+    // SAFETY: the filter is ours and at least as long as we say.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            types.as_ptr().cast(),
+            length,
+        )
+    };
+    if set < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// RFC 1071, of an even number of bytes.
