@@ -125,6 +125,8 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, zon
         || !packet.has_ports()
         || packet.key.realm != realm::COMMON
         || packet.read_transport(&Frame::now(ctx)).is_err()
+        // The flow is found again by it, and no port is port 0.
+        || packet.key.inside_port == 0
     {
         return report::drop(ctx, Reason::Malformed);
     }

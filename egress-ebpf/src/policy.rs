@@ -98,6 +98,11 @@ fn look_up<A: Policed>(packet: &mut Outgoing<A>) -> i32 {
     packet.policy = rule.policy + 1;
     let exit = A::exit(rule);
     if exit.pool == 0 {
+        // What an error quotes is its sender's word: it vouches for nobody but the one who was asked (SAFE-1).
+        if packet.ip.protocol != packet.about && packet.key.inside != packet.ip.source {
+            packet.reason = Reason::IcmpError;
+            return next::REFUSE;
+        }
         return next::PASS;
     }
     packet.pool = exit.pool;

@@ -229,21 +229,23 @@ impl Controller {
     /// When the store cannot be read, or what it holds cannot be put in force here: what was in force stays so, and
     /// the next call tries again.
     pub fn refresh(&mut self) -> Result<bool, Failure> {
-        let stored = self.store.load()?;
-        if stored == self.stored && !self.behind {
+        // Something has changed, whatever comes of asking what.
+        let was_behind = std::mem::replace(&mut self.behind, true);
+        let stored = self.store.current()?;
+        if stored == self.stored && !was_behind {
+            self.behind = false;
             return Ok(false);
         }
         // Whatever comes of it, this is what the next change is made to.
         self.stored = stored;
-        self.behind = true;
         self.put_in_force()?;
         self.behind = false;
         Ok(true)
     }
 
-    /// Whether what is stored is not in force yet.
+    /// Whether what is stored is not in force yet, and could be.
     pub fn is_behind(&self) -> bool {
-        self.behind
+        self.behind && self.store.trouble().is_none()
     }
 
     /// What is known of the other servers.
@@ -276,7 +278,9 @@ impl Controller {
 
     /// Why the configuration cannot be changed now, if it cannot (CLU-2).
     pub fn frozen(&self) -> Option<String> {
-        self.store.trouble()
+        let behind = "what the store holds could not be put in force here (the log says why)";
+        let behind = self.behind.then(|| behind.to_owned());
+        self.store.trouble().or(behind)
     }
 
     /// Takes everything off (SAFE-4).
@@ -299,7 +303,7 @@ impl Controller {
             }
         }
         let before = self.stored.clone();
-        let failure = match self.store.load() {
+        let failure = match self.store.current() {
             Ok(stored) => {
                 self.stored = stored;
                 match self.put_in_force() {

@@ -9,7 +9,7 @@ use egress_common::placement::digest;
 use egress_common::share::{self, END_OF_TARGETS, FIRST_TARGET, Offer, SHARES};
 
 use crate::desired::{DesiredForward, DesiredPeer, Tier};
-use crate::liveness::Healths;
+use crate::liveness::{Healths, State};
 use crate::placed::{self, Standing};
 use crate::resource::{Address, Pool, Resources};
 use crate::store::Numbers;
@@ -102,11 +102,18 @@ impl<'r> Known<'r> {
             out: BTreeSet::new(),
             measured: BTreeMap::new(),
         };
+        let health = |peer: &DesiredPeer| healths.get(&peer.address).copied();
+        // After a moment of its own without a network this server would else have nobody: better one that has just
+        // come back than none.
+        let nobody = peers
+            .iter()
+            .all(|peer| health(peer).is_some_and(|health| !health.takes()));
         for peer in peers {
-            let Some(health) = healths.get(&peer.address) else {
+            let Some(health) = health(peer) else {
                 continue;
             };
-            if !health.takes() {
+            let back = nobody && health.state == State::Returning;
+            if !health.takes() && !back {
                 known.out.insert(&peer.name);
                 continue;
             }

@@ -33,6 +33,14 @@ pub trait StateStore: Send {
     /// Everything that is kept.
     fn load(&self) -> Result<Stored, StoreError>;
 
+    /// As [`Self::load`], but never what may be out of date.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] where a shared store does not answer.
+    fn current(&self) -> Result<Stored, StoreError> {
+        self.load()
+    }
+
     /// Makes all changes, or none. A zone or pool that is put gets a number if it has none.
     ///
     /// # Errors

@@ -104,10 +104,10 @@ fn a_server_that_is_gone_gets_no_new_connections() -> Result<()> {
     lab.lab.node(NET).ip(&format!("link set {port} up"))?;
     wait_state(&lab, first, "returning")?;
     let began = Instant::now();
-    let damped = chosen(&lab)? == Some(other) || state(&lab, first)? == "alive";
-    ensure!(damped, "no damping");
     wait_state(&lab, first, "alive")?;
-    println!("returned after {:?}", began.elapsed());
+    let took = began.elapsed();
+    println!("returned after {took:?}");
+    ensure!(took > Duration::from_secs(8), "no damping: {took:?}");
     // Those that went elsewhere stay there (FWD-4).
     after.exchange()?;
     elsewhere.exchange()?;

@@ -70,7 +70,7 @@ fn translate<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(),
         _ => return Err(Reason::FragmentRefused),
     }
     let found = flow::<A>().ok_or(Reason::FragmentRefused)?;
-    if found.word.has(flag::EXPIRED) {
+    if found.word.has(flag::EXPIRED) || found.word.has(flag::FORWARDED) {
         return Err(Reason::FragmentRefused);
     }
     flows::count(ctx, found.slot, Way::Out, packet.ip.length);

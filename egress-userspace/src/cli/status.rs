@@ -52,7 +52,7 @@ fn text(status: &Status) -> String {
     )];
     if let Some(reason) = &status.frozen {
         parts.push(format!(
-            "store       {reason}: configuration and ownership are frozen, connections go on"
+            "store       {reason}; what is in force stays so, and connections go on"
         ));
     }
     if status.dataplane.routed {

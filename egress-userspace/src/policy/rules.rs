@@ -57,7 +57,9 @@ fn expand(expression: &Expression, negated: bool) -> Result<Vec<Alternative>, To
             let mut found = vec![Alternative::new()];
             for part in parts {
                 let more = expand(part, negated)?;
-                if found.len() * more.len() > MAX_ALTERNATIVES {
+                let conditions = |all: &[Alternative]| all.iter().map(Vec::len).sum::<usize>();
+                let product = found.len() * conditions(&more) + more.len() * conditions(&found);
+                if found.len() * more.len() > MAX_ALTERNATIVES || product > MAX_CONDITIONS {
                     return Err(TooManyAlternatives);
                 }
                 found = found
@@ -72,6 +74,9 @@ fn expand(expression: &Expression, negated: bool) -> Result<Vec<Alternative>, To
         }
     }
 }
+
+/// The most conditions of all alternatives of a policy: each is looked at for every address of every other.
+const MAX_CONDITIONS: usize = 2_048;
 
 fn within(found: &[Alternative]) -> Result<(), TooManyAlternatives> {
     if found.len() > MAX_ALTERNATIVES {

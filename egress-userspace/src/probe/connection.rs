@@ -48,8 +48,11 @@ pub(super) fn attempt(
     let ms = began.elapsed().as_secs_f64() * 1_000.0;
     // Asked while the socket is open: what is said of the connection is the origin's doing then, not ours.
     let sight = probes.look(cookie, origin.ip());
+    // Gone before its cookie is: what it sends while it is there, it sends by this candidate.
     if connected.is_ok() {
         part(socket.into());
+    } else {
+        drop(socket);
     }
     probes.forget(cookie)?;
     judge(sight?, &connected, ms, record);

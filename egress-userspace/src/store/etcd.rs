@@ -51,7 +51,8 @@ impl EtcdStore {
     pub fn open(config: &Etcd, copy: &Path) -> Result<Self, StoreError> {
         let mut local = SqliteStore::open(copy)?;
         let source = config.source();
-        local.become_copy_of(&source)?;
+        // Members come and go.
+        local.become_copy_of(&config.prefix)?;
         Ok(Self {
             remote: Remote::new(config).map_err(|reason| unavailable(&source, reason))?,
             copy: Mutex::new(local),
@@ -99,9 +100,13 @@ impl EtcdStore {
                     None => return Ok(None),
                 },
                 // Somebody else has done it already, or will: it is committed.
-                Step::Then(txn) => {
-                    self.remote.transact(&txn).map_err(failed)?;
-                }
+                Step::Then(txn) => match self.remote.transact(&txn) {
+                    Err(reason) if generation != before.generation => {
+                        tracing::warn!(reason, "a commit is left to the next writer to carry out");
+                        break;
+                    }
+                    other => drop(other.map_err(failed)?),
+                },
             }
         }
         Ok(Some(generation))
@@ -117,7 +122,7 @@ impl EtcdStore {
             let (ops, outcome) = change(&before)?;
             if ops.is_empty() || self.put(&before, ops)?.is_some() {
                 // The copy has what the tokens are looked up in.
-                self.load()?;
+                self.current()?;
                 return Ok(outcome);
             }
         }
@@ -130,25 +135,8 @@ const ATTEMPTS: usize = 8;
 
 impl StateStore for EtcdStore {
     fn load(&self) -> Result<Stored, StoreError> {
-        match self.fetch() {
-            Ok(content) => {
-                let stored = content.stored(&self.path())?;
-                let tokens = content.tokens(&self.path())?;
-                let copied = self.copy().copy(&Copy {
-                    stored: &stored,
-                    tokens: &tokens,
-                    generation: content.generation,
-                });
-                if let Err(error) = copied {
-                    // A full disk: this server goes on, and could not start without etcd.
-                    tracing::warn!(%error, "etcd's contents could not be copied");
-                }
-                *self.known() = Known {
-                    generation: content.generation,
-                    current: true,
-                };
-                Ok(stored)
-            }
+        match self.current() {
+            Ok(stored) => Ok(stored),
             Err(error @ StoreError::Unavailable { .. }) => {
                 let copy = self.copy();
                 let generation = copy.generation()?.ok_or(error)?;
@@ -161,6 +149,26 @@ impl StateStore for EtcdStore {
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn current(&self) -> Result<Stored, StoreError> {
+        let content = self.fetch()?;
+        let stored = content.stored(&self.path())?;
+        let tokens = content.tokens(&self.path())?;
+        let copied = self.copy().copy(&Copy {
+            stored: &stored,
+            tokens: &tokens,
+            generation: content.generation,
+        });
+        if let Err(error) = copied {
+            // A full disk: this server goes on, and could not start without etcd.
+            tracing::warn!(%error, "etcd's contents could not be copied");
+        }
+        *self.known() = Known {
+            generation: content.generation,
+            current: true,
+        };
+        Ok(stored)
     }
 
     fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<(), StoreError> {

@@ -79,6 +79,31 @@ fn forwarded(plane: &DataPlane, packet: &Packet) {
     assert_eq!(sent.mark, done(MASK));
 }
 
+/// No flow is found again by port 0, so none is opened: neither a slot nor an entry of an index is taken.
+#[test]
+fn cap_6_what_comes_from_port_0_takes_no_place() {
+    let Some(plane) = without_addresses() else {
+        return;
+    };
+    let from: Endpoint = (INSIDE.0, 0);
+    let packets = [
+        Packet::tcp(from, ORIGIN, SYN),
+        Packet::udp(from, ORIGIN, b"question"),
+    ];
+    for packet in &packets {
+        let handed = plane.out(packet);
+        if handed.verdict == Verdict::Redirect {
+            let meta = Meta {
+                mark: handed.mark,
+                ..Meta::default()
+            };
+            plane.dropped_with(Hook::TunnelEgress, packet, meta, Reason::Malformed);
+        }
+    }
+    assert_eq!(plane.reason(Reason::Malformed), 2);
+    plane.consistent();
+}
+
 #[test]
 fn fwd_4_a_flow_keeps_its_server_and_new_ones_go_elsewhere() {
     let Some(mut plane) = without_addresses() else {

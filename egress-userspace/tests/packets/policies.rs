@@ -188,6 +188,23 @@ fn policy_3_an_error_takes_the_default_egress_where_what_it_is_about_does() {
     );
 }
 
+/// What an error quotes is its sender's word: it does not lend another host a policy that is not its own.
+#[test]
+fn safe_1_an_error_about_a_neighbour_does_not_leave_by_the_neighbours_policy() {
+    let of_inside = format!("net.src.ip == {}", text(INSIDE.0));
+    let Some(plane) = policed(&[(of_inside.as_str(), DEFAULT)]) else {
+        return;
+    };
+    let about = Packet::udp((ORIGIN.0, 443), INSIDE, b"hello").ip_bytes();
+    let from = |source| Packet::icmp(source, ORIGIN.0, NO_PORT.0, NO_PORT.1, &about);
+    plane.passes(&from(INSIDE.0));
+    plane.dropped(
+        crate::harness::Hook::UplinkEgress,
+        &from(at([10, 1, 0, 9])),
+        Reason::IcmpError,
+    );
+}
+
 #[test]
 fn safe_1_a_policy_whose_address_this_server_has_no_part_of_refuses() {
     let Some(plane) = policed(&[("", NOWHERE)]) else {

@@ -376,10 +376,10 @@ fn here(checker: &Checker<'_, '_>, server: &Server) {
             checker.warning(
                 Place::object(Kind::Pool, object),
                 format!(
-                    "this server, {}, owns nothing of pool {}: it refuses what the pool's zones send",
+                    "this server, {}, owns nothing of pool {}: other servers translate what the pool's zones send by IPv4",
                     server.name, pool.id
                 ),
-                "give its data center a share; connections are not forwarded to other servers in this version",
+                "give its data center a share if they are to leave here",
             );
         }
     }
