@@ -183,6 +183,12 @@ fn the_configuration_and_the_commands_work_as_printed() -> Result<()> {
                     "{said}"
                 );
             }
+            // Nobody is there.
+            ["egress", "probe", ..] => {
+                let error = place.egress(&words).err();
+                let said = format!("{:#}", error.context("it let everything in")?);
+                ensure!(said.contains("2 of 2 were not let in"), "{said}");
+            }
             ["egress", "zone", ..] => {
                 // For zones without [zone.aegis] in the file, it says.
                 let file = directory.join("resources.toml");
