@@ -290,7 +290,7 @@ fn what_may_not_be_made_is_refused_with_its_code() -> Result<()> {
         &of(OTHER_ACCOUNT, "egress/pools"),
         &json!({ "addresses": ["198.51.100.9"] }),
     )?;
-    refused("POOL-7", &theirs, (400, 1007), &["nor was it delegated"])?;
+    refused("POOL-7", &theirs, (400, 1007), &["or was delegated"])?;
     let filed = format!("{pools}/filed");
     for (what, reply, outcome) in [
         ("the same id", pool("taken", &["192.0.2.11"])?, (400, 1007)),
@@ -526,7 +526,7 @@ fn pool_7_a_zone_leaves_by_a_prefix_once_that_was_delegated() -> Result<()> {
         "delegation",
         &delete(&owner, &right)?,
         (400, 1007),
-        &["POOL-7"],
+        &["another account"],
     )?;
     let binding = made(&owner.get(&bindings)?)?[0]["id"].clone();
     let binding = format!("{bindings}/{}", binding.as_str().context("an id")?);

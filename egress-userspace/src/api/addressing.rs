@@ -106,13 +106,17 @@ fn put(
     prefix: Prefix,
     registration: Registration,
 ) -> Result<(), ApiError> {
-    Ok(controller.change(&[Change::Put {
-        owner: Owner::Api,
-        object: Object::Prefix(Prefix {
-            registration: Some(registration),
-            ..prefix
-        }),
-    }])?)
+    let account = prefix.account.clone();
+    Ok(controller.change(
+        &account,
+        &[Change::Put {
+            owner: Owner::Api,
+            object: Object::Prefix(Prefix {
+                registration: Some(registration),
+                ..prefix
+            }),
+        }],
+    )?)
 }
 
 /// A prefix without bits set outside it.

@@ -1,12 +1,13 @@
 //! Leased IPs: addresses that an account has from the operator. Giving them takes the operator's permission.
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::body::{self, Body, invalid, not_found, of_file};
 use super::egress::account_pools;
 use super::envelope::{Answer, ApiError, page};
 use super::{Api, Call};
-use crate::resource::{Address, Kind, Lease, Object, Owner};
+use crate::resource::{Address, Kind, Lease, Object, Owner, Resources};
 use crate::store::Change;
 
 /// `GET /accounts/{account_id}/egress/leased_ips`: those in pools, then those that wait for one.
@@ -42,6 +43,11 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let address = body::address(body.needs("address", "\"192.0.2.10\"")?)?;
     let mut controller = api.service.controller();
     let resources = controller.stored().resources();
+    if is_anothers(&resources, account, address.net()) {
+        return Err(invalid(format!(
+            "{address} is another account's, or a part of what is, or around it"
+        )));
+    }
     if resources
         .leases
         .iter()
@@ -49,25 +55,17 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     {
         return Err(invalid(format!("{address} is leased already")));
     }
-    let net = address.net();
-    let others = resources.pools.iter().find(|pool| {
-        let mut members = pool.addresses.iter().map(|member| member.net());
-        members.any(|member| member.contains(&net) || net.contains(&member))
-            && !resources.same_account(&pool.account, account)
-    });
-    if others.is_some() {
-        return Err(invalid(format!(
-            "{address} is in a pool of another account: an egress IP belongs to one pool (POOL-4)"
-        )));
-    }
     let lease = Lease {
         address,
         account: account.to_owned(),
     };
-    controller.change(&[Change::Put {
-        owner: Owner::Api,
-        object: Object::Lease(lease),
-    }])?;
+    controller.change(
+        account,
+        &[Change::Put {
+            owner: Owner::Api,
+            object: Object::Lease(lease),
+        }],
+    )?;
     Ok(Answer::Created(unused(address)))
 }
 
@@ -99,11 +97,29 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         }
         (Some(_), None) => {}
     }
-    controller.change(&[Change::Remove {
-        kind: Kind::Lease,
-        id: address.to_string(),
-    }])?;
+    controller.change(
+        account,
+        &[Change::Remove {
+            kind: Kind::Lease,
+            id: address.to_string(),
+        }],
+    )?;
     Ok(Answer::Gone)
+}
+
+/// Whether another account has any of these addresses: leased, brought along, or in a pool. One answer for all of them.
+pub(super) fn is_anothers(resources: &Resources, account: &str, net: IpNet) -> bool {
+    let leases = resources.leases.iter();
+    let leases = leases.map(|lease| (&lease.account, lease.address.net()));
+    let prefixes = resources.prefixes.iter();
+    let prefixes = prefixes.map(|prefix| (&prefix.account, prefix.cidr));
+    let pools = resources.pools.iter().flat_map(|pool| {
+        let members = pool.addresses.iter();
+        members.map(move |member| (&pool.account, member.net()))
+    });
+    leases.chain(prefixes).chain(pools).any(|(owner, other)| {
+        (other.contains(&net) || net.contains(&other)) && !resources.same_account(owner, account)
+    })
 }
 
 /// A leased address that is in no pool yet.

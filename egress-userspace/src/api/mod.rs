@@ -105,6 +105,13 @@ impl Call {
             .is_some_and(|(account, token)| token.is_for(&account.id))
     }
 
+    /// Whether the token allows this, too.
+    fn allows(&self, wanted: Permission) -> bool {
+        self.token
+            .as_ref()
+            .is_some_and(|token| token.allows(wanted))
+    }
+
     /// The zone of the path. One of another account is treated as one that does not exist: nobody learns which ids
     /// there are.
     fn zone<'r>(&self, resources: &'r Resources) -> Result<&'r Zone, ApiError> {

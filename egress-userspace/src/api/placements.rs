@@ -52,10 +52,13 @@ pub(super) fn put(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     }
     let placement = Placement { address, shares };
     let answer = shown(&placement);
-    controller.change(&[Change::Put {
-        owner: Owner::Api,
-        object: Object::Placement(placement),
-    }])?;
+    controller.change(
+        account,
+        &[Change::Put {
+            owner: Owner::Api,
+            object: Object::Placement(placement),
+        }],
+    )?;
     Ok(Answer::One(answer))
 }
 
@@ -73,7 +76,7 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         }
         Some((Owner::Api, _)) => {}
     }
-    controller.change(&[Change::Remove { kind, id }])?;
+    controller.change(account, &[Change::Remove { kind, id }])?;
     Ok(Answer::Gone)
 }
 

@@ -8,7 +8,7 @@ use super::{Api, Call};
 use crate::controller::Controller;
 use crate::desired::CONNECTIONS_PER_ORIGIN;
 use crate::resource::{Address, Kind, Object, Owner, Pool, PoolKind, PoolUse, Resources};
-use crate::store::{Change, random};
+use crate::store::{Change, Permission, random};
 
 /// What a body may say of a pool that is new.
 const KEYS: [&str; 6] = [
@@ -27,6 +27,12 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
     let body = Body::of(call, &KEYS)?;
     let id = match body.text("id")? {
+        Some(_) if !call.allows(Permission::AccountAddressesWrite) => {
+            return Err(invalid(
+                "`id` is chosen by whoever gives addresses (account-addresses:write), since ids are unique over all accounts: \
+                 leave it out to get one",
+            ));
+        }
         Some(id) if is_id(id) => id.to_owned(),
         Some(_) => return Err(invalid("`id` is a text of letters, digits, - and _")),
         None => hex(random().map_err(|error| ApiError::internal(&error))?),
@@ -62,6 +68,7 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         connections_per_origin: connections(&body)?.unwrap_or(CONNECTIONS_PER_ORIGIN),
         used_for,
         allow_empty: false,
+        made: true,
         id,
     };
     if resources.pools.iter().any(|other| other.id == pool.id) {
@@ -112,7 +119,7 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         .iter()
         .filter(|zone| uses(&resources.aegis(zone)))
         .collect();
-    if let Some(zone) = users.first() {
+    if !users.is_empty() {
         // Another account's zone is nobody's business.
         let known = users
             .iter()
@@ -121,7 +128,6 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
             || "a zone of another account is".to_owned(),
             |zone| format!("zone {} is", zone.name),
         );
-        let _ = zone;
         return Err(invalid(format!(
             "{whose} enabled on pool {}: switch it off, or to another pool, first",
             pool.id
@@ -141,7 +147,7 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         kind: Kind::Pool,
         id: pool.id,
     });
-    controller.change(&changes)?;
+    controller.change(account, &changes)?;
     Ok(Answer::Gone)
 }
 
@@ -164,22 +170,39 @@ fn own(controller: &Controller, account: &str, id: &str) -> Result<Pool, ApiErro
 fn put(controller: &mut Controller, resources: &Resources, pool: Pool) -> Result<(), ApiError> {
     for address in &pool.addresses {
         let net = address.net();
+        let brought = resources
+            .byoip(net)
+            .is_some_and(|prefix| prefix.is_for(resources, &pool.account, net));
         let leased = || {
             resources.leases.iter().any(|lease| {
                 resources.same_account(&lease.account, &pool.account)
                     && lease.address.net().contains(&net)
             })
         };
-        if resources.byoip(net).is_none() && !leased() {
+        // Whether it is anybody else's is nobody's business.
+        if !brought && !leased() {
             return Err(invalid(format!(
-                "{address} is not leased to this account, and in no BYOIP prefix: ask the operator for addresses"
+                "{address} is not leased to this account, nor in a BYOIP prefix that it owns or was delegated: ask the \
+                 operator for addresses"
             )));
         }
     }
-    Ok(controller.change(&[Change::Put {
-        owner: Owner::Api,
-        object: Object::Pool(pool),
-    }])?)
+    let mut own = resources.pools.iter().filter(|other| {
+        other.id != pool.id && resources.same_account(&other.account, &pool.account)
+    });
+    if let Some(name) = &pool.name
+        && own.any(|other| other.name.as_ref() == Some(name) || other.id == *name)
+    {
+        return Err(invalid(format!("there is a pool {name} already")));
+    }
+    let account = pool.account.clone();
+    Ok(controller.change(
+        &account,
+        &[Change::Put {
+            owner: Owner::Api,
+            object: Object::Pool(pool),
+        }],
+    )?)
 }
 
 fn addresses(body: &Body) -> Result<Option<Vec<Address>>, ApiError> {

@@ -21,12 +21,24 @@ pub enum ChangeError {
     Failed(Failure),
 }
 
+/// What other accounts' objects are left out of. Prefixes stay: an account knows those that it was delegated.
+fn without_others(mut all: Resources, account: &str) -> Resources {
+    let accounts = all.clone();
+    let is_its = |owner: &str| accounts.same_account(owner, account);
+    all.pools.retain(|one| is_its(&one.account));
+    all.zones.retain(|one| is_its(&one.account));
+    all.policies.retain(|one| is_its(&one.account));
+    all.leases.retain(|one| is_its(&one.account));
+    all
+}
+
 impl Controller {
-    /// Makes changes of objects that the API owns: all, or none. What was wrong before is not held against them.
+    /// Makes changes of objects that the API owns, for an account: all, or none. What was wrong before is not held against
+    /// them.
     ///
     /// # Errors
-    /// Which kind of mistake it was; everything is then as before.
-    pub fn change(&mut self, changes: &[Change]) -> Result<(), ChangeError> {
+    /// Which kind of mistake it was, in words that tell nothing of other accounts' objects; everything is then as before.
+    pub fn change(&mut self, account: &str, changes: &[Change]) -> Result<(), ChangeError> {
         let mut after = self.stored.clone();
         for change in changes {
             match change {
@@ -42,11 +54,21 @@ impl Controller {
             .mistakes(&self.stored.resources())
             .map(|found| found.reason)
             .collect();
-        let new = self
-            .mistakes(&after)
-            .find(|found| !known.contains(&found.reason));
-        if let Some(mistake) = new {
-            return Err(ChangeError::Invalid(mistake));
+        let mut new: Vec<Failure> = self.mistakes(&after).collect();
+        new.retain(|found| !known.contains(&found.reason));
+        if !new.is_empty() {
+            // What is wrong without what others have, too, may be told.
+            let own: HashSet<String> = self
+                .mistakes(&without_others(after, account))
+                .map(|found| found.reason)
+                .collect();
+            let mistake = new.into_iter().find(|found| own.contains(&found.reason));
+            return Err(ChangeError::Invalid(mistake.unwrap_or_else(|| {
+                Failure::usage(
+                    "what another account has is in the way of this, or needs what it takes away",
+                    "the operator knows",
+                )
+            })));
         }
         let addresses = resolve::addresses(&after, &self.config);
         self.dataplane

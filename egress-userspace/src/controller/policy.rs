@@ -4,10 +4,11 @@
 use super::Controller;
 use crate::control::protocol::Failure;
 use crate::diagnostic::{Report, Severity, Source};
+use crate::policy::budget::Taken;
 use crate::policy::compile;
 use crate::resolve;
 use crate::resource::check::check_policies;
-use crate::resource::{Kind, Object, Owner, Policy, Resources};
+use crate::resource::{Kind, Object, Owner, POLICY_PERCENT, Policy, Resources};
 use crate::store::Change;
 
 /// Why a policy was not put.
@@ -36,8 +37,11 @@ impl Controller {
             return Err(PolicyError::Invalid(why));
         }
         after.policies.push(policy.clone());
-        let warnings = judge(&of_account(&after, &policy.account))?;
-        self.fits(&after)?;
+        let own = of_account(&after, &policy.account);
+        let warnings = judge(&own)?;
+        let before = of_account(&self.stored.resources(), &policy.account);
+        within_budget(&before, &own)?;
+        self.fits(after)?;
         self.commit(&[Change::Put {
             owner: Owner::Api,
             object: put,
@@ -57,14 +61,32 @@ impl Controller {
         }])
     }
 
-    /// Whether all policies fit into the data plane's tables.
-    fn fits(&self, after: &Resources) -> Result<(), PolicyError> {
-        let desired = resolve::resolve(after, &self.config, &self.stored.numbers)
+    /// Whether all policies fit into the data plane's tables, those that are off as well. How full they are is nobody's
+    /// business but the operator's.
+    fn fits(&self, mut after: Resources) -> Result<(), PolicyError> {
+        for policy in &mut after.policies {
+            policy.enabled = true;
+        }
+        let desired = resolve::resolve(&after, &self.config, &self.stored.numbers)
             .map_err(|error| PolicyError::Failed(error.into()))?;
-        compile::compile(&desired, |_| Default::default())
-            .map(drop)
-            .map_err(|error| PolicyError::Invalid(error.to_string()))
+        if let Err(error) = compile::compile(&desired, |_| Default::default()) {
+            tracing::warn!(%error, "a policy made through the API does not fit beside the others");
+            return Err(PolicyError::Invalid(
+                "this gateway's tables have no room for these alternatives and values: ask the operator".to_owned(),
+            ));
+        }
+        Ok(())
     }
+}
+
+/// Whether an account's policies stay within its part of the tables.
+fn within_budget(before: &Resources, own: &Resources) -> Result<(), PolicyError> {
+    let percent = own.accounts.first().and_then(|one| one.policy_percent);
+    let invalid = |error: &dyn std::fmt::Display| PolicyError::Invalid(error.to_string());
+    let now = Taken::by(&own.policies).map_err(|error| invalid(&error))?;
+    let before = Taken::by(&before.policies).unwrap_or(now);
+    now.within(percent.unwrap_or(POLICY_PERCENT), &before)
+        .map_err(|error| invalid(&error))
 }
 
 /// What of a policy another one of its account has already.

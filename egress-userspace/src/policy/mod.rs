@@ -9,7 +9,9 @@
 //! | `values` | what selectors are compared with |
 //! | [`rules`] | its alternatives: an "or" of "and"s |
 //! | [`compile`] | the tables |
+//! | [`budget`] | what an account may take of them |
 
+pub mod budget;
 pub mod compile;
 pub mod expression;
 pub mod field;

@@ -18,13 +18,23 @@ pub struct Account {
     pub egress_tcp: bool,
     /// The same for UDP. True by default.
     pub egress_udp: bool,
+    /// Percent of the data plane's tables for policies up to which its policies may be added to through the API; where
+    /// nothing is said, [`POLICY_PERCENT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_percent: Option<u32>,
 }
+
+/// What an account may take of the tables for policies where the file says nothing, percent: eight accounts have room.
+pub const POLICY_PERCENT: u32 = 12;
 
 impl Account {
     pub(super) fn read(mut table: Table<'_, '_>, places: &mut ObjectPlaces<'_>) -> Self {
         places.whole(table.span());
         let id = name::id(&mut table, "id = \"acme\"", places);
         let name = name::name(&mut table, "name = \"acme\"", places).unwrap_or_else(|| id.clone());
+        let policy_percent = table
+            .get("policy_percent", "policy_percent = 12")
+            .and_then(|value| value.integer(0..=100, "percent of the tables for policies"));
         let mut flag = |key, example| {
             table
                 .get(key, example)
@@ -36,6 +46,7 @@ impl Account {
             name,
             egress_tcp: flag("egress_tcp", "egress_tcp = true"),
             egress_udp: flag("egress_udp", "egress_udp = true"),
+            policy_percent,
         };
         table.finish();
         account

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use account::Account;
+pub use account::{Account, POLICY_PERCENT};
 pub use address::{Address, AddressError};
 pub use lease::Lease;
 pub use location::{DataCenter, Location, Server};
@@ -100,7 +100,7 @@ impl Resources {
             })
     }
 
-    /// The pool with this id or name.
+    /// The pool with this id or, if the file gave it one, this name.
     pub fn pool(&self, reference: &str) -> Option<&Pool> {
         self.pools
             .iter()
@@ -108,7 +108,7 @@ impl Resources {
             .or_else(|| {
                 self.pools
                     .iter()
-                    .find(|pool| pool.name.as_deref() == Some(reference))
+                    .find(|pool| !pool.made && pool.name.as_deref() == Some(reference))
             })
     }
 

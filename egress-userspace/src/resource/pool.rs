@@ -62,6 +62,9 @@ pub struct Pool {
     pub used_for: PoolUse,
     /// Whether the pool may have no address at all: its zones' traffic is then refused, never leaked (SAFE-1).
     pub allow_empty: bool,
+    /// Whether it was made through the API: then its name is its account's own affair, and no reference.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
 }
 
 impl Pool {
@@ -121,6 +124,7 @@ impl Pool {
                 .unwrap_or_default(),
             id,
             allow_empty,
+            made: false,
         };
         table.finish();
         pool

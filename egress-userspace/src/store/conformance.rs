@@ -14,6 +14,7 @@ fn account(id: &str) -> Object {
         name: id.into(),
         egress_tcp: true,
         egress_udp: false,
+        policy_percent: None,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::body::{Body, invalid, not_found, of_file, shown};
+use super::super::body::{Body, invalid, is_id, not_found, of_file, shown};
 use super::super::envelope::{Answer, ApiError};
 use super::super::time::rfc3339;
 use super::super::{Api, Call};
@@ -33,10 +33,11 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
         account: account.to_owned(),
         created: now(),
     };
-    let resources = controller.stored().resources();
-    if !resources.accounts.iter().any(|one| one.id == account) {
-        return Err(invalid(format!("there is no account {:?}", shown(account))));
+    // Whether there is such an account is not told: ids are what their owners tell.
+    if !is_id(account) {
+        return Err(invalid(format!("{:?} is no id", shown(account))));
     }
+    let resources = controller.stored().resources();
     if resources.same_account(&prefix.account, account) {
         return Err(invalid("the prefix is this account's own"));
     }

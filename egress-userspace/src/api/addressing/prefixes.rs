@@ -5,11 +5,12 @@ use serde_json::{Value, json};
 
 use super::super::body::{Body, invalid};
 use super::super::envelope::{Answer, ApiError};
+use super::super::leases::is_anothers;
 use super::super::time::rfc3339;
 use super::super::{Api, Call};
 use super::{Found, account_id, cidr, prefix_id, put};
 use crate::controller::Controller;
-use crate::resource::{Address, Kind, Prefix, Registration, Service};
+use crate::resource::{Address, Kind, Pool, Prefix, Registration, Service};
 use crate::store::{Change, now};
 
 /// The smallest prefix that networks accept from each other, as the original has it: /24 and /48.
@@ -57,6 +58,11 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
     letters(&body)?;
     let mut controller = api.service.controller();
     let resources = controller.stored().resources();
+    if is_anothers(&resources, account, cidr) {
+        return Err(invalid(format!(
+            "{cidr} is another account's, or a part of what is, or around it"
+        )));
+    }
     let overlaps = |other: &IpNet| cidr.contains(other) || other.contains(&cidr);
     if let Some(other) = resources.prefixes.iter().find(|one| overlaps(&one.cidr)) {
         return Err(invalid(format!(
@@ -117,11 +123,18 @@ pub(in crate::api) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError>
     let cidr = prefix.cidr;
     let resources = controller.stored().resources();
     let inside = |address: &Address| cidr.contains(&address.net());
-    let mut pools = resources.pools.iter();
-    if let Some(pool) = pools.find(|pool| pool.addresses.iter().any(inside)) {
+    let is_own = |pool: &Pool| resources.same_account(&pool.account, &prefix.account);
+    let users = resources.pools.iter();
+    let users = users.filter(|pool| pool.addresses.iter().any(inside));
+    // Its own first, which it may be told of.
+    if let Some(pool) = users.max_by_key(|pool| is_own(pool)) {
+        let whose = if is_own(pool) {
+            format!("pool {}", pool.id)
+        } else {
+            "a pool of another account".to_owned()
+        };
         return Err(invalid(format!(
-            "{cidr} is in use by pool {}: remove that first",
-            pool.id
+            "{cidr} is in use by {whose}: remove that first"
         )));
     }
     // Placements of its addresses go with it.
@@ -137,7 +150,7 @@ pub(in crate::api) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError>
         kind: Kind::Prefix,
         id: cidr.to_string(),
     });
-    controller.change(&changes)?;
+    controller.change(&prefix.account, &changes)?;
     Ok(Answer::Gone)
 }
 

@@ -28,6 +28,7 @@ fn pool(id: &str, address: &str) -> Change {
         connections_per_origin: 100,
         used_for: PoolUse::Cdn,
         allow_empty: false,
+        made: true,
     }))
 }
 
@@ -39,7 +40,10 @@ fn a_change_holds_at_once_and_outlives_the_file() {
     }));
     bench
         .controller
-        .change(&[lease("192.0.2.7", "acme"), pool("made", "192.0.2.7"), drain])
+        .change(
+            "acme",
+            &[lease("192.0.2.7", "acme"), pool("made", "192.0.2.7"), drain],
+        )
         .unwrap();
     assert_eq!(bench.in_force().pools.len(), 2);
     let made = bench.controller.stored().clone();
@@ -76,7 +80,12 @@ fn a_change_is_judged_with_all_there_is_and_made_wholly_or_not() {
         ),
         (vec![pool("own", OWN)], "configured on interface up0"),
     ] {
-        let error = bench.controller.change(&changes).unwrap_err();
+        let account = if why == "no account" {
+            "nobody"
+        } else {
+            "acme"
+        };
+        let error = bench.controller.change(account, &changes).unwrap_err();
         assert!(
             matches!(&error, ChangeError::Invalid(failure) if failure.reason.contains(why)),
             "{error:?}"
@@ -84,7 +93,7 @@ fn a_change_is_judged_with_all_there_is_and_made_wholly_or_not() {
         assert_eq!(*bench.controller.stored(), before);
     }
     bench.dataplane.0.lock().unwrap().broken = true;
-    let error = bench.controller.change(&[pool("b", "192.0.2.7")]);
+    let error = bench.controller.change("acme", &[pool("b", "192.0.2.7")]);
     assert!(matches!(error, Err(ChangeError::Failed(_))), "{error:?}");
     assert_eq!(*bench.controller.stored(), before);
     let kept = bench.controller.store.load().unwrap();
@@ -98,14 +107,15 @@ fn pool_4_an_address_that_is_leased_to_one_account_is_in_no_other_ones_pool() {
     let mut bench = Bench::new(&both);
     bench
         .controller
-        .change(&[lease("192.0.2.7", "other")])
+        .change("acme", &[lease("192.0.2.7", "other")])
         .unwrap();
     let error = bench
         .controller
-        .change(&[pool("b", "192.0.2.7")])
+        .change("acme", &[pool("b", "192.0.2.7")])
         .unwrap_err();
+    let error = error.to_string();
     assert!(
-        error.to_string().contains("leased to another account"),
+        error.contains("what another account has is in the way") && !error.contains("other\""),
         "{error}"
     );
     let taken = both.replace("192.0.2.1", "192.0.2.7");
@@ -116,4 +126,37 @@ fn pool_4_an_address_that_is_leased_to_one_account_is_in_no_other_ones_pool() {
             .to_string()
             .contains("leased to another account")
     );
+}
+
+/// Two accounts' pools of one name are two pools: names of those that were made here are no references.
+#[test]
+fn a_name_that_another_account_uses_is_no_secret_to_be_found_out() {
+    let accounts = "account = [{ id = \"acme\" }, { id = \"other\" }]";
+    let both = file("").replace("account = [{ id = \"acme\" }]", accounts);
+    let mut bench = Bench::new(&both);
+    let named = |id: &str, account: &str, address: &str| {
+        let Change::Put {
+            object: Object::Pool(pool),
+            ..
+        } = pool(id, address)
+        else {
+            unreachable!()
+        };
+        put(Object::Pool(Pool {
+            name: Some("same".into()),
+            account: account.into(),
+            ..pool
+        }))
+    };
+    for (id, account, address) in [("b", "acme", "192.0.2.7"), ("c", "other", "192.0.2.8")] {
+        bench
+            .controller
+            .change(
+                account,
+                &[lease(address, account), named(id, account, address)],
+            )
+            .unwrap();
+    }
+    let resources = bench.controller.stored().resources();
+    assert!(resources.pool("same").is_none() && resources.pool("c").is_some());
 }

@@ -161,8 +161,76 @@ fn what_cannot_be_is_refused_and_tells_nothing_of_other_accounts() {
 }
 
 #[test]
-fn more_rules_than_fit_are_refused_and_those_that_are_there_stay() {
+fn an_account_takes_its_part_of_the_tables_and_not_the_others() {
     let mut bench = Bench::new(TWO_ACCOUNTS);
+    let ports = |count: u32| {
+        let all: Vec<String> = (1..=count)
+            .map(|port| format!("net.dst.port == {port}"))
+            .collect();
+        all.join(" or ")
+    };
+    // 12 percent of 1,024 rules are 122; the file's policy is one of them, and what is off counts.
+    let mut off = policy("off", 1, &ports(64));
+    off.enabled = false;
+    bench.controller.put_policy(&off).unwrap();
+    let refused = bench.controller.put_policy(&policy("more", 2, &ports(58)));
+    let Err(PolicyError::Invalid(why)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(
+        why.contains("123 rules") && why.contains("may have 122"),
+        "{why}"
+    );
+    bench
+        .controller
+        .put_policy(&policy("more", 2, &ports(57)))
+        .unwrap();
+    let full = bench.controller.put_policy(&policy("last", 3, ""));
+    assert!(matches!(full, Err(PolicyError::Invalid(_))), "{full:?}");
+    // Another account has room, and this one may change what it has.
+    let others = |id: &str, precedence, traffic: &str| Policy {
+        account: "a2".into(),
+        egress: None,
+        ..policy(id, precedence, traffic)
+    };
+    bench
+        .controller
+        .put_policy(&others("a", 1, &ports(64)))
+        .unwrap();
+    bench
+        .controller
+        .put_policy(&policy("more", 2, &ports(56)))
+        .unwrap();
+
+    // The operator gives more, or less: then what there is may stay and shrink, and not grow.
+    let percent = |percent: u32| {
+        let with = format!("name = \"acme\", policy_percent = {percent}");
+        Source::new("r.toml", TWO_ACCOUNTS.replace("name = \"acme\"", &with))
+    };
+    bench.controller.apply(&percent(13), false).unwrap();
+    bench
+        .controller
+        .put_policy(&policy("last", 3, &ports(10)))
+        .unwrap();
+    bench.controller.apply(&percent(1), false).unwrap();
+    bench
+        .controller
+        .put_policy(&policy("more", 2, &ports(50)))
+        .unwrap();
+    assert!(
+        bench
+            .controller
+            .put_policy(&policy("more", 2, &ports(51)))
+            .is_err()
+    );
+}
+
+#[test]
+fn more_rules_than_fit_are_refused_and_those_that_are_there_stay() {
+    let all = TWO_ACCOUNTS
+        .replace("name = \"acme\"", "name = \"acme\", policy_percent = 100")
+        .replace("name = \"other\"", "name = \"other\", policy_percent = 100");
+    let mut bench = Bench::new(&all);
     // 64 alternatives each; the file's policy has one.
     let alternatives: Vec<String> = (1..=64)
         .map(|port| format!("net.dst.port == {port}"))
@@ -178,14 +246,18 @@ fn more_rules_than_fit_are_refused_and_those_that_are_there_stay() {
         bench.controller.put_policy(&full).unwrap();
     }
     let before = bench.controller.stored().objects.clone();
-    for (id, traffic) in [
-        ("z", traffic.as_str()),
-        ("z", &format!("{traffic} or net.dst.port == 65")),
+    for traffic in [
+        traffic.as_str(),
+        &format!("{traffic} or net.dst.port == 65"),
     ] {
-        let refused = bench.controller.put_policy(&policy(id, 99, traffic));
+        let refused = bench.controller.put_policy(&policy("z", 99, traffic));
+        let Err(PolicyError::Invalid(why)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert!(why.contains("alternative"), "{why}");
         assert!(
-            matches!(&refused, Err(PolicyError::Invalid(why)) if why.contains("alternative")),
-            "{refused:?}"
+            !why.contains("1025"),
+            "it tells how much others have: {why}"
         );
     }
     assert_eq!(bench.controller.stored().objects, before);

@@ -92,7 +92,7 @@ impl Checker<'_, '_> {
             resources
                 .pools
                 .iter()
-                .map(|p| (p.id.as_str(), p.name.as_deref())),
+                .map(|p| (p.id.as_str(), p.name.as_deref().filter(|_| !p.made))),
         );
         self.unique(
             Kind::Zone,

@@ -31,6 +31,23 @@ pub(super) fn check(checker: &Checker<'_, '_>) {
         );
     }
     accounts(checker);
+    promised(checker);
+}
+
+/// Whether more of the tables is promised to accounts than there is.
+fn promised(checker: &Checker<'_, '_>) {
+    let accounts = &checker.resources.accounts;
+    let sum: u32 = accounts.iter().filter_map(|one| one.policy_percent).sum();
+    let last = accounts
+        .iter()
+        .rposition(|one| one.policy_percent.is_some());
+    if let (true, Some(last)) = (sum > 100, last) {
+        checker.warning(
+            Place::object(Kind::Account, last),
+            format!("accounts are promised {sum} percent of the tables for policies"),
+            "lower policy_percent, or bear that who comes last finds them full",
+        );
+    }
 }
 
 /// Names and precedences are there once in an account.

@@ -144,6 +144,7 @@ fn account(id: &str) -> Change {
             name: id.into(),
             egress_tcp: true,
             egress_udp: true,
+            policy_percent: None,
         }),
     }
 }
