@@ -55,7 +55,13 @@ impl Report {
     pub(crate) fn tests(&mut self, name: &str, tests: impl FnOnce() -> Result<Tally>) {
         println!("\n== {name}");
         let start = Instant::now();
-        let tally = tests().unwrap_or_else(|error| {
+        let tally = tests();
+        self.ended(name, tally, start.elapsed());
+    }
+
+    /// Adds up what tests that have ended reported.
+    pub(crate) fn ended(&mut self, name: &str, tally: Result<Tally>, time: Duration) {
+        let tally = tally.unwrap_or_else(|error| {
             println!("{name} FAILED: {error:#}");
             Tally {
                 broken: Some(format!("{error:#}")),
@@ -82,7 +88,7 @@ impl Report {
         } else {
             Outcome::Done
         };
-        self.steps.push((name.to_owned(), start.elapsed(), outcome));
+        self.steps.push((name.to_owned(), time, outcome));
     }
 
     /// Takes down that a step does not run, and why.

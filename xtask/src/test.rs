@@ -1,7 +1,8 @@
 //! `cargo xtask test`: formatting, lints, and every test there is, from the pure logic to real traffic through
 //! the release binary in network namespaces.
 //!
-//! Each test binary runs by itself, so that one that crashes or hangs hides no other. Tests find in their
+//! Each test binary runs by itself, so that one that crashes or hangs hides no other; those that wait more than they
+//! compute run two at a time. Tests find in their
 //! environment `EGRESS_BIN`, the release binary, `EGRESS_BIN_NEXT`, the same with kernel programs of other tags, to
 //! upgrade to, `EGRESS_PROGRAMS`, the folder where other people's programs are unpacked, and `EGRESS_PYTHON` and
 //! `EGRESS_NODE_MODULES`, where libraries are.
@@ -29,6 +30,7 @@ use crate::{
 };
 
 mod elsewhere;
+mod lanes;
 
 /// A test binary that takes longer hangs, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(30 * 60);
@@ -40,7 +42,7 @@ const LINGER: Duration = Duration::from_secs(10);
 /// How often to look whether a silent test binary has ended.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// The package whose tests have the machine's network namespaces to themselves, one after the other.
+/// The package of the labs, whose tests go one after the other within a binary.
 const LAB_PACKAGE: &str = "egress-tests";
 
 /// Options of `cargo xtask test`.
@@ -82,6 +84,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let current = report.step("release binary", || build::release(&workspace));
     let binaries = report.step("test binaries", || test_binaries(&workspace, &EVERYTHING));
 
+    let mut labs = Vec::new();
     for test in binaries.iter().flatten() {
         let name = format!("tests of {}: {}", test.package, test.name);
         if test.integration && test.package == LAB_PACKAGE && (current.is_none() || next.is_none())
@@ -97,14 +100,22 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
                 command.env(variable, binary);
             }
         }
-        report.tests(&name, || watch(command));
+        if test.integration {
+            labs.push(lanes::Entry { name, command });
+        } else {
+            report.tests(&name, || watch(command, ""));
+        }
     }
+    println!("\n== tests of programs and labs, side by side");
+    lanes::run(labs, |lanes::Ended { name, tally, time }| {
+        report.ended(&name, tally, time);
+    });
     if binaries.is_some() {
         let mut cargo = workspace.cargo();
         cargo.args(["test", "--doc", "--workspace", "--exclude", "egress-ebpf"]);
         cargo.args(FEATURES);
         cargo.args(["--quiet", "--no-fail-fast"]);
-        report.tests("tests in the documentation", || watch(cargo));
+        report.tests("tests in the documentation", || watch(cargo, ""));
     }
     args.kernels.run(
         &mut report,
@@ -301,8 +312,9 @@ fn test_binaries(workspace: &Workspace, targets: &[&str]) -> Result<Vec<TestBina
     Ok(binaries)
 }
 
-/// Runs a test binary, or cargo doing so: shows its output, counts, and gives up on it when it hangs.
-fn watch(mut command: Command) -> Result<Tally> {
+/// Runs a test binary, or cargo doing so: shows its output with `label` in front of each line, counts, and gives up on it
+/// when it hangs.
+fn watch(mut command: Command, label: &str) -> Result<Tally> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -319,7 +331,7 @@ fn watch(mut command: Command) -> Result<Tally> {
     loop {
         match lines.recv_timeout(GLANCE) {
             Ok(line) => {
-                println!("{line}");
+                println!("{label}{line}");
                 tally.line(&line);
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -327,7 +339,7 @@ fn watch(mut command: Command) -> Result<Tally> {
         }
         if let Some(ended) = ended {
             if ended.elapsed() > LINGER {
-                println!("(it left processes behind that hold its output open)");
+                println!("{label}(it left processes behind that hold its output open)");
                 break;
             }
         } else if child.try_wait()?.is_some() {
@@ -391,23 +403,25 @@ mod tests {
 
     #[test]
     fn a_binary_that_crashes_without_a_result_is_broken() {
-        let crash = watch(shell("echo 'test one ... '; kill -SEGV $$")).map(|tally| tally.broken);
+        let crash =
+            watch(shell("echo 'test one ... '; kill -SEGV $$"), "").map(|tally| tally.broken);
         assert!(crash.is_ok_and(|broken| broken.is_some()));
     }
 
     #[test]
     fn a_failure_on_stderr_or_stdout_is_counted_once() {
         let result = "test result: FAILED. 0 passed; 1 failed; 0 ignored";
-        let failed = watch(shell(&format!("echo '{result}'; exit 101")));
+        let failed = watch(shell(&format!("echo '{result}'; exit 101")), "");
         assert!(failed.is_ok_and(|tally| tally.broken.is_none() && !tally.all_passed()));
     }
 
     #[test]
     fn processes_left_behind_do_not_hold_up_the_run() {
         let start = std::time::Instant::now();
-        let tally = watch(shell(
-            "sleep 120 & echo 'test result: ok. 1 passed; 0 failed'",
-        ));
+        let tally = watch(
+            shell("sleep 120 & echo 'test result: ok. 1 passed; 0 failed'"),
+            "",
+        );
         assert!(tally.is_ok_and(|tally| tally.broken.is_none()));
         assert!(start.elapsed().as_secs() < 100);
     }
