@@ -13,6 +13,9 @@ pub const REPLY: u32 = 0;
 /// ids from [`crate::share::FIRST_TARGET`].
 pub const RETURN: u32 = 1;
 
+/// Tunnel id of a live connection whose pool is known no more where it began: nothing new is opened by it (POOL-9).
+pub const GOING_ON: u32 = 2;
+
 /// Where a server is reached by the others: an IPv6 address, or an IPv4 address mapped into one (RFC 4291,
 /// section 2.5.5.2).
 pub type Underlay = [u8; 16];

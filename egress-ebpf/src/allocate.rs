@@ -201,6 +201,12 @@ fn finish<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
             }
             next::LEAVE
         }
+        // All that this server has of the pool is draining: another one may take it (FWD-2, POOL-9).
+        Err(Reason::NoAddress)
+            if A::FORWARDS && packet.probe == 0 && packet.only == 0 && packet.kind == 0 =>
+        {
+            next::FORWARD
+        }
         Err(reason) => failed(ctx, packet, reason),
     }
 }

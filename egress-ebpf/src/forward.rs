@@ -11,7 +11,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::family::{ETHERTYPE_IPV4, V4};
 use egress_common::key::{TCP, realm};
 use egress_common::packet::{Fragment, Options, control};
-use egress_common::peer::Peer;
+use egress_common::peer::{GOING_ON, Peer};
 use egress_common::reason::Reason;
 use egress_common::settings::zone_flag;
 use egress_common::share::Forward;
@@ -229,13 +229,13 @@ fn leave<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     };
     // SAFETY: a live map value that was checked to be this packet's.
     let (number, pool) = unsafe { ((*found.slot).interface, (*found.slot).pool) };
-    // Where another CPU has admitted the same flow otherwise, that is its.
-    let forward = forward(pool as u32).filter(|_| found.word.has(flag::FORWARDED));
-    let Some(forward) = forward else {
+    if !found.word.has(flag::FORWARDED) {
+        // Another CPU has admitted the same flow otherwise.
         return report::drop(ctx, Reason::PeerUnreachable);
-    };
+    }
     packet.peer = number;
-    packet.target = forward.target;
+    // A pool that is gone takes no live flow along (POOL-9).
+    packet.target = forward(pool as u32).map_or(GOING_ON, |forward| forward.target);
     if packet.ip.protocol == TCP
         && packet.segment.has(control::SYN)
         && !mss::fit(

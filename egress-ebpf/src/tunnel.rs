@@ -57,8 +57,7 @@ fn accepted(ctx: &TcContext) -> Result<i32, Reason> {
             verdict => verdict,
         });
     }
-    let target = visitor::target(id).ok_or(Reason::TunnelStray)?;
-    Ok(visitor::run(ctx, network.offset, number, target.pool))
+    Ok(visitor::run(ctx, network.offset, number, id))
 }
 
 /// Bits of a tunnel id.

@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::family::V4;
 use egress_common::key::{TCP, realm};
 use egress_common::packet::{Fragment, Options};
-use egress_common::peer::RETURN;
+use egress_common::peer::{GOING_ON, RETURN};
 use egress_common::reason::Reason;
 use egress_common::share::Target;
 use egress_common::slot::flag;
@@ -21,14 +21,14 @@ use crate::maps::TARGETS;
 use crate::outgoing::{Outgoing, next};
 use crate::{options, refuse, report, steer, too_long, uplink, verdict};
 
-/// A packet of a connection that the server `sender` forwards; its IP header is at `offset`.
+/// A packet of a connection that the server `sender` forwards under a tunnel id; its IP header is at `offset`.
 #[inline(always)]
-pub fn run(ctx: &TcContext, offset: usize, sender: u32, pool: u32) -> i32 {
+pub fn run(ctx: &TcContext, offset: usize, sender: u32, id: u32) -> i32 {
     let Some(packet) = Outgoing::<V4>::scratch() else {
         return report::drop(ctx, Reason::Contended);
     };
     let mut step = read(ctx, packet, offset, sender);
-    packet.pool = pool;
+    packet.target = id;
     if step == next::KNOWN {
         step = uplink::known(ctx, packet);
     }
@@ -111,6 +111,15 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
         }
         packet.options = options::read(ctx, ip.transport_at as u32, packet.segment.header as u32);
     }
+    // Only what is new asks: a pool that is gone takes no live flow along (POOL-9).
+    let Some(target) = target(packet.target) else {
+        if packet.target == GOING_ON {
+            packet.reason = Reason::NoAddress;
+            return next::REFUSE;
+        }
+        return report::drop(ctx, Reason::TunnelStray);
+    };
+    packet.pool = target.pool;
     next::ADMIT
 }
 
@@ -152,7 +161,7 @@ fn out(ctx: &TcContext) -> i32 {
 
 /// This server's pool of a tunnel id.
 #[inline(always)]
-pub fn target(id: u32) -> Option<Target> {
+fn target(id: u32) -> Option<Target> {
     // SAFETY: the daemon replaces values as a whole.
     unsafe { TARGETS.get(id) }.copied()
 }

@@ -31,14 +31,14 @@ pub fn pools(
         .filter_map(|pool| {
             Some(DesiredForward {
                 pool: *numbers.pools.get(&pool.id)?,
-                target: *targets.get(&pool.id)?,
+                target: *targets.get(pool.id.as_str())?,
                 shares: shares(resources, pool, server, peers, &sites, &known),
             })
         })
         .collect()
 }
 
-/// Where the shares of a pool go; `None` if this server owns something of it, or nobody else does.
+/// Where the shares of a pool go; `None` if this server may use something of it, or nobody else may.
 fn shares(
     resources: &Resources,
     pool: &Pool,
@@ -53,11 +53,12 @@ fn shares(
         let Address::V4(single) = *address else {
             continue;
         };
-        if placed::slices_of(resources, server, single) != 0 {
-            return None;
-        }
+        // What drains takes nothing new, here and elsewhere (POOL-9).
         if resources.drains(pool, address) {
             continue;
+        }
+        if placed::slices_of(resources, server, single) != 0 {
+            return None;
         }
         for (owner, slices) in placed::owners(resources, single) {
             // Who has no tunnel cannot be reached.
@@ -163,26 +164,28 @@ fn sites(resources: &Resources) -> BTreeMap<&str, Site> {
         .collect()
 }
 
-/// Tunnel ids by the pools' ids, from those alone: pools' numbers are each server's own. One whose id another has gets
-/// the next, in the order of their names.
-fn targets(resources: &Resources) -> BTreeMap<String, u32> {
-    let mut pools: Vec<&str> = resources
-        .pools
-        .iter()
-        .map(|pool| pool.id.as_str())
-        .collect();
-    pools.sort_unstable();
+/// The tunnel id of a pool: a digest of the pool's id and of nothing else, because a server may know of other pools than
+/// another one does, and pools' numbers are each server's own.
+pub fn target(pool: &str) -> u32 {
     let room = END_OF_TARGETS - FIRST_TARGET;
-    let mut taken = BTreeMap::new();
-    for pool in pools {
-        let mut place = (digest(pool) % u64::from(room)) as u32;
-        while taken.contains_key(&place) {
-            place = (place + 1) % room;
-        }
-        taken.insert(place, pool.to_owned());
-    }
-    taken
-        .into_iter()
-        .map(|(place, pool)| (pool, FIRST_TARGET + place))
-        .collect()
+    FIRST_TARGET + (digest(pool) % u64::from(room)) as u32
 }
+
+/// Tunnel ids by the pools' ids. Two that meet are refused when resources are checked; had they come here all the
+/// same, neither would have one.
+fn targets(resources: &Resources) -> BTreeMap<&str, u32> {
+    let mut pools: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+    for pool in &resources.pools {
+        pools.entry(target(&pool.id)).or_default().push(&pool.id);
+    }
+    let single = pools
+        .into_iter()
+        .filter_map(|(target, pools)| match *pools {
+            [pool] => Some((pool, target)),
+            _ => None,
+        });
+    single.collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,12 @@ pub fn inside(zone: usize) -> Ipv4Addr {
 /// Locations, placements, pools and zones; microseconds from Frankfurt to Amsterdam and to Paris.
 #[must_use]
 pub fn resources(amsterdam: u32, paris: u32) -> Resources {
+    resources_of(amsterdam, paris, SHARES.len())
+}
+
+/// As [`resources`], with only the first pools and their zones.
+#[must_use]
+pub fn resources_of(amsterdam: u32, paris: u32, pools: usize) -> Resources {
     let mut sections = String::new();
     for location in ["frankfurt", "amsterdam", "paris"] {
         sections += &format!("[[location]]\nname = \"{location}\"\n");
@@ -80,7 +86,7 @@ pub fn resources(amsterdam: u32, paris: u32) -> Resources {
             );
         }
     }
-    for (pool, shares) in (1..).zip(SHARES) {
+    for (pool, shares) in (1..).zip(SHARES).take(pools) {
         let address = egress_ip(pool);
         let shares: Vec<String> = shares
             .iter()

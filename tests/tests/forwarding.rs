@@ -38,6 +38,8 @@ use serde_json::Value;
 
 /// The port at which the test itself is the origin.
 const PORT: u16 = 9_000;
+/// Where it is one by UDP.
+const DATAGRAMS: u16 = 9_001;
 /// Bytes of a transfer.
 const BYTES: u64 = 16 << 20;
 /// How long a transfer, an answer, a count may take.
@@ -323,6 +325,7 @@ fn nearest(lab: &mut Cities) -> Result<()> {
         let source = cities::inside(pool).to_string();
         lab.gateways[server].json(&["why", &source, &at.to_string()])
     };
+    numbers_are_nobody_elses(lab)?;
     let own = why(lab, 0, 1)?["outcome"] == "admitted";
     let (owner, other) = if own { (0, 1) } else { (1, 0) };
     ensure!(why(lab, owner, 1)?["outcome"] == "admitted");
@@ -415,6 +418,90 @@ fn moves(lab: &mut Cities, mut live: Peers, listener: &TcpListener) -> Result<()
     paths.sort();
     ensure!(paths.contains(&"peer ams01-s1".to_owned()), "{paths:?}");
     ensure!(paths.contains(&"peer par01-s1".to_owned()), "{paths:?}");
+    // POOL-9: their pool is removed where they began and where they are translated.
+    for server in [0, 3, 4] {
+        lab.gateways[server].reload(&cities::resources_of(7_000, 3_000, 2), |gateway| {
+            Ok(gateway
+                .json(&["pools"])?
+                .as_array()
+                .is_some_and(|pools| pools.len() == 2))
+        })?;
+    }
+    // The address is nobody's in their resources, so the network brings replies to the owner, or nothing does.
+    for (owner, flow) in [(3, &mut live), (4, &mut new)] {
+        lab.replies_to(3, owner)?;
+        for _ in 0..3 {
+            flow.exchange().context("without its pool")?;
+        }
+    }
+    Ok(())
+}
+
+/// SAFE-1: a server that leaves takes its number with it while the owner has flows of it. Another server's client with
+/// the very same address and port is another one.
+fn numbers_are_nobody_elses(lab: &Cities) -> Result<()> {
+    /// The owner, who goes, and who comes; numbered from 0.
+    const OWNER: usize = 3;
+    const GOES: usize = 0;
+    const COMES: usize = 2;
+    const CLIENT: u16 = 44_444;
+
+    let at = SocketAddr::from((ORIGIN_ADDRESS, DATAGRAMS));
+    let origin = lab.lab.node(ORIGIN).run(move || UdpSocket::bind(at))??;
+    origin.set_read_timeout(Some(LIMIT))?;
+    let known = |absent: &[usize]| {
+        let mut all = cities::resources(7_000, 9_000);
+        for server in absent {
+            let at = |net: usize| format!("tunnel = \"203.0.{net}.2\"");
+            all.sections = all.sections.replace(&at(server + 1), &at(server + 91));
+        }
+        let expected: BTreeSet<String> = (0..cities::SERVERS.len())
+            .filter(|server| *server != OWNER)
+            .map(|server| server + if absent.contains(&server) { 91 } else { 1 })
+            .map(|net| format!("203.0.{net}.2"))
+            .collect();
+        lab.gateways[OWNER].reload(&all, |gateway| {
+            let status = gateway.json(&["status"])?;
+            let peers = status["peers"].as_array().context("no peers")?;
+            let found = peers.iter().filter_map(|peer| peer["address"].as_str());
+            Ok(found.map(str::to_owned).collect::<BTreeSet<_>>() == expected)
+        })
+    };
+    // A datagram from behind a server: where the origin sees it come from.
+    let ask = |server: usize| -> Result<SocketAddr> {
+        let from = SocketAddr::from((cities::inside(3), CLIENT));
+        let socket = lab.client(server).run(move || UdpSocket::bind(from))??;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let word = format!("from {server}");
+        let mut bytes = [0; 64];
+        // The first one may wait for a neighbour.
+        let seen = wait::until("the datagram to arrive", LIMIT, || {
+            socket.send_to(word.as_bytes(), at)?;
+            let (length, seen) = origin.recv_from(&mut bytes)?;
+            Ok((&bytes[..length] == word.as_bytes()).then_some(seen))
+        })?;
+        wait::until_true("the answer", LIMIT, || {
+            origin.send_to(word.as_bytes(), seen)?;
+            Ok(socket.recv(&mut bytes).is_ok())
+        })?;
+        Ok(seen)
+    };
+    lab.replies_to(3, 4)?;
+    known(&[COMES])?;
+    let first = ask(GOES)?;
+    known(&[COMES, GOES])?;
+    known(&[GOES])?;
+    let second = ask(COMES)?;
+    println!(
+        "a flow of a server that left is seen from {first}, one of a server that came from {second}"
+    );
+    ensure!(
+        first.ip() == second.ip() && first != second,
+        "{first} {second}"
+    );
+    let all = flows(&lab.gateways[OWNER], at)?;
+    ensure!(all.len() == 2, "{all:?}");
+    known(&[])?;
     Ok(())
 }
 

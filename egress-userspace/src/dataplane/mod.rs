@@ -33,6 +33,7 @@ mod announce;
 pub mod api;
 mod attach;
 mod births;
+mod carried;
 mod cgroups;
 mod check;
 mod clock;

@@ -2,7 +2,8 @@
 //!
 //! Not versioned: who owns a reply is no part of what a packet from inside is admitted by. A server keeps its number
 //! as long as it keeps its address, and what points to a number is written after it and taken out before it. So a
-//! reply goes to its owner, or to who owned it a moment ago, who drops it.
+//! reply goes to its owner, or to who owned it a moment ago, who drops it. A number that some flow carries still is
+//! given to nobody else (`carried.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,6 +15,7 @@ use egress_common::peer::{
 };
 use egress_common::placement;
 
+use super::carried::Carried;
 use super::forwards;
 use super::maps::Maps;
 use crate::dataplane::api::{DataPlaneError, PeerStatus};
@@ -47,16 +49,23 @@ pub(super) fn enter(maps: &Maps, tunnel: &DesiredTunnel) -> Result<(Numbers, u64
         .iter()
         .map(|peer| underlay(peer.address))
         .collect();
-    let numbers = assign(&known, &wanted).ok_or_else(|| DataPlaneError::Refused {
-        reason: format!(
-            "there are {} other servers, and there may be {}",
-            wanted.len(),
-            MAX_PEERS - 1
-        ),
-        remedy:
-            "nothing was changed; remove some, or wait a moment if many were exchanged for others"
-                .to_owned(),
-    })?;
+    let carried = if wanted.iter().all(|address| known.contains_key(address)) {
+        Carried::default()
+    } else {
+        Carried::read(maps)?
+    };
+    let numbers =
+        assign(&known, &carried.peers, &wanted).ok_or_else(|| DataPlaneError::Refused {
+            reason: format!(
+                "there are {} other servers and flows of {} that are none any more, and there may be {} together",
+                wanted.len(),
+                carried.peers.difference(&known.values().copied().collect()).count(),
+                MAX_PEERS - 1
+            ),
+            remedy:
+                "nothing was changed; remove some, or wait a moment if many were exchanged for others"
+                    .to_owned(),
+        })?;
     let mut changed = 0;
     let mut by_address = maps.hash::<Underlay, PeerNumber>("PEER_NUMBERS")?;
     for (address, &number) in &numbers {
@@ -150,10 +159,12 @@ pub(super) fn shared(tunnel: &DesiredTunnel) -> BTreeSet<Address> {
     all.map(|(address, _)| Address::V4(*address)).collect()
 }
 
-/// Gives numbers to servers: those they have, else free ones; `None` if there are not enough.
-fn assign(known: &Numbers, wanted: &[Underlay]) -> Option<Numbers> {
+/// Gives numbers to servers: those they have, else such as neither a server nor a flow has; `None` if there are not
+/// enough.
+fn assign(known: &Numbers, carried: &BTreeSet<u32>, wanted: &[Underlay]) -> Option<Numbers> {
     let taken: BTreeSet<u32> = known.values().copied().collect();
-    let mut free = (1..MAX_PEERS).filter(|number| !taken.contains(number));
+    let is_free = |number: &u32| !taken.contains(number) && !carried.contains(number);
+    let mut free = (1..MAX_PEERS).filter(is_free);
     let mut numbers = Numbers::new();
     for address in wanted {
         let number = match known.get(address) {
@@ -225,18 +236,23 @@ mod tests {
 
     #[test]
     fn a_server_keeps_its_number_while_it_is_known() {
-        let first = assign(&Numbers::new(), &[at(1), at(2)]).unwrap();
+        let free = BTreeSet::new();
+        let first = assign(&Numbers::new(), &free, &[at(1), at(2)]).unwrap();
         assert_eq!(first, [(at(1), 1), (at(2), 2)].into());
         // One left and one came before it was forgotten.
-        let second = assign(&first, &[at(3), at(2)]).unwrap();
+        let second = assign(&first, &free, &[at(3), at(2)]).unwrap();
         assert_eq!(second, [(at(2), 2), (at(3), 3)].into());
-        let third = assign(&second, &[at(4)]).unwrap();
+        let third = assign(&second, &free, &[at(4)]).unwrap();
         assert_eq!(third, [(at(4), 1)].into());
+        // SAFE-1: as long as flows have the number of one that left, it is nobody's.
+        let third = assign(&second, &[1, 4].into(), &[at(4), at(5)]).unwrap();
+        assert_eq!(third, [(at(4), 5), (at(5), 6)].into());
         let all: Vec<Underlay> = (0..MAX_PEERS)
             .map(|n| underlay(IpAddr::from(n.to_be_bytes())))
             .collect();
-        assert!(assign(&Numbers::new(), &all[1..]).is_some());
-        assert!(assign(&Numbers::new(), &all).is_none());
+        assert!(assign(&Numbers::new(), &free, &all[1..]).is_some());
+        assert!(assign(&Numbers::new(), &free, &all).is_none());
+        assert!(assign(&Numbers::new(), &[7].into(), &all[1..]).is_none());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use egress_common::key::{ReverseKey, TCP, UDP};
 use egress_common::peer::{Peer, Traffic, Tunnel, mapped};
 use egress_common::reason::Reason;
+use egress_common::settings::candidate_flag;
 use egress_common::share::{Forward, SHARES};
 use egress_common::slot::{State, flag};
 
@@ -11,7 +12,7 @@ use crate::harness::{DataPlane, Hook, done, tagged};
 use crate::packet::{ACK, Body, Endpoint, FIN, Packet, RST, SYN};
 use crate::pieces::cut;
 use crate::run::{Meta, Outcome, Verdict};
-use crate::world::{INSIDE, ORIGIN, POOL, World, ZONE};
+use crate::world::{EGRESS, EGRESS_2, INSIDE, ORIGIN, POOL, World, ZONE};
 
 const MASK: u32 = 0xffff_0000;
 /// Two other servers.
@@ -135,6 +136,72 @@ fn fwd_4_a_flow_keeps_its_server_and_new_ones_go_elsewhere() {
     forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, RST));
     plane.consistent();
     assert_eq!(plane.all_reasons(), []);
+}
+
+/// FWD-2: an address that drains is not applicable, so this server has nothing of the pool; a live flow stays here.
+#[test]
+fn pool_9_what_drains_here_is_forwarded_to_who_has_something_else() {
+    let Some(mut plane) = DataPlane::of(World::default().with_addresses(&[EGRESS, EGRESS_2]))
+    else {
+        return;
+    };
+    plane.array("TUNNEL", 0, TUNNEL);
+    plane.array("PEERS", u32::from(FIRST), peer(9));
+    forward_to(&mut plane, FIRST);
+    let drain = |plane: &mut DataPlane, count: usize| {
+        plane.change(|world| {
+            for candidate in world.pools[0].1.iter_mut().take(count) {
+                candidate.flags = candidate_flag::DRAINING;
+            }
+        });
+    };
+    let port = |nth: u16| -> Endpoint { (INSIDE.0, INSIDE.1 + nth) };
+    for (nth, draining) in (0..).zip([0, 1]) {
+        drain(&mut plane, draining);
+        let left = plane.out(&Packet::tcp(port(nth), ORIGIN, SYN));
+        assert_eq!(left.verdict, Verdict::Next, "{draining} draining");
+    }
+    drain(&mut plane, 2);
+    forwarded(&plane, &Packet::tcp(port(2), ORIGIN, SYN));
+    forwarded(&plane, &Packet::udp(port(2), ORIGIN, b"question"));
+    assert_eq!(
+        plane.out(&Packet::tcp(port(0), ORIGIN, ACK)).verdict,
+        Verdict::Next
+    );
+    assert_eq!(plane.all_reasons(), []);
+    // Full is not draining: load moves nothing to another server (CAP-4).
+    plane.change(|world| {
+        for candidate in &mut world.pools[0].1 {
+            (candidate.flags, candidate.capacity) = (0, 1);
+        }
+    });
+    // Both live ones may have the same address.
+    plane.out(&Packet::tcp(port(3), ORIGIN, SYN));
+    let refused = plane.reason(Reason::CapReached);
+    plane.answered(&Packet::tcp(port(4), ORIGIN, SYN));
+    plane.answered(&Packet::tcp(port(5), ORIGIN, SYN));
+    assert_eq!(plane.reason(Reason::CapReached), refused + 2);
+    plane.consistent();
+}
+
+#[test]
+fn pool_9_a_pool_that_is_gone_takes_no_forwarded_flow_along() {
+    let Some(mut plane) = without_addresses() else {
+        return;
+    };
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, SYN));
+    forwarded(&plane, &Packet::udp(INSIDE, ORIGIN, b"question"));
+    plane.unhash::<u32, Forward>("FORWARDS", POOL);
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, ACK));
+    forwarded(&plane, &Packet::udp(INSIDE, ORIGIN, b"question"));
+    assert_eq!(sent_to(&plane, FIRST), 4);
+    assert_eq!(plane.all_reasons(), []);
+    // Nothing new is opened.
+    let syn = Packet::tcp((INSIDE.0, INSIDE.1 + 1), ORIGIN, SYN);
+    by_tunnel(&plane, &syn, (0, 0));
+    assert_eq!(plane.reason(Reason::NoAddress), 1);
+    assert_eq!(sent_to(&plane, FIRST), 4);
+    plane.consistent();
 }
 
 #[test]

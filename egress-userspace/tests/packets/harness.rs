@@ -380,6 +380,12 @@ where
         hash.insert(key, value, 0).unwrap();
     }
 
+    /// Takes an element out of a hash.
+    pub(crate) fn unhash<K: Pod, T: Pod>(&mut self, name: &str, key: K) {
+        let mut hash: HashMap<_, K, T> = self.load.map_mut(name).expect(name).try_into().unwrap();
+        hash.remove(&key).unwrap();
+    }
+
     /// All elements of an array.
     pub(crate) fn elements<T: Pod>(&self, name: &str) -> Vec<T> {
         let array: Array<_, T> = self.load.map(name).expect(name).try_into().unwrap();

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 
 use super::super::{Kind, Place};
 use super::Checker;
-use crate::placed;
+use crate::{forwarding, placed};
 
 pub(super) fn check(checker: &Checker<'_, '_>) {
     let all: Vec<_> = placed::servers(checker.resources).collect();
     let Some(first) = all.iter().find_map(|one| one.server.tunnel) else {
         return;
     };
+    targets(checker);
     let mut known: HashMap<IpAddr, (&str, Place)> = HashMap::new();
     for (object, location) in checker.resources.locations.iter().enumerate() {
         let place = Place::object(Kind::Location, object);
@@ -45,6 +46,26 @@ pub(super) fn check(checker: &Checker<'_, '_>) {
             }
             known.insert(address, (&server.name, place));
             one(checker, place, &server.name, address, first);
+        }
+    }
+}
+
+/// Between servers a pool is told by 24 bits of its id. Two that are the same there are refused by name: were one of
+/// them moved on, servers that know of both and servers that know of one would mean different pools (SAFE-1).
+fn targets(checker: &Checker<'_, '_>) {
+    let mut known: HashMap<u32, &str> = HashMap::new();
+    for (object, pool) in checker.resources.pools.iter().enumerate() {
+        if let Some(other) = known.insert(forwarding::target(&pool.id), &pool.id)
+            && other != pool.id
+        {
+            checker.error(
+                Place::object(Kind::Pool, object).field("id"),
+                format!(
+                    "pools {other} and {} have the same id in the tunnel between servers, which is made of theirs",
+                    pool.id
+                ),
+                "give one of them another id",
+            );
         }
     }
 }

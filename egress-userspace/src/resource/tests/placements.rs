@@ -352,3 +352,38 @@ fn pool_8_a_gateway_address_is_in_one_data_center_and_two_are_in_two_cities() {
             .any(|w| w.contains("in one city (POOL-8)"))
     );
 }
+
+/// Two ids of pools that have the same tunnel id.
+fn colliding() -> [String; 2] {
+    let mut known = std::collections::HashMap::new();
+    for number in 0.. {
+        let id = format!("pool{number}");
+        if let Some(other) = known.insert(crate::forwarding::target(&id), id.clone()) {
+            return [other, id];
+        }
+    }
+    unreachable!("there are 24 bits")
+}
+
+/// SAFE-1: no pool's tunnel id depends on which other pools a server knows.
+#[test]
+fn fwd_6_pools_that_cannot_be_told_apart_in_the_tunnel_are_refused_by_name() {
+    let [one, other] = colliding();
+    println!("{one} and {other} collide");
+    let with = |text: String| {
+        format!(
+            "{text}[[pool]]\nid = \"{one}\"\naccount = \"acme\"\naddresses = [\"2001:db8:b1::/64\"]\n\
+             [[pool]]\nid = \"{other}\"\naccount = \"acme\"\naddresses = [\"2001:db8:b2::/64\"]\n"
+        )
+    };
+    let found = errors(&with(reached(["10.9.0.1", "10.9.0.2"])), None);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains(&format!(
+            "pools {one} and {other} have the same id in the tunnel"
+        )),
+        "{found:?}"
+    );
+    // Servers that do not reach each other tell nobody.
+    assert_eq!(errors(&with(format!("{SAMPLE}{PLACED}")), None), [""; 0]);
+}
