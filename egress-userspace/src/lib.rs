@@ -28,4 +28,5 @@ pub mod probe;
 pub mod resolve;
 pub mod resource;
 pub mod store;
+pub mod top;
 pub mod utilization;

@@ -20,6 +20,7 @@ mod run;
 mod status;
 mod table;
 mod token;
+mod top;
 mod validate;
 mod why;
 mod zone;
@@ -92,6 +93,8 @@ enum Command {
     Why(why::Args),
     /// Connect to an origin from every egress IP of a pool, and say which ones it lets in.
     Probe(probe::Args),
+    /// Watch pools, egress IPs, origins, rates and refusals live.
+    Top(top::Args),
     /// Remove programs, pins and helper interfaces.
     Detach(place::Place),
     /// Print the completion script of a shell.
@@ -204,6 +207,7 @@ fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, CliErro
         Command::Token { change } => token::run(context, change),
         Command::Why(args) => why::run(context, args),
         Command::Probe(args) => probe::run(context, &args),
+        Command::Top(args) => top::run(context, &args),
         Command::Detach(place) => detach::run(context, &place),
         Command::Completions(args) => reference::completions(context, &args),
         Command::Manual(args) => reference::manual(&args),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::control::{Client, Filter, Handler, Request, Server};
 use crate::dataplane::api::{
-    ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Names,
+    ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Meter, Names,
     OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
 use crate::inventory::{DaemonState, PoolRecord, Status, ZoneRecord};
@@ -58,6 +58,10 @@ impl DataPlaneView for Fake {
 
     fn usage(&self) -> Result<UsageLook, DataPlaneError> {
         Ok(UsageLook::default())
+    }
+
+    fn meters(&self, _: &mut dyn FnMut(Meter)) -> Result<(), DataPlaneError> {
+        Ok(())
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {

@@ -45,6 +45,9 @@ pub trait DataPlaneView {
     /// for every second, and nothing changes by it (OBS-1).
     fn usage(&self) -> Result<UsageLook, DataPlaneError>;
 
+    /// Visits what every flow has carried so far, live or just over.
+    fn meters(&self, each: &mut dyn FnMut(Meter)) -> Result<(), DataPlaneError>;
+
     /// The pools as they are in force, from the maps.
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError>;
 
@@ -294,6 +297,29 @@ pub fn utilization(active: u64, capacity: u64) -> f64 {
     let percent = active as f64 * 100.0 / capacity as f64;
     // Two decimals: 1 of 40,000 connections is 0.0025 %.
     (percent * 10_000.0).round() / 10_000.0
+}
+
+/// What a flow has carried so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meter {
+    /// Whether it is of IPv6: the two families have tables of their own.
+    pub ipv6: bool,
+    /// Its place in the table.
+    pub slot: u32,
+    /// Which flow of that place it is.
+    pub generation: u32,
+    /// The pool's number.
+    pub pool: u16,
+    /// The dedicated source address; absent where another server translates.
+    pub egress_ip: Option<IpAddr>,
+    /// Destination.
+    pub origin: SocketAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Packets of both directions; wraps around.
+    pub packets: u32,
+    /// Bytes of both directions, IP length.
+    pub bytes: u64,
 }
 
 /// A pool as the maps hold it.

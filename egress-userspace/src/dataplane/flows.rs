@@ -11,7 +11,7 @@ use egress_common::count::{Count, Tally};
 use egress_common::family::{Address, V4, V6};
 use egress_common::index::{self, Bucket, HashKey, Place};
 use egress_common::key::{self, OriginKey, Reference, realm};
-use egress_common::slot::{Slot, SlotWord, flag};
+use egress_common::slot::{Slot, SlotWord, State, flag};
 use egress_common::usage::{self, ERAS, Peak, Period};
 
 use super::clock;
@@ -78,9 +78,28 @@ fn live<A: Tabled>(slots: &Records<Slot<A>>, index: u32) -> Option<Slot<A>>
 where
     Slot<A>: Pod,
 {
+    of_state(slots, index, State::is_counted)
+}
+
+/// The same of a flow that is live or just over.
+pub(super) fn linked<A: Tabled>(slots: &Records<Slot<A>>, index: u32) -> Option<Slot<A>>
+where
+    Slot<A>: Pod,
+{
+    of_state(slots, index, State::is_linked)
+}
+
+fn of_state<A: Tabled>(
+    slots: &Records<Slot<A>>,
+    index: u32,
+    wanted: impl Fn(State) -> bool,
+) -> Option<Slot<A>>
+where
+    Slot<A>: Pod,
+{
     for _ in 0..ATTEMPTS {
         let before = SlotWord::from_bits(slots.word(index)?);
-        if !before.state.is_counted() {
+        if !wanted(before.state) {
             return None;
         }
         fence(Ordering::Acquire);
@@ -90,7 +109,7 @@ where
         // Endpoints do not change while the generation lasts.
         if after.generation == before.generation
             && copy.word().generation == before.generation
-            && copy.word().state.is_counted()
+            && wanted(copy.word().state)
         {
             return Some(copy);
         }

@@ -22,6 +22,7 @@
 //! | `watcher` | when to look whether everything is still in place |
 //! | `farewell` | flows that end without their doing: both ends are told |
 //! | `view`, `flows`, `route` | a packet's route, hooks, tables, flows and counts, read from pins and mapped memory |
+//! | `meters` | what flows have carried, for rates |
 //! | `events` | the log of refusals |
 //! | `records` | the ring buffer of the flow log |
 //! | `probes` | connections of the daemon's own by a given egress IP |
@@ -51,6 +52,7 @@ mod hook;
 mod interfaces;
 mod lock;
 mod maps;
+mod meters;
 mod neighbours;
 mod netlink;
 mod object;

@@ -20,6 +20,7 @@ use super::guard;
 use super::hook::Hook;
 use super::interfaces::Interface;
 use super::maps::Maps;
+use super::meters;
 use super::peers;
 use super::pins::Pins;
 use super::privileges;
@@ -31,8 +32,8 @@ use super::versions;
 use crate::config::{Attach, Dataplane, Tunnel};
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
-    HookStatus, Names, OriginFilter, OriginRecord, PoolLive, ReasonCount, TableStatus, Traveller,
-    UsageLook, Way, utilization,
+    HookStatus, Meter, Names, OriginFilter, OriginRecord, PoolLive, ReasonCount, TableStatus,
+    Traveller, UsageLook, Way, utilization,
 };
 
 /// Behind the names of tables that are for IPv6.
@@ -234,6 +235,10 @@ impl DataPlaneView for View {
 
     fn usage(&self) -> Result<UsageLook, DataPlaneError> {
         usage::look(&self.maps)
+    }
+
+    fn meters(&self, each: &mut dyn FnMut(Meter)) -> Result<(), DataPlaneError> {
+        meters::visit(&self.maps, each)
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {

@@ -9,7 +9,8 @@ use crate::config::Config;
 use crate::control::Failure;
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, HookStatus,
-    Names, OriginFilter, OriginRecord, PoolLive, Protocol, Traveller, UsageLook, Way, utilization,
+    Meter, Names, OriginFilter, OriginRecord, PoolLive, Protocol, Traveller, UsageLook, Way,
+    utilization,
 };
 use crate::resource::Address;
 
@@ -88,6 +89,10 @@ impl DataPlaneView for View {
 
     fn usage(&self) -> Result<UsageLook, DataPlaneError> {
         Ok(UsageLook::default())
+    }
+
+    fn meters(&self, _: &mut dyn FnMut(Meter)) -> Result<(), DataPlaneError> {
+        Ok(())
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 
 use super::Plane;
 use crate::dataplane::api::{
-    DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, OriginFilter,
-    OriginRecord, PoolLive, Traveller, UsageLook, Way,
+    DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Meter,
+    OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
 
 impl DataPlaneView for Plane {
@@ -32,6 +32,10 @@ impl DataPlaneView for Plane {
 
     fn usage(&self) -> Result<UsageLook, DataPlaneError> {
         self.view.usage()
+    }
+
+    fn meters(&self, each: &mut dyn FnMut(Meter)) -> Result<(), DataPlaneError> {
+        self.view.meters(each)
     }
 
     fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
