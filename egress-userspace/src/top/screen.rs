@@ -17,6 +17,18 @@ const LEAST: (u16, u16) = (40, 6);
 const ROOMY: (u16, u16) = (100, 24);
 /// Lines of pools and refusals then, with the header.
 const ABOVE: u16 = 7;
+/// Columns that go where there is no room, the first one first.
+const DISPENSABLE: [&str; 9] = [
+    "PEAK",
+    "CAP",
+    "BYTE/S",
+    "PROTO",
+    "REFUSED",
+    "ADDRESSES",
+    "DRAINS",
+    "PKT/S",
+    "NEW/S",
+];
 /// How full something is from which on it is coloured, percent.
 const WARNING: f64 = 75.0;
 const ALARM: f64 = 90.0;
@@ -121,18 +133,11 @@ fn keys(shown: &Shown) -> Line<'static> {
 }
 
 fn table(frame: &mut Frame<'_>, area: Rect, rows: &Rows, shown: &Shown, color: bool) {
-    let widths: Vec<usize> = rows
-        .header
-        .iter()
-        .enumerate()
-        .map(|(column, name)| {
-            let cells = rows.rows.iter().filter_map(|row| row.get(column));
-            let longest = cells.map(|cell| cell.text().chars().count()).max();
-            longest.unwrap_or(0).max(name.len() + 1)
-        })
-        .collect();
+    let (rows, sort) = fitting(rows, shown.sort, usize::from(area.width));
+    let rows = &rows;
+    let widths = widths(rows);
     let header = rows.header.iter().enumerate().map(|(column, name)| {
-        let mark = match (shown.sort == Some(column), shown.ascending) {
+        let mark = match (sort == Some(column), shown.ascending) {
             (true, false) => "v",
             (true, true) => "^",
             (false, _) => "",
@@ -169,6 +174,37 @@ fn table(frame: &mut Frame<'_>, area: Rect, rows: &Rows, shown: &Shown, color: b
     } else {
         frame.render_widget(widget, area);
     }
+}
+
+/// Room for the longest cell of each column, and for the mark of the one that is sorted by.
+fn widths(rows: &Rows) -> Vec<usize> {
+    let width = |(column, name): (usize, &&str)| {
+        let cells = rows.rows.iter().filter_map(|row| row.get(column));
+        let longest = cells.map(|cell| cell.text().chars().count()).max();
+        longest.unwrap_or(0).max(name.len() + 1)
+    };
+    rows.header.iter().enumerate().map(width).collect()
+}
+
+/// The columns that fit, and which one it is sorted by then: a figure is shown whole or not at all.
+fn fitting(rows: &Rows, mut sort: Option<usize>, width: usize) -> (Rows, Option<usize>) {
+    let mut rows = rows.clone();
+    for name in DISPENSABLE {
+        let widths = widths(&rows);
+        if widths.iter().sum::<usize>() + widths.len() <= width + 1 {
+            break;
+        }
+        let Some(place) = rows.header.iter().position(|column| *column == name) else {
+            continue;
+        };
+        rows.header.remove(place);
+        for row in &mut rows.rows {
+            row.remove(place);
+        }
+        sort = sort.filter(|column| *column != place);
+        sort = sort.map(|column| column - usize::from(column > place));
+    }
+    (rows, sort)
 }
 
 fn aligned(text: &str, right: bool, width: Option<&usize>) -> String {
