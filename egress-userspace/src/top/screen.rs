@@ -67,14 +67,20 @@ pub fn draw(frame: &mut Frame<'_>, seen: &Result<Snapshot, String>, shown: &Show
             frame,
             left,
             &rows::all(snapshot, Table::Pools),
-            &Shown::default(),
+            &Shown {
+                table: Table::Pools,
+                ..Shown::default()
+            },
             color,
         );
         table(
             frame,
             right,
             &rows::all(snapshot, Table::Refusals),
-            &Shown::default(),
+            &Shown {
+                table: Table::Refusals,
+                ..Shown::default()
+            },
             color,
         );
         below
