@@ -20,6 +20,7 @@ pub mod flow_log;
 pub mod forwarding;
 pub mod inventory;
 pub mod liveness;
+mod nets;
 mod notify;
 pub mod placed;
 pub mod plan;

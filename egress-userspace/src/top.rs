@@ -51,6 +51,18 @@ pub struct Snapshot {
     pub tables: Vec<TableStatus>,
 }
 
+impl Snapshot {
+    /// How it stands, and whether that is as it should be: yes, without a daemon, or no.
+    pub fn state(&self) -> (&'static str, Option<bool>) {
+        match (self.daemon, self.ready) {
+            (DaemonState::Up, true) => ("daemon up, ready", Some(true)),
+            (DaemonState::Up, false) => ("daemon up, NOT READY", Some(false)),
+            (DaemonState::Down, true) => ("daemon down, data plane in place", None),
+            (DaemonState::Down, false) => ("daemon down, NOT READY", Some(false)),
+        }
+    }
+}
+
 /// A pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct PoolRow {

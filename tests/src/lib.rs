@@ -32,6 +32,7 @@
 //! | [`etcd`] | the store that servers share |
 //! | [`libraries`] | where other people's libraries are |
 //! | [`service`] | real servers and clients, other people's programs |
+//! | [`terminal`] | a program at a terminal: its keys, its screen |
 //! | [`seed`] | random numbers that can be repeated |
 //! | [`needs`] | what a machine must have, or the test says `SKIPPED` |
 //!
@@ -71,6 +72,7 @@ pub mod seed;
 pub mod service;
 pub mod site;
 pub mod standard;
+pub mod terminal;
 pub mod topology;
 pub mod tun;
 pub mod wait;

@@ -18,6 +18,7 @@ use crate::control::Failure;
 use crate::dataplane::api::{DataPlaneStatus, Names, OriginFilter, OriginRecord, PoolLive};
 use crate::flow_log::Snapshot;
 use crate::inventory::Status;
+use crate::nets::Nets;
 
 /// What Prometheus takes this format by.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -215,6 +216,13 @@ impl Scrape {
         let capacity = Gauges::default();
         let draining = Gauges::default();
         let fullest = Gauges::default();
+        let addresses = self.pools.iter().flat_map(|pool| &pool.addresses);
+        let mut most = Nets::<f64>::of(addresses.map(|address| address.egress_ip.net()));
+        for origin in &self.origins {
+            most.change(origin.egress_ip, |most| {
+                *most = most.max(origin.utilization)
+            });
+        }
         for pool in &self.pools {
             for address in &pool.addresses {
                 let labels = vec![
@@ -226,13 +234,7 @@ impl Scrape {
                 draining
                     .get_or_create(&labels)
                     .set(f64::from(u8::from(address.draining)));
-                let net = address.egress_ip.net();
-                let most = self
-                    .origins
-                    .iter()
-                    .filter(|origin| net.contains(&origin.egress_ip))
-                    .map(|origin| origin.utilization)
-                    .fold(0.0, f64::max);
+                let most = most.get(address.egress_ip.net()).copied().unwrap_or(0.0);
                 fullest.get_or_create(&labels).set(most);
             }
         }

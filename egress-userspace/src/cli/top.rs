@@ -88,7 +88,8 @@ fn once(context: &mut Context<'_>, config: Config, interval: Duration) -> Result
 fn text(snapshot: &Snapshot) -> String {
     let rates = snapshot.rates;
     let mut parts = vec![format!(
-        "{} active, {} new/s, {} packets/s, {} bytes/s",
+        "{}\n{} active, {} new/s, {} packets/s, {} bytes/s",
+        snapshot.state().0,
         snapshot.active,
         rows::short(rates.new_per_s),
         rows::short(rates.packets_per_s),

@@ -1,6 +1,6 @@
 //! Looks at the maps, and compares with the look before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -9,6 +9,7 @@ use crate::dataplane::api::{
     DataPlaneError, DataPlaneView, Meter, Names, OriginFilter, OriginRecord, Protocol,
 };
 use crate::inventory::{DaemonState, Status};
+use crate::nets::Nets;
 
 /// What a flow had carried.
 #[derive(Clone, Copy)]
@@ -47,10 +48,30 @@ impl Carried {
 
 type Key = (IpAddr, SocketAddr, Protocol);
 
+/// What was carried, for all who want to know.
+#[derive(Default)]
+struct Sums {
+    all: Carried,
+    pools: HashMap<u16, Carried>,
+    origins: HashMap<Key, Carried>,
+}
+
+impl Sums {
+    fn add(&mut self, meter: &Meter, carried: Carried) {
+        self.all.add(carried);
+        self.pools.entry(meter.pool).or_default().add(carried);
+        if let Some(egress_ip) = meter.egress_ip {
+            let key = (egress_ip, meter.origin, meter.protocol);
+            self.origins.entry(key).or_default().add(carried);
+        }
+    }
+}
+
 /// Remembers the look before.
 #[derive(Default)]
 pub struct Sampler {
-    flows: HashMap<(bool, u32), Seen>,
+    /// By slot, IPv4 and IPv6.
+    flows: [Vec<Option<Seen>>; 2],
     reasons: HashMap<String, u64>,
     at: Option<Instant>,
 }
@@ -71,31 +92,10 @@ impl Sampler {
             .at
             .map_or(0.0, |at| now.duration_since(at).as_secs_f64());
         let status = view.status()?;
-        let (mut by_pool, mut by_origin) = (BTreeMap::new(), HashMap::new());
-        let mut flows = HashMap::with_capacity(self.flows.len());
-        let mut all = Carried::default();
+        let mut sums = Sums::default();
         view.meters(&mut |meter| {
             let carried = self.carried(&meter, seconds > 0.0);
-            let place = (meter.ipv6, meter.slot);
-            flows.insert(
-                place,
-                Seen {
-                    generation: meter.generation,
-                    packets: meter.packets,
-                    bytes: meter.bytes,
-                },
-            );
-            all.add(carried);
-            by_pool
-                .entry(meter.pool)
-                .or_insert_with(Carried::default)
-                .add(carried);
-            if let Some(egress_ip) = meter.egress_ip {
-                by_origin
-                    .entry((egress_ip, meter.origin, meter.protocol))
-                    .or_insert_with(Carried::default)
-                    .add(carried);
-            }
+            sums.add(&meter, carried);
         })?;
         let counts = view.origins(&OriginFilter::default())?;
         let mut snapshot = Snapshot {
@@ -103,19 +103,12 @@ impl Sampler {
             daemon,
             interval_s: seconds,
             active: counts.iter().map(|count| count.active).sum(),
-            rates: all.rates(seconds),
+            rates: sums.all.rates(seconds),
             tables: status.tables,
             ..Snapshot::default()
         };
-        addresses(&mut snapshot, view, names, (&counts, &by_origin), seconds)?;
-        for row in &mut snapshot.pools {
-            let number = names.pools.iter().find(|(_, id)| **id == row.pool);
-            let number = number.map(|(number, _)| *number);
-            let number = number.or_else(|| row.pool.strip_prefix('#')?.parse().ok());
-            let carried = number.and_then(|number| by_pool.get(&number));
-            row.rates = carried.copied().unwrap_or_default().rates(seconds);
-        }
-        snapshot.origins = origins(counts, &by_origin, seconds);
+        addresses(&mut snapshot, view, names, (&counts, &sums), seconds)?;
+        snapshot.origins = origins(counts, &sums.origins, seconds);
         snapshot.refusals = status
             .reasons
             .iter()
@@ -142,17 +135,26 @@ impl Sampler {
             .into_iter()
             .map(|reason| (reason.reason, reason.packets))
             .collect();
-        self.flows = flows;
         self.at = Some(now);
         Ok(snapshot)
     }
 
     /// What a flow has carried since the last look; all of it if it was not there.
-    fn carried(&self, meter: &Meter, compares: bool) -> Carried {
+    fn carried(&mut self, meter: &Meter, compares: bool) -> Carried {
+        let flows = &mut self.flows[usize::from(meter.ipv6)];
+        let slot = meter.slot as usize;
+        if flows.len() <= slot {
+            flows.resize(slot + 1, None);
+        }
+        let seen = flows[slot].replace(Seen {
+            generation: meter.generation,
+            packets: meter.packets,
+            bytes: meter.bytes,
+        });
         if !compares {
             return Carried::default();
         }
-        match self.flows.get(&(meter.ipv6, meter.slot)) {
+        match seen {
             Some(seen) if seen.generation == meter.generation => Carried {
                 new: 0,
                 packets: meter.packets.wrapping_sub(seen.packets).into(),
@@ -167,31 +169,43 @@ impl Sampler {
     }
 }
 
+/// What is known of an address of a pool besides what its pool says.
+#[derive(Clone, Copy, Default)]
+struct Load {
+    fullest: f64,
+    carried: Carried,
+}
+
 /// Pools and their addresses.
 fn addresses(
     snapshot: &mut Snapshot,
     view: &dyn DataPlaneView,
     names: &Names,
-    (counts, carried): (&[OriginRecord], &HashMap<Key, Carried>),
+    (counts, sums): (&[OriginRecord], &Sums),
     seconds: f64,
 ) -> Result<(), DataPlaneError> {
-    for pool in view.pools()? {
+    let pools = view.pools()?;
+    let nets = pools.iter().flat_map(|pool| &pool.addresses);
+    let mut loads = Nets::<Load>::of(nets.map(|address| address.egress_ip.net()));
+    for count in counts {
+        loads.change(count.egress_ip, |load| {
+            load.fullest = load.fullest.max(count.utilization);
+        });
+    }
+    for ((egress_ip, ..), carried) in &sums.origins {
+        loads.change(*egress_ip, |load| load.carried.add(*carried));
+    }
+    for pool in pools {
         let id = names.pool(pool.number);
+        let carried = sums.pools.get(&pool.number).copied().unwrap_or_default();
         let mut row = PoolRow {
             pool: id.clone(),
+            rates: carried.rates(seconds),
             ..PoolRow::default()
         };
         for address in pool.addresses {
-            let net = address.egress_ip.net();
-            let fullest = counts
-                .iter()
-                .filter(|count| net.contains(&count.egress_ip))
-                .map(|count| count.utilization)
-                .fold(0.0, f64::max);
-            let mut sum = Carried::default();
-            for (_, carried) in carried.iter().filter(|((ip, ..), _)| net.contains(ip)) {
-                sum.add(*carried);
-            }
+            let load = loads.get(address.egress_ip.net()).copied();
+            let Load { fullest, carried } = load.unwrap_or_default();
             row.addresses += 1;
             row.active += address.active;
             row.utilization = row.utilization.max(fullest);
@@ -202,7 +216,7 @@ fn addresses(
                 capacity: address.cap.into(),
                 utilization: fullest,
                 draining: address.draining,
-                rates: sum.rates(seconds),
+                rates: carried.rates(seconds),
             });
         }
         snapshot.pools.push(row);
@@ -278,7 +292,7 @@ mod tests {
             packets: u32::MAX - 1,
             bytes: 1_000,
         };
-        sampler.flows.insert((false, 3), seen);
+        sampler.flows[0] = vec![None, None, None, Some(seen)];
         let carried = |new, packets, bytes| Carried {
             new,
             packets,

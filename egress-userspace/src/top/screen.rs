@@ -9,7 +9,6 @@ use ratatui::widgets::{Paragraph, Row, Table as Widget};
 use super::Snapshot;
 use super::keys::{Shown, Table};
 use super::rows::{self, Cell, Rows, short};
-use crate::inventory::DaemonState;
 
 /// Below this nothing could be read.
 const LEAST: (u16, u16) = (40, 6);
@@ -92,11 +91,11 @@ pub fn draw(frame: &mut Frame<'_>, seen: &Result<Snapshot, String>, shown: &Show
 
 fn heading<'a>(snapshot: &Snapshot, shown: &Shown, color: bool) -> Vec<Line<'a>> {
     let bold = Style::new().add_modifier(Modifier::BOLD);
-    let state = match (snapshot.daemon, snapshot.ready) {
-        (DaemonState::Up, true) => ("daemon up, ready", Color::Green),
-        (DaemonState::Up, false) => ("daemon up, NOT READY", Color::Red),
-        (DaemonState::Down, true) => ("daemon down, data plane in place", Color::Yellow),
-        (DaemonState::Down, false) => ("daemon down, NOT READY", Color::Red),
+    let (state, good) = snapshot.state();
+    let light = match good {
+        Some(true) => Color::Green,
+        Some(false) => Color::Red,
+        None => Color::Yellow,
     };
     let tables: Vec<String> = snapshot
         .tables
@@ -108,7 +107,7 @@ fn heading<'a>(snapshot: &Snapshot, shown: &Shown, color: bool) -> Vec<Line<'a>>
     vec![
         Line::from(vec![
             Span::styled("egress top  ", bold),
-            Span::styled(state.0, colored(Style::new(), state.1, color)),
+            Span::styled(state, colored(Style::new(), light, color)),
             Span::styled(paused, bold),
         ]),
         Line::from(format!(
@@ -176,7 +175,12 @@ fn table(frame: &mut Frame<'_>, area: Rect, rows: &Rows, shown: &Shown, color: b
         .header(Row::new(header).style(bold))
         .column_spacing(1);
     if rows.rows.is_empty() {
-        frame.render_widget(Paragraph::new(format!("no {}", shown.table.name())), area);
+        let filtered = match shown.filter.as_str() {
+            "" => String::new(),
+            filter => format!(" with [{filter}]: Esc shows all"),
+        };
+        let none = format!("no {}{filtered}", shown.table.name());
+        frame.render_widget(Paragraph::new(none), area);
     } else {
         frame.render_widget(widget, area);
     }
@@ -251,6 +255,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
+    use crate::inventory::DaemonState;
     use crate::top::{OriginRow, PoolRow, Rates, ReasonRow};
 
     fn snapshot() -> Snapshot {

@@ -33,14 +33,26 @@ impl Gateway {
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<Output> {
+        let mut command = self.asking(arguments)?;
+        command
+            .output()
+            .with_context(|| format!("starting {command:?}"))
+    }
+
+    /// The same, not yet started.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn asking<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Command> {
         let mut command = self.command()?;
         command
             .args(arguments)
             .arg("--config")
             .arg(self.files.config());
-        command
-            .output()
-            .with_context(|| format!("starting {command:?}"))
+        Ok(command)
     }
 
     /// As [`Gateway::egress`]; returns what it printed.

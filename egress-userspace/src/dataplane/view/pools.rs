@@ -165,7 +165,8 @@ where
 #[derive(Debug)]
 pub(super) struct Caps {
     ipv4: BTreeMap<V4, u32>,
-    ipv6: Vec<(Address, u32)>,
+    /// Ranges by where they begin; none is in another.
+    ipv6: BTreeMap<V6, (Address, u32)>,
 }
 
 impl Caps {
@@ -173,16 +174,17 @@ impl Caps {
     pub(super) fn of(tables: &Tables) -> Self {
         let mut caps = Self {
             ipv4: BTreeMap::new(),
-            ipv6: Vec::new(),
+            ipv6: BTreeMap::new(),
         };
         for (_, single, ranges) in tables.pools() {
             caps.ipv4
                 .extend(single.iter().map(|one| (one.address, one.capacity)));
-            caps.ipv6.extend(
-                ranges
-                    .iter()
-                    .filter_map(|one| Some((tables::range(one)?, one.capacity))),
-            );
+            for one in ranges {
+                if let Some(range @ Address::V6(net)) = tables::range(one) {
+                    let value = (range, one.capacity);
+                    caps.ipv6.insert(net.network().octets(), value);
+                }
+            }
         }
         caps
     }
@@ -191,11 +193,12 @@ impl Caps {
     pub(super) fn on(&self, address: IpAddr) -> Option<u32> {
         match address {
             IpAddr::V4(address) => self.ipv4.get(&address.octets()).copied(),
-            IpAddr::V6(_) => self
+            IpAddr::V6(begin) => self
                 .ipv6
-                .iter()
-                .find(|(range, _)| range.net().contains(&address))
-                .map(|(_, cap)| *cap),
+                .range(..=begin.octets())
+                .next_back()
+                .filter(|(_, (range, _))| range.net().contains(&address))
+                .map(|(_, (_, cap))| *cap),
         }
     }
 }
