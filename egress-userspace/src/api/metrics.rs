@@ -220,7 +220,7 @@ impl Scrape {
         let mut most = Nets::<f64>::of(addresses.map(|address| address.egress_ip.net()));
         for origin in &self.origins {
             most.change(origin.egress_ip, |most| {
-                *most = most.max(origin.utilization)
+                *most = most.max(origin.utilization);
             });
         }
         for pool in &self.pools {

@@ -84,9 +84,9 @@ pub fn all(snapshot: &Snapshot, table: Table) -> Rows {
                 .iter()
                 .map(|row| {
                     let cells = vec![
-                        text(row.egress_ip),
-                        text(row.origin),
-                        text(row.protocol),
+                        text(&row.egress_ip),
+                        text(&row.origin),
+                        text(&row.protocol),
                         count(row.active),
                         count(row.peak),
                         count(row.capacity),
@@ -109,7 +109,7 @@ pub fn all(snapshot: &Snapshot, table: Table) -> Rows {
                         count(row.active),
                         count(row.capacity),
                         percent(row.utilization),
-                        text(if row.draining { "yes" } else { "" }),
+                        text(&if row.draining { "yes" } else { "" }),
                     ];
                     and_rates(cells, row.rates)
                 })
@@ -152,7 +152,7 @@ fn and_rates(mut cells: Vec<Cell>, rates: Rates) -> Vec<Cell> {
 }
 
 /// Without what a terminal would take for more than letters: names are other people's.
-fn text(value: impl ToString) -> Cell {
+fn text(value: &impl ToString) -> Cell {
     let text = value.to_string();
     Cell::Text(text.chars().filter(|letter| !letter.is_control()).collect())
 }
