@@ -3,6 +3,11 @@
 //!
 //! The order is always: read, plan, check the whole, commit, put in force; when putting in force fails, the
 //! commit is undone. A daemon that dies in between finds the commit at its next start and puts it in force then.
+//!
+//! Two locks. A [`Writer`] has the store, for as long as that takes: what is stored and how it is put in force changes in
+//! its hands only. The [`Controller`] is locked for moments, by everybody, and by nobody who waits for the store: looking after
+//! hooks and guard, following the other servers' health and answering go on whatever a shared store does. Who needs
+//! both takes the store first.
 
 mod change;
 mod draining;
@@ -13,12 +18,13 @@ mod realms;
 mod requests;
 mod setting;
 mod take_over;
+mod turns;
+mod writer;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{Config, ConfigError};
-use crate::control::protocol::{Applied, Failure};
+use crate::config::Config;
+use crate::control::protocol::{Cause, Failure};
 use crate::dataplane::api::{DataPlane, DataPlaneError};
 use crate::desired::Desired;
 use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
@@ -26,35 +32,54 @@ use crate::flow_log::{self, Directory, Shared};
 use crate::liveness::{Healths, Watched};
 use crate::plan::Plan;
 use crate::resolve::{self, ResolveError};
+use crate::resource;
 use crate::resource::check::check;
-use crate::resource::{self, Kind};
-use crate::store::{Change, StateStore, StoreError, Stored};
+use crate::store::{StoreError, Stored, Trouble};
 
 pub use change::ChangeError;
 pub use policy::PolicyError;
 pub(crate) use requests::origins;
 pub use requests::{OpenView, Service};
 pub use setting::{AegisPatch, SettingError};
+pub use writer::Writer;
 
-/// Configuration, store and data plane of a running daemon.
+/// What is stored and in force, and the data plane, of a running daemon.
 pub struct Controller {
-    config_path: PathBuf,
-    config: Config,
-    store: Box<dyn StateStore>,
+    /// How it is put in force.
+    config: Arc<Config>,
     dataplane: Box<dyn DataPlane>,
-    stored: Stored,
+    /// What the store held when it was asked last: what changes are made to.
+    stored: Arc<Stored>,
+    /// What of that is in force.
+    in_force: Arc<Stored>,
     desired: Desired,
     detached: bool,
     flow_log: Arc<Shared>,
-    /// What is stored is not in force yet.
-    behind: bool,
+    /// Why what the store holds is not in force here, if it is not.
+    behind: Option<Behind>,
+    /// Why the store cannot be had, if it cannot.
+    trouble: Trouble,
     /// What is known of the other servers.
     healths: Healths,
 }
 
+/// Why what the store holds is not in force.
+enum Behind {
+    /// It was not answered what that is.
+    Unread(String),
+    /// It could not be put in force here.
+    Refused(String),
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::failed(error.to_string(), error.remedy())
+        let cause = match &error {
+            StoreError::Unavailable { .. } => Cause::Unavailable,
+            StoreError::Unknown { .. } => Cause::Unknown,
+            StoreError::Conflict => Cause::Conflict,
+            _ => Cause::Other,
+        };
+        Self::failed(error.to_string(), error.remedy()).because_of(cause)
     }
 }
 
@@ -88,40 +113,25 @@ impl From<DataPlaneError> for Failure {
 }
 
 impl Controller {
-    /// Takes over: applies the resources file if there is one, and puts what the store then says in force.
-    ///
-    /// # Errors
-    /// When file or store are not usable; what was in force stays in force.
-    pub fn start(
-        config_path: &Path,
+    fn new(
         config: Config,
-        store: Box<dyn StateStore>,
+        stored: Stored,
+        trouble: Trouble,
         dataplane: Box<dyn DataPlane>,
-    ) -> Result<(Self, Applied), Failure> {
-        let stored = store.load()?;
-        let mut controller = Self {
-            config_path: config_path.to_owned(),
-            config,
-            store,
+    ) -> Self {
+        let stored = Arc::new(stored);
+        Self {
+            config: Arc::new(config),
             dataplane,
+            in_force: Arc::clone(&stored),
             stored,
             desired: Desired::default(),
             detached: false,
             flow_log: Arc::default(),
-            behind: false,
+            behind: None,
+            trouble,
             healths: Healths::new(),
-        };
-        let applied = match controller.config.resources.file.clone() {
-            Some(file) => controller.apply(&Source::read(&file)?, false)?,
-            None => {
-                controller.put_in_force()?;
-                Applied {
-                    applied: true,
-                    ..Applied::default()
-                }
-            }
-        };
-        Ok((controller, applied))
+        }
     }
 
     /// What is in force.
@@ -130,7 +140,7 @@ impl Controller {
     }
 
     /// The configuration in use.
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &Arc<Config> {
         &self.config
     }
 
@@ -140,7 +150,7 @@ impl Controller {
     }
 
     /// Everything stored.
-    pub fn stored(&self) -> &Stored {
+    pub fn stored(&self) -> &Arc<Stored> {
         &self.stored
     }
 
@@ -159,93 +169,25 @@ impl Controller {
         self.detached
     }
 
-    /// Plans a resources file and, unless it is a dry run, applies it.
-    pub fn apply(&mut self, source: &Source, dry_run: bool) -> Result<Applied, Failure> {
-        let (plan, warnings) = plan_file(source, &self.stored, &self.config)?;
-        let mut applied = Applied {
-            plan,
-            applied: false,
-            warnings,
-            notes: Vec::new(),
-        };
-        if dry_run {
-            let addresses = resolve::addresses(applied.plan.after(), &self.config);
-            self.dataplane.check(&addresses)?;
-            return Ok(applied);
+    /// Why what is stored cannot be put in force here, if it cannot: what was in force before still is.
+    pub fn behind(&self) -> Option<&str> {
+        match &self.behind {
+            Some(Behind::Refused(reason)) => Some(reason),
+            _ => None,
         }
-        self.commit(applied.plan.changes())?;
-        applied.applied = true;
-        Ok(applied)
-    }
-
-    /// Reads configuration and resources file again, as SIGHUP asks for. All or nothing: on an error everything
-    /// stays as it was.
-    pub fn reload(&mut self) -> Result<Applied, Failure> {
-        let (new, warnings) = Config::load(&self.config_path).map_err(|error| match error {
-            ConfigError::Source(error) => error.into(),
-            ConfigError::Invalid(found) => {
-                Failure::invalid(&self.config_path.display().to_string(), found)
-            }
-        })?;
-        let notes = restart_needed(&self.config, &new);
-        let mut config = self.config.clone();
-        config.exempt = new.exempt;
-        config.timers = new.timers;
-        config.flow_log = new.flow_log;
-        config.dataplane.refuse = new.dataplane.refuse;
-        config.resources = new.resources;
-        let before = std::mem::replace(&mut self.config, config);
-        match self.reload_resources() {
-            Ok(mut applied) => {
-                let mut all = warnings;
-                all.extend(applied.warnings);
-                applied.warnings = all;
-                applied.notes.extend(notes);
-                Ok(applied)
-            }
-            Err(failure) => {
-                self.config = before;
-                Err(failure)
-            }
-        }
-    }
-
-    fn reload_resources(&mut self) -> Result<Applied, Failure> {
-        match self.config.resources.file.clone() {
-            Some(file) => self.apply(&Source::read(&file)?, false),
-            None => {
-                self.put_in_force()?;
-                Ok(Applied {
-                    applied: true,
-                    ..Applied::default()
-                })
-            }
-        }
-    }
-
-    /// Puts in force what the store holds now; says whether that is something else (CLU-1).
-    ///
-    /// # Errors
-    /// When the store cannot be read, or what it holds cannot be put in force here: what was in force stays so, and
-    /// the next call tries again.
-    pub fn refresh(&mut self) -> Result<bool, Failure> {
-        // Something has changed, whatever comes of asking what.
-        let was_behind = std::mem::replace(&mut self.behind, true);
-        let stored = self.store.current()?;
-        if stored == self.stored && !was_behind {
-            self.behind = false;
-            return Ok(false);
-        }
-        // Whatever comes of it, this is what the next change is made to.
-        self.stored = stored;
-        self.put_in_force()?;
-        self.behind = false;
-        Ok(true)
     }
 
     /// Whether what is stored is not in force yet, and could be.
     pub fn is_behind(&self) -> bool {
-        self.behind && self.store.trouble().is_none()
+        self.behind.is_some() && (self.trouble)().is_none()
+    }
+
+    /// Why the configuration cannot be changed now, if it cannot (CLU-2).
+    pub fn frozen(&self) -> Option<String> {
+        (self.trouble)().or_else(|| match &self.behind {
+            Some(Behind::Unread(reason)) => Some(reason.clone()),
+            _ => None,
+        })
     }
 
     /// What is known of the other servers.
@@ -253,13 +195,14 @@ impl Controller {
         &self.healths
     }
 
-    /// Sends new connections where they are to go now that this is known of the other servers (FWD-7).
+    /// Sends new connections where they are to go now that this is known of the other servers (FWD-7). That goes by
+    /// what was put in force last, also where something else is stored by now.
     ///
     /// # Errors
     /// When that cannot be put in force; the next call tries again.
     pub fn heard(&mut self, healths: Healths) -> Result<(), Failure> {
-        let before = std::mem::replace(&mut self.healths, healths);
-        self.put_in_force().inspect_err(|_| self.healths = before)
+        let (stored, config) = (Arc::clone(&self.in_force), Arc::clone(&self.config));
+        self.put_in_force(&stored, &config, healths)
     }
 
     /// Whom to ask whether they are there.
@@ -276,13 +219,6 @@ impl Controller {
         }
     }
 
-    /// Why the configuration cannot be changed now, if it cannot (CLU-2).
-    pub fn frozen(&self) -> Option<String> {
-        let behind = "what the store holds could not be put in force here (the log says why)";
-        let behind = self.behind.then(|| behind.to_owned());
-        self.store.trouble().or(behind)
-    }
-
     /// Takes everything off (SAFE-4).
     pub fn detach(&mut self) -> Result<Vec<String>, Failure> {
         let removed = self.dataplane.detach()?;
@@ -290,43 +226,26 @@ impl Controller {
         Ok(removed)
     }
 
-    /// Commits, reads back and puts in force; undoes the commit when that fails.
-    fn commit(&mut self, changes: &[Change]) -> Result<(), Failure> {
-        let limits = resolve::limits(&self.config);
-        if !changes.is_empty() {
-            match self.store.commit(changes, limits) {
-                Err(StoreError::Conflict) => {
-                    self.refresh()?;
-                    return Err(StoreError::Conflict.into());
-                }
-                other => other?,
-            }
-        }
-        let before = self.stored.clone();
-        let failure = match self.store.current() {
-            Ok(stored) => {
-                self.stored = stored;
-                match self.put_in_force() {
-                    Ok(()) => return Ok(()),
-                    Err(failure) => failure,
-                }
-            }
-            Err(error) => error.into(),
-        };
-        if let Err(error) = self.store.commit(&undo(&before, changes), limits) {
-            tracing::error!(%error, "the store could not be set back after a failed change");
-        }
-        self.stored = before;
-        Err(failure)
+    /// Something may have changed that could not be read yet, for this reason: it is asked for again.
+    fn has_news(&mut self, reason: String) {
+        self.behind.get_or_insert(Behind::Unread(reason));
     }
 
-    fn put_in_force(&mut self) -> Result<(), Failure> {
-        let desired = resolve::resolve_among(
-            &self.stored.resources(),
-            &self.config,
-            &self.stored.numbers,
-            &self.healths,
-        )?;
+    /// Puts all of this in force, or leaves in force what is.
+    fn put_in_force(
+        &mut self,
+        stored: &Arc<Stored>,
+        config: &Arc<Config>,
+        healths: Healths,
+    ) -> Result<(), Failure> {
+        if self.detached {
+            return Err(Failure::failed(
+                "everything has been taken off (`egress detach`), and the daemon ends",
+                "start it again",
+            ));
+        }
+        let desired =
+            resolve::resolve_among(&stored.resources(), config, &stored.numbers, &healths)?;
         let report = self.dataplane.apply(&desired)?;
         tracing::info!(
             version = report.version,
@@ -336,6 +255,9 @@ impl Controller {
             "configuration in force"
         );
         self.desired = desired;
+        self.in_force = Arc::clone(stored);
+        self.config = Arc::clone(config);
+        self.healths = healths;
         self.publish_names(report.version);
         Ok(())
     }
@@ -347,7 +269,7 @@ impl Controller {
         }
         let policies = self.desired.policies.iter();
         self.flow_log.publish(Directory::new(
-            &self.stored,
+            &self.in_force,
             policies.map(|policy| policy.name.as_str()),
             &self.config.server,
             (version & 1) as u32,
@@ -383,45 +305,6 @@ pub fn plan_file(
     } else {
         Err(Failure::invalid(source.name(), found))
     }
-}
-
-/// The changes that lead back to `before`.
-fn undo(before: &Stored, changes: &[Change]) -> Vec<Change> {
-    let keys = changes.iter().map(|change| match change {
-        Change::Put { object, .. } => (object.kind(), object.id()),
-        Change::Remove { kind, id } => (*kind, id.clone()),
-    });
-    keys.map(
-        |(kind, id): (Kind, String)| match before.objects.get(&(kind, id.clone())) {
-            Some((owner, object)) => Change::Put {
-                owner: *owner,
-                object: object.clone(),
-            },
-            None => Change::Remove { kind, id },
-        },
-    )
-    .collect()
-}
-
-/// What changed in the file but takes effect with the next start only.
-fn restart_needed(running: &Config, new: &Config) -> Vec<String> {
-    let mut dataplane = new.dataplane.clone();
-    dataplane.refuse = running.dataplane.refuse;
-    [
-        ("[server]", running.server == new.server),
-        ("[dataplane]", running.dataplane == dataplane),
-        ("[store]", running.store == new.store),
-        ("[utilization]", running.utilization == new.utilization),
-        ("[control]", running.control == new.control),
-        ("[api]", running.api == new.api),
-        ("[announce]", running.announce == new.announce),
-    ]
-    .into_iter()
-    .filter(|(_, same)| !same)
-    .map(|(section, _)| {
-        format!("{section} has changed: that takes effect when the daemon is restarted")
-    })
-    .collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! It may die at any instant: packets go on without it, and the next start finds everything in maps, pins and
 //! store (SAFE-2). So there is nothing to save at the end, and SIGTERM only closes the socket.
 
+mod errands;
 mod logging;
 mod refusals;
 
@@ -16,6 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use errands::{Done, Errands};
 use logging::Logging;
 use refusals::Refusals;
 
@@ -23,7 +25,7 @@ use crate::api::Listener;
 use crate::config::Config;
 use crate::control::protocol::Applied;
 use crate::control::{BindError, Failure, Handler, Server};
-use crate::controller::{Controller, Service};
+use crate::controller::Service;
 use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names};
 use crate::dataplane::{Claim, Plane, View};
 use crate::liveness::{Healths, Prober, State};
@@ -55,7 +57,10 @@ pub fn run(config_path: &Path, config: Config) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}"), ""))?;
-    runtime.block_on(serve(config_path, config))
+    let outcome = runtime.block_on(serve(config_path, config));
+    // Whoever waits for a shared store holds up no end.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
@@ -78,10 +83,11 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let mut watcher = plane.watcher()?;
     let events = plane.events();
     let mut logging = Logging::new(plane.flow_records());
-    let (controller, applied) = Controller::start(config_path, config, store, Box::new(plane))?;
+    let (service, applied) =
+        Service::start(config_path, config, store, Box::new(plane), open_view)?;
     announce(&applied);
-    let (names, known_names) = watch::channel(controller.stored().names());
-    let service = Arc::new(Service::new(controller, open_view));
+    let (names, known_names) = watch::channel(service.stored().names());
+    let service = Arc::new(service);
     server
         .serve(Arc::clone(&service) as Arc<dyn Handler>)
         .map_err(|error| {
@@ -104,6 +110,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     watch_others(&service, prober.as_ref());
     let mut refusals = Refusals::start(move || Ok(events.open()?.run(known_names.clone())))?;
     let mut trouble = Trouble::default();
+    let mut errands = Errands::default();
     trouble.note(LOGGING, logging.follow(&service));
     eprintln!("ready");
     notify::ready();
@@ -140,17 +147,24 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                     hear(&service, healths.as_mut(), &mut trouble);
                 }
                 if service.controller().is_behind() {
-                    follow(&service, &mut trouble);
+                    errands.follow(&service);
                 }
                 trouble.note("logging refusals", refusals.look_after().await);
                 trouble.note(LOGGING, logging.follow(&service));
             }
             _ = signals.reload.recv() => {
-                reload(&service);
-                trouble.note(LOGGING, logging.follow(&service));
+                notify::reloading();
+                errands.reload(&service);
             }
             () = changed(&mut healths) => hear(&service, healths.as_mut(), &mut trouble),
-            () = changed(&mut elsewhere) => follow(&service, &mut trouble),
+            () = changed(&mut elsewhere) => errands.follow(&service),
+            done = errands.done() => match done {
+                Done::Followed(outcome) => followed(outcome, &mut trouble),
+                Done::Reloaded(outcome) => {
+                    reloaded(*outcome);
+                    trouble.note(LOGGING, logging.follow(&service));
+                }
+            },
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
         }
@@ -203,23 +217,18 @@ fn hear(service: &Service, healths: Option<&mut watch::Receiver<Healths>>, troub
     }
 }
 
-/// Puts in force what others have changed.
-fn follow(service: &Service, trouble: &mut Trouble) {
-    let mut controller = service.controller();
-    if controller.is_detached() {
-        return;
-    }
-    match controller.refresh() {
+/// Says whether others have changed something.
+fn followed(outcome: Result<bool, Failure>, trouble: &mut Trouble) {
+    match outcome {
         Ok(true) => tracing::info!("another server has changed the configuration: in force here"),
         Ok(false) => {}
         Err(failure) => trouble.say(format!("following the shared store: {failure}")),
     }
 }
 
-/// SIGHUP: all of the new configuration, or none of it.
-fn reload(service: &Service) {
-    notify::reloading();
-    match service.controller().reload() {
+/// SIGHUP was answered: all of the new configuration, or none of it.
+fn reloaded(outcome: Result<Applied, Failure>) {
+    match outcome {
         Ok(applied) => {
             announce(&applied);
             tracing::info!("reloaded");

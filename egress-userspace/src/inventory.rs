@@ -33,6 +33,9 @@ pub struct Status {
     /// Why the configuration cannot be changed now, if it cannot: a shared store does not answer (CLU-2).
     #[serde(default)]
     pub frozen: Option<String>,
+    /// Why what is stored could not be put in force here, if it could not: what was in force before still is.
+    #[serde(default)]
+    pub behind: Option<String>,
     /// What is known of the other servers, by their tunnel addresses (FWD-7).
     #[serde(default)]
     pub servers: Healths,
@@ -65,6 +68,7 @@ impl Status {
             pid,
             version: env!("CARGO_PKG_VERSION").into(),
             frozen: None,
+            behind: None,
             servers: Healths::new(),
             dataplane,
         };

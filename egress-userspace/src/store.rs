@@ -12,6 +12,9 @@ mod token;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+#[cfg(feature = "etcd")]
+use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -41,17 +44,45 @@ pub trait StateStore: Send {
         self.load()
     }
 
-    /// Makes all changes, or none. A zone or pool that is put gets a number if it has none.
+    /// Makes all changes, or none, if `agrees` says yes to what would then be stored; returns what is. A zone or pool
+    /// that is put gets a number if it has none. It comes back within 30 seconds or so.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] where somebody else has committed since [`Self::load`].
-    fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<(), StoreError>;
+    /// [`StoreError::Conflict`] where somebody else has committed since this store was read last;
+    /// [`StoreError::Refused`] where `agrees` said no; [`StoreError::Unknown`] where a shared store was lost in the
+    /// middle. But for that one nothing has changed.
+    fn commit_if(
+        &mut self,
+        changes: &[Change],
+        limits: Limits,
+        agrees: &mut dyn FnMut(&Stored) -> bool,
+    ) -> Result<Stored, StoreError>;
 
-    /// Why what is loaded may be out of date, if it may.
-    fn trouble(&self) -> Option<String> {
-        None
+    /// Makes all changes, or none.
+    ///
+    /// # Errors
+    /// As [`Self::commit_if`].
+    fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<Stored, StoreError> {
+        self.commit_if(changes, limits, &mut |_| true)
+    }
+
+    /// What tells whether the store can be had now: it can be asked while somebody uses the store.
+    fn trouble(&self) -> Trouble {
+        Arc::new(|| None)
     }
 }
+
+/// Why what was read last may be out of date, if it may.
+pub type Trouble = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
+/// The longest that a commit may take.
+#[cfg(feature = "etcd")]
+const COMMIT_PATIENCE: Duration = if cfg!(test) {
+    // Tests are not about how fast a busy machine's disk is.
+    Duration::from_secs(300)
+} else {
+    Duration::from_secs(30)
+};
 
 /// Keeps API tokens (API-2).
 pub trait TokenStore {
@@ -304,6 +335,19 @@ pub enum StoreError {
         /// What happened.
         reason: String,
     },
+    /// A shared store was lost while it was told to commit.
+    #[error(
+        "the store at {store} was lost while it was told of the change, which may have been made: {reason}"
+    )]
+    Unknown {
+        /// Where it is.
+        store: String,
+        /// What happened.
+        reason: String,
+    },
+    /// Whoever asked for the commit did not agree with what would have come of it.
+    #[error("the change is not to be made")]
+    Refused,
     /// Another server has committed meanwhile.
     #[error("another server has changed the configuration meanwhile")]
     Conflict,
@@ -354,6 +398,12 @@ impl StoreError {
                  answers"
                     .into()
             }
+            Self::Unknown { .. } => {
+                "when it answers again all servers do what it holds: look then whether the change is there, before you \
+                 make it again"
+                    .into()
+            }
+            Self::Refused => "nothing was changed".into(),
             Self::Conflict => "nothing was changed: look at what is there now, and try again".into(),
             Self::Exhausted { .. } => {
                 "remove some, or reserve more bits under [dataplane] mark_mask".into()

@@ -17,9 +17,9 @@ use sha2::{Digest, Sha256};
 use super::body::{invalid, not_found, of_file, shown};
 use super::envelope::{Answer, ApiError};
 use super::{Api, Call};
-use crate::controller::Controller;
+use crate::controller::Writer;
 use crate::resource::{Object, Owner, Prefix, Registration, Resources, Service};
-use crate::store::Change;
+use crate::store::{Change, Stored};
 
 /// `GET /accounts/{account_id}/addressing/services`
 pub(super) fn services(_: &Api, call: &Call) -> Result<Answer, ApiError> {
@@ -65,8 +65,7 @@ struct Found {
 
 impl Found {
     /// All of an account.
-    fn all(controller: &Controller, account: &str) -> Vec<Self> {
-        let stored = controller.stored();
+    fn all(stored: &Stored, account: &str) -> Vec<Self> {
         let resources = stored.resources();
         let mut found = Vec::new();
         for ((kind, id), (owner, object)) in &stored.objects {
@@ -84,9 +83,9 @@ impl Found {
     }
 
     /// The one of the path.
-    fn of(controller: &Controller, call: &Call) -> Result<Self, ApiError> {
+    fn of(stored: &Stored, call: &Call) -> Result<Self, ApiError> {
         let id = call.parameter("prefix_id");
-        let mut all = Self::all(controller, call.account()?).into_iter();
+        let mut all = Self::all(stored, call.account()?).into_iter();
         all.find(|found| prefix_id(found.prefix.cidr) == id)
             .ok_or_else(|| not_found(format!("this account has no prefix {}", shown(id))))
     }
@@ -102,12 +101,12 @@ impl Found {
 
 /// Puts what the API has of a prefix.
 fn put(
-    controller: &mut Controller,
+    writer: &mut Writer<'_>,
     prefix: Prefix,
     registration: Registration,
 ) -> Result<(), ApiError> {
     let account = prefix.account.clone();
-    Ok(controller.change(
+    Ok(writer.change(
         &account,
         &[Change::Put {
             owner: Owner::Api,

@@ -136,7 +136,7 @@ impl From<ChangeError> for ApiError {
             ChangeError::Invalid(failure) => {
                 invalid(format!("{}: {}", failure.reason, failure.remedy))
             }
-            ChangeError::Failed(failure) => Self::internal(&failure),
+            ChangeError::Failed(failure) => failure.into(),
         }
     }
 }

@@ -66,28 +66,24 @@ pub(super) fn drain(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         Some(Value::Bool(reset)) => *reset,
         Some(_) => return Err(invalid("`reset` is true or false")),
     };
-    let mut controller = api.service.controller();
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let resources = writer.stored().resources();
     let subject = Subject::of(&resources, account, subject)
         .map_err(|error| ApiError::new(Code::InvalidValue, error))?;
-    let drained = controller
-        .drain(&subject.name, reset)
-        .map_err(|failure| failed(&failure))?;
+    let drained = writer.drain(&subject.name, reset).map_err(failed)?;
     Ok(Answer::Created(json!(drained)))
 }
 
 /// `DELETE /accounts/{account_id}/egress/drains/{subject}`
 pub(super) fn undrain(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
-    let mut controller = api.service.controller();
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let resources = writer.stored().resources();
     let subject = Subject::of(&resources, account, call.parameter("subject")).map_err(not_found)?;
     if let Some(by_file) = subject.held(&resources) {
         return Err(ApiError::new(Code::NotModifiable, by_file));
     }
-    let drained = controller
-        .undrain(&subject.name)
-        .map_err(|failure| failed(&failure))?;
+    let drained = writer.undrain(&subject.name).map_err(failed)?;
     Ok(Answer::One(json!(drained)))
 }
 
@@ -147,9 +143,9 @@ pub(super) fn account_pools(api: &Api, account: &str) -> Result<Vec<(Pool, Value
         .view()
         .and_then(|view| Ok(view.pools()?))
         .map_err(|failure| ApiError::internal(&failure))?;
-    let controller = api.service.controller();
-    let resources = controller.stored().resources();
-    let records = inventory::pools(controller.stored(), &live, &Filter::default())
+    let stored = api.service.stored();
+    let resources = stored.resources();
+    let records = inventory::pools(&stored, &live, &Filter::default())
         .map_err(|failure| ApiError::internal(&failure))?;
     // First those that are stored, in the order of the resources.
     let of_account = resources
@@ -172,7 +168,7 @@ pub(super) fn account_pools(api: &Api, account: &str) -> Result<Vec<(Pool, Value
             "connections_per_origin": pool.connections_per_origin,
             "addresses": record.addresses.iter().map(address).collect::<Vec<_>>(),
             "zones": zones,
-            "editable": controller.stored().is_of_api(Kind::Pool, &pool.id),
+            "editable": stored.is_of_api(Kind::Pool, &pool.id),
         });
         (pool.clone(), json)
     });
@@ -188,10 +184,10 @@ fn address(address: &PoolAddress) -> Value {
     })
 }
 
-fn failed(failure: &Failure) -> ApiError {
+fn failed(failure: Failure) -> ApiError {
     if failure.usage {
-        ApiError::new(Code::InvalidValue, failure.reason.clone())
+        ApiError::new(Code::InvalidValue, failure.reason)
     } else {
-        ApiError::internal(failure)
+        failure.into()
     }
 }

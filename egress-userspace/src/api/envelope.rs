@@ -7,6 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Call;
+use crate::control::Failure;
+use crate::control::protocol::Cause;
 
 /// Members of a page unless asked otherwise.
 const PER_PAGE: usize = 20;
@@ -16,7 +18,8 @@ const MAX_PER_PAGE: usize = 1000;
 /// The code of every warning, among the messages of an answer that says yes.
 const WARNING: u32 = 1100;
 
-/// Codes of errors: those of the original's public interface, and six of our own (1400, 1404, 1408, 1413, 1429, 1503)
+/// Codes of errors: those of the original's public interface, and seven of our own (1400, 1404, 1408, 1409, 1413,
+/// 1429, 1503)
 /// where that has none in common use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
@@ -36,11 +39,13 @@ pub(super) enum Code {
     NotFound = 1404,
     /// The request did not come to its end.
     TooSlow = 1408,
+    /// Somebody else has changed the same meanwhile.
+    Conflict = 1409,
     /// A body of more than fits.
     TooLarge = 1413,
     /// More requests than a token has.
     TooMany = 1429,
-    /// Too many others are being answered.
+    /// Too many others are being answered, or the store that servers share cannot be had.
     Busy = 1503,
     /// Headers that say nothing.
     InvalidHeaders = 6003,
@@ -68,6 +73,7 @@ impl Code {
             Self::NotFound | Self::NoRoute => StatusCode::NOT_FOUND,
             Self::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
@@ -119,6 +125,32 @@ impl ApiError {
             Code::Internal,
             "internal error: nothing was changed, and the daemon's log says why",
         )
+    }
+}
+
+impl From<Failure> for ApiError {
+    /// What did not work, though nothing is wrong with what was asked for.
+    fn from(failure: Failure) -> Self {
+        let (code, message) = match failure.cause {
+            Cause::Other => return Self::internal(&failure),
+            Cause::Unavailable => (
+                Code::Busy,
+                "the configuration cannot be changed now, since its store does not answer: nothing was changed, and \
+                 what is in force stays so; try again later",
+            ),
+            Cause::Unknown => (
+                Code::Busy,
+                "the store of the configuration was lost in the middle of the change, which may have been made: get \
+                 it again before you try again",
+            ),
+            Cause::Conflict => (
+                Code::Conflict,
+                "somebody else has changed the configuration meanwhile, and nothing was changed: try again",
+            ),
+        };
+        // Where the store is, and what it said, is the operator's business.
+        tracing::warn!("a request to the API was turned away: {failure}");
+        Self::new(code, message)
     }
 }
 

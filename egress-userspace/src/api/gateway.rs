@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::envelope::{Answer, ApiError, Code};
 use super::time::rfc3339;
 use super::{Api, Call};
-use crate::controller::{Controller, PolicyError};
+use crate::controller::{PolicyError, Writer};
 use crate::resource::{FIRST_PRECEDENCE, Kind, MAX_PRECEDENCE, Made, Object, Policy};
-use crate::store::{now, random};
+use crate::store::{Stored, now, random};
 use rule::{Patch, Rule};
 use sha2::{Digest, Sha256};
 
@@ -22,14 +22,14 @@ const STEP: u32 = 100;
 /// pages either.
 pub(super) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = account(api, call)?;
-    let rules = rules(&api.service.controller(), account);
+    let rules = rules(&api.service.stored(), account);
     Ok(Answer::One(rules.iter().map(Known::json).collect()))
 }
 
 /// `GET /accounts/{account_id}/gateway/rules/{rule_id}`
 pub(super) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = account(api, call)?;
-    let rule = rule(&api.service.controller(), account, call)?;
+    let rule = rule(&api.service.stored(), account, call)?;
     Ok(Answer::One(rule.json()))
 }
 
@@ -37,10 +37,10 @@ pub(super) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = account(api, call)?;
     let wanted = Rule::read(&call.json()?)?;
-    let mut controller = api.service.controller();
+    let mut writer = api.service.writer()?;
     let precedence = match wanted.precedence {
         Some(precedence) => precedence,
-        None => next_precedence(&controller, account)?,
+        None => next_precedence(writer.stored(), account)?,
     };
     let now = now();
     let made = Made {
@@ -51,22 +51,22 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         updated_at: now,
     };
     let policy = wanted.policy(account, precedence, made);
-    change(&mut controller, account, &policy)
+    change(&mut writer, account, &policy)
 }
 
 /// `PUT /accounts/{account_id}/gateway/rules/{rule_id}`: the whole rule. Without a precedence it keeps its place.
 pub(super) fn put(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = account(api, call)?;
     let wanted = Rule::read(&call.json()?)?;
-    let mut controller = api.service.controller();
-    let (before, made) = rule(&controller, account, call)?.changeable()?;
+    let mut writer = api.service.writer()?;
+    let (before, made) = rule(writer.stored(), account, call)?.changeable()?;
     let made = Made {
         description: wanted.description.clone(),
         ..changed(made)
     };
     let precedence = wanted.precedence.unwrap_or(before.precedence);
     change(
-        &mut controller,
+        &mut writer,
         account,
         &wanted.policy(account, precedence, made),
     )
@@ -77,33 +77,31 @@ pub(super) fn put(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 pub(super) fn patch(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = account(api, call)?;
     let patch = Patch::read(&call.json()?)?;
-    let mut controller = api.service.controller();
-    let (mut policy, made) = rule(&controller, account, call)?.changeable()?;
+    let mut writer = api.service.writer()?;
+    let (mut policy, made) = rule(writer.stored(), account, call)?.changeable()?;
     let mut made = changed(made);
     patch.onto(&mut policy, &mut made);
     policy.made = Some(made);
-    change(&mut controller, account, &policy)
+    change(&mut writer, account, &policy)
 }
 
 /// `DELETE /accounts/{account_id}/gateway/rules/{rule_id}`
 pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = account(api, call)?;
-    let mut controller = api.service.controller();
-    let (_, made) = rule(&controller, account, call)?.changeable()?;
-    controller
-        .remove_policy(&made.id)
-        .map_err(|failure| ApiError::internal(&failure))?;
+    let mut writer = api.service.writer()?;
+    let (_, made) = rule(writer.stored(), account, call)?.changeable()?;
+    writer.remove_policy(&made.id)?;
     Ok(Answer::One(json!({})))
 }
 
 /// Puts a policy in force, and says what it is then.
-fn change(controller: &mut Controller, account: &str, policy: &Policy) -> Result<Answer, ApiError> {
+fn change(writer: &mut Writer<'_>, account: &str, policy: &Policy) -> Result<Answer, ApiError> {
     let id = policy.made.as_ref().map(|made| made.id.clone());
-    let warnings = controller.put_policy(policy).map_err(|error| match error {
+    let warnings = writer.put_policy(policy).map_err(|error| match error {
         PolicyError::Invalid(why) => invalid(why),
-        PolicyError::Failed(failure) => ApiError::internal(&failure),
+        PolicyError::Failed(failure) => failure.into(),
     })?;
-    let rule = rules(controller, account)
+    let rule = rules(writer.stored(), account)
         .into_iter()
         .find(|rule| Some(&rule.id) == id.as_ref())
         .ok_or_else(|| ApiError::internal(&"a rule that was put is not there"))?;
@@ -162,8 +160,7 @@ impl Known {
 }
 
 /// An account's policies, the first to be asked first.
-fn rules(controller: &Controller, account: &str) -> Vec<Known> {
-    let stored = controller.stored();
+fn rules(stored: &Stored, account: &str) -> Vec<Known> {
     let resources = stored.resources();
     let mut found: Vec<Known> = resources
         .policies
@@ -191,9 +188,9 @@ fn rules(controller: &Controller, account: &str) -> Vec<Known> {
 }
 
 /// The rule of the path.
-fn rule(controller: &Controller, account: &str, call: &Call) -> Result<Known, ApiError> {
+fn rule(stored: &Stored, account: &str, call: &Call) -> Result<Known, ApiError> {
     let id = call.parameter("rule_id");
-    let mut rules = rules(controller, account).into_iter();
+    let mut rules = rules(stored, account).into_iter();
     rules.find(|rule| rule.id == id).ok_or_else(|| {
         let shown: String = id.chars().take(64).collect();
         ApiError::new(
@@ -206,7 +203,7 @@ fn rule(controller: &Controller, account: &str, call: &Call) -> Result<Known, Ap
 /// The account of the path, which must exist: a token may outlive it.
 fn account<'c>(api: &Api, call: &'c Call) -> Result<&'c str, ApiError> {
     let id = call.account()?;
-    let resources = api.service.controller().stored().resources();
+    let resources = api.service.stored().resources();
     if resources.accounts.iter().any(|account| account.id == id) {
         return Ok(id);
     }
@@ -214,8 +211,8 @@ fn account<'c>(api: &Api, call: &'c Call) -> Result<&'c str, ApiError> {
 }
 
 /// After all others.
-fn next_precedence(controller: &Controller, account: &str) -> Result<u32, ApiError> {
-    let last = rules(controller, account).pop();
+fn next_precedence(stored: &Stored, account: &str) -> Result<u32, ApiError> {
+    let last = rules(stored, account).pop();
     let next = last.map_or(FIRST_PRECEDENCE, |last| last.policy.precedence + STEP);
     if next > MAX_PRECEDENCE {
         return Err(invalid(format!(

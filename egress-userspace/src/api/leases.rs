@@ -14,7 +14,7 @@ use crate::store::Change;
 pub(super) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
     let pools = account_pools(api, account)?;
-    let resources = api.service.controller().stored().resources();
+    let resources = api.service.stored().resources();
     let mut found = Vec::new();
     let mut used = Vec::new();
     for (pool, json) in pools {
@@ -41,8 +41,8 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
     let body = Body::of(call, &["address"])?;
     let address = body::address(body.needs("address", "\"192.0.2.10\"")?)?;
-    let mut controller = api.service.controller();
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let resources = writer.stored().resources();
     if is_anothers(&resources, account, address.net()) {
         return Err(invalid(format!(
             "{address} is another account's, or a part of what is, or around it"
@@ -59,7 +59,7 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         address,
         account: account.to_owned(),
     };
-    controller.change(
+    writer.change(
         account,
         &[Change::Put {
             owner: Owner::Api,
@@ -72,8 +72,8 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 /// `DELETE /accounts/{account_id}/egress/leased_ips/{address}`
 pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
-    let mut controller = api.service.controller();
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let resources = writer.stored().resources();
     let unknown = || not_found("this account has no such leased IP");
     let address: Address = call.parameter("address").parse().map_err(|_| unknown())?;
     let net = address.net();
@@ -97,7 +97,7 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         }
         (Some(_), None) => {}
     }
-    controller.change(
+    writer.change(
         account,
         &[Change::Remove {
             kind: Kind::Lease,

@@ -14,7 +14,7 @@ use crate::store::Change;
 /// `GET /accounts/{account_id}/egress/locations`
 pub(super) fn locations(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     call.account()?;
-    let resources = api.service.controller().stored().resources();
+    let resources = api.service.stored().resources();
     let locations = resources.locations.iter().map(|location| {
         let data_centers = location.data_centers.iter().map(|one| {
             let servers: Vec<_> = one.servers.iter().map(|server| &server.name).collect();
@@ -28,7 +28,7 @@ pub(super) fn locations(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 /// `GET /accounts/{account_id}/egress/placements`
 pub(super) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
-    let resources = api.service.controller().stored().resources();
+    let resources = api.service.stored().resources();
     let own = resources
         .placements
         .iter()
@@ -43,16 +43,16 @@ pub(super) fn put(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let shares = body.list("shares")?;
     let shares = shares.ok_or_else(|| invalid("`shares` is missing"))?;
     let shares = shares.iter().map(share).collect::<Result<_, _>>()?;
-    let mut controller = api.service.controller();
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let resources = writer.stored().resources();
     let address = placed(&resources, account, call)?;
     let key = (Kind::Placement, address.to_string());
-    if let Some((Owner::File, _)) = controller.stored().objects.get(&key) {
+    if let Some((Owner::File, _)) = writer.stored().objects.get(&key) {
         return Err(of_file(&format!("the placement of {address}")));
     }
     let placement = Placement { address, shares };
     let answer = shown(&placement);
-    controller.change(
+    writer.change(
         account,
         &[Change::Put {
             owner: Owner::Api,
@@ -65,18 +65,18 @@ pub(super) fn put(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 /// `DELETE /accounts/{account_id}/egress/placements/{address}`
 pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
-    let mut controller = api.service.controller();
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let resources = writer.stored().resources();
     let address = placed(&resources, account, call)?;
     let (kind, id) = (Kind::Placement, address.to_string());
-    match controller.stored().objects.get(&(kind, id.clone())) {
+    match writer.stored().objects.get(&(kind, id.clone())) {
         None => return Err(not_found(format!("{address} has no placement"))),
         Some((Owner::File, _)) => {
             return Err(of_file(&format!("the placement of {address}")));
         }
         Some((Owner::Api, _)) => {}
     }
-    controller.change(account, &[Change::Remove { kind, id }])?;
+    writer.change(account, &[Change::Remove { kind, id }])?;
     Ok(Answer::Gone)
 }
 

@@ -5,10 +5,10 @@ use super::body::{self, Body, invalid, is_id, not_found, of_file, shown};
 use super::egress::described;
 use super::envelope::{Answer, ApiError};
 use super::{Api, Call};
-use crate::controller::Controller;
+use crate::controller::Writer;
 use crate::desired::CONNECTIONS_PER_ORIGIN;
 use crate::resource::{Address, Kind, Object, Owner, Pool, PoolKind, PoolUse, Resources};
-use crate::store::{Change, Permission, random};
+use crate::store::{Change, Permission, Stored, random};
 
 /// What a body may say of a pool that is new.
 const KEYS: [&str; 6] = [
@@ -50,8 +50,8 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     };
     let addresses = addresses(&body)?
         .ok_or_else(|| invalid("`addresses` is missing: write, for instance, [\"192.0.2.10\"]"))?;
-    let mut controller = api.service.controller();
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let resources = writer.stored().resources();
     // Its kind is kept: should a prefix come or go around its addresses, the pool does not become another one.
     let found = addresses
         .first()
@@ -74,8 +74,8 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     if resources.pools.iter().any(|other| other.id == pool.id) {
         return Err(invalid(format!("there is a pool {} already", pool.id)));
     }
-    put(&mut controller, &resources, pool.clone())?;
-    drop(controller);
+    put(&mut writer, &resources, pool.clone())?;
+    drop(writer);
     Ok(Answer::Created(described(api, account, &pool.id)?))
 }
 
@@ -87,8 +87,8 @@ pub(super) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     if body.is_empty() {
         return Err(invalid("the body is empty: nothing would change"));
     }
-    let mut controller = api.service.controller();
-    let mut pool = own(&controller, account, call.parameter("pool_id"))?;
+    let mut writer = api.service.writer()?;
+    let mut pool = own(writer.stored(), account, call.parameter("pool_id"))?;
     if body.get("name").is_some() {
         pool.name = body.text("name")?.map(body::name).transpose()?;
     }
@@ -98,18 +98,18 @@ pub(super) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     if let Some(addresses) = addresses(&body)? {
         pool.addresses = addresses;
     }
-    let resources = controller.stored().resources();
-    put(&mut controller, &resources, pool.clone())?;
-    drop(controller);
+    let resources = writer.stored().resources();
+    put(&mut writer, &resources, pool.clone())?;
+    drop(writer);
     Ok(Answer::One(described(api, account, &pool.id)?))
 }
 
 /// `DELETE /accounts/{account_id}/egress/pools/{pool_id}`
 pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
-    let mut controller = api.service.controller();
-    let pool = own(&controller, account, call.parameter("pool_id"))?;
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let pool = own(writer.stored(), account, call.parameter("pool_id"))?;
+    let resources = writer.stored().resources();
     let uses = |aegis: &crate::resource::Aegis| {
         let reference = aegis.pool_id.as_deref();
         aegis.enabled && reference.is_some_and(|one| resources.pool(one) == Some(&pool))
@@ -147,13 +147,12 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         kind: Kind::Pool,
         id: pool.id,
     });
-    controller.change(account, &changes)?;
+    writer.change(account, &changes)?;
     Ok(Answer::Gone)
 }
 
 /// A pool of the account that the API may change.
-fn own(controller: &Controller, account: &str, id: &str) -> Result<Pool, ApiError> {
-    let stored = controller.stored();
+fn own(stored: &Stored, account: &str, id: &str) -> Result<Pool, ApiError> {
     let resources = stored.resources();
     match stored.objects.get(&(Kind::Pool, id.to_owned())) {
         Some((owner, Object::Pool(pool))) if resources.same_account(&pool.account, account) => {
@@ -167,7 +166,7 @@ fn own(controller: &Controller, account: &str, id: &str) -> Result<Pool, ApiErro
 }
 
 /// Puts a pool, if its account has the addresses.
-fn put(controller: &mut Controller, resources: &Resources, pool: Pool) -> Result<(), ApiError> {
+fn put(writer: &mut Writer<'_>, resources: &Resources, pool: Pool) -> Result<(), ApiError> {
     for address in &pool.addresses {
         let net = address.net();
         let brought = resources
@@ -196,7 +195,7 @@ fn put(controller: &mut Controller, resources: &Resources, pool: Pool) -> Result
         return Err(invalid(format!("there is a pool {name} already")));
     }
     let account = pool.account.clone();
-    Ok(controller.change(
+    Ok(writer.change(
         &account,
         &[Change::Put {
             owner: Owner::Api,

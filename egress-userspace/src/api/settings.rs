@@ -6,10 +6,11 @@ use super::body::is_id;
 use super::envelope::{Answer, ApiError, Code};
 use super::time::rfc3339;
 use super::{Api, Call};
-use crate::controller::{AegisPatch, Controller, SettingError};
+use crate::controller::{AegisPatch, SettingError};
 use crate::probe::Permit;
 use crate::resource::check::eligible;
 use crate::resource::{Address, Kind, Pool, Resources, Zone};
+use crate::store::Stored;
 
 /// The setting's name.
 const AEGIS: &str = "aegis";
@@ -17,7 +18,7 @@ const AEGIS: &str = "aegis";
 /// `GET /zones/{zone_id}/settings/{setting_id}`
 pub(super) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     known(call.parameter("setting_id"))?;
-    Ok(Answer::One(setting(&api.service.controller(), call)?))
+    Ok(Answer::One(setting(&api.service.stored(), call)?))
 }
 
 /// `PATCH /zones/{zone_id}/settings/{setting_id}`
@@ -34,7 +35,7 @@ pub(super) fn patch(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 
 /// `GET /zones/{zone_id}/settings`
 pub(super) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let setting = setting(&api.service.controller(), call)?;
+    let setting = setting(&api.service.stored(), call)?;
     Ok(Answer::One(json!([setting])))
 }
 
@@ -76,8 +77,7 @@ fn known(setting: &str) -> Result<(), ApiError> {
 }
 
 /// The setting as it is now.
-fn setting(controller: &Controller, call: &Call) -> Result<Value, ApiError> {
-    let stored = controller.stored();
+fn setting(stored: &Stored, call: &Call) -> Result<Value, ApiError> {
     let resources = stored.resources();
     let zone = call.zone(&resources)?;
     let kind = if zone.aegis.is_some() {
@@ -99,19 +99,19 @@ fn setting(controller: &Controller, call: &Call) -> Result<Value, ApiError> {
 /// in between, while nobody waits (POOL-10).
 fn change(api: &Api, call: &Call, patch: Option<&AegisPatch>) -> Result<Value, ApiError> {
     let Some(patch) = patch else {
-        return setting(&api.service.controller(), call);
+        return setting(&api.service.stored(), call);
     };
     // Also for a zone that is not there, or not the token's.
     let zone = {
-        let controller = api.service.controller();
-        call.zone(&controller.stored().resources())?.id.clone()
+        let stored = api.service.stored();
+        call.zone(&stored.resources())?.id.clone()
     };
     api.service
-        .permitted(Permit::None, |controller, permit| {
-            controller.patch_aegis(&zone, patch, permit, |resources, zone, pool| {
+        .permitted(Permit::None, |writer, permit| {
+            writer.patch_aegis(&zone, patch, permit, |resources, zone, pool| {
                 may_use(call, resources, zone, pool)
             })?;
-            Ok(setting(controller, call))
+            Ok(setting(writer.stored(), call))
         })
         .map_err(|error| match error {
             SettingError::NoZone(failure) => ApiError::forbidden(failure.reason),
@@ -121,7 +121,7 @@ fn change(api: &Api, call: &Call, patch: Option<&AegisPatch>) -> Result<Value, A
             ),
             SettingError::Invalid(failure) => invalid(failure.reason),
             SettingError::NotLetIn(failure) => ApiError::new(Code::NotLetIn, failure.reason),
-            SettingError::Failed(failure) => ApiError::internal(&failure),
+            SettingError::Failed(failure) => failure.into(),
             SettingError::Unprobed(_) => ApiError::internal(&error),
         })?
 }

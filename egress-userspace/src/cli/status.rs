@@ -21,7 +21,7 @@ pub(super) fn run(context: &mut Context<'_>, place: &Place) -> Result<Exit, CliE
         }
     };
     context.print(&status, || text(&status))?;
-    Ok(if status.in_place() {
+    Ok(if status.in_place() && status.behind.is_none() {
         Exit::Done
     } else {
         Exit::Failed
@@ -53,6 +53,11 @@ fn text(status: &Status) -> String {
     if let Some(reason) = &status.frozen {
         parts.push(format!(
             "store       {reason}; what is in force stays so, and connections go on"
+        ));
+    }
+    if let Some(reason) = &status.behind {
+        parts.push(format!(
+            "BEHIND      what is stored could not be put in force here, and what was before still is: {reason}"
         ));
     }
     if status.dataplane.routed {

@@ -158,6 +158,24 @@ pub struct Failure {
     pub usage: bool,
     /// What is wrong with a file.
     pub diagnostics: Diagnostics,
+    /// Whether trying again may help.
+    #[serde(default)]
+    pub cause: Cause,
+}
+
+/// What a failure is due to, where that tells whoever asked what to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Something else.
+    #[default]
+    Other,
+    /// The store cannot be had now; nothing was changed.
+    Unavailable,
+    /// The store was lost while it was told: whether something was changed shows when it answers.
+    Unknown,
+    /// Somebody else has changed the configuration meanwhile.
+    Conflict,
 }
 
 impl Failure {
@@ -168,7 +186,13 @@ impl Failure {
             remedy: remedy.into(),
             usage: false,
             diagnostics: Diagnostics::default(),
+            cause: Cause::Other,
         }
+    }
+
+    /// The same, with its cause.
+    pub fn because_of(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 
     /// Something that was asked for makes no sense.
@@ -192,6 +216,7 @@ impl Failure {
             remedy: String::new(),
             usage: true,
             diagnostics,
+            cause: Cause::Other,
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
-use super::Controller;
+use super::Writer;
 use crate::control::protocol::Failure;
 use crate::diagnostic::{Report, Severity, Source};
 use crate::resolve;
 use crate::resource::Resources;
 use crate::resource::check::check;
-use crate::store::Change;
+use crate::store::{Change, Stored};
 
 /// Why a change was not made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,14 +32,14 @@ fn without_others(mut all: Resources, account: &str) -> Resources {
     all
 }
 
-impl Controller {
+impl Writer<'_> {
     /// Makes changes of objects that the API owns, for an account: all, or none. What was wrong before is not held against
     /// them.
     ///
     /// # Errors
     /// Which kind of mistake it was, in words that tell nothing of other accounts' objects; everything is then as before.
     pub fn change(&mut self, account: &str, changes: &[Change]) -> Result<(), ChangeError> {
-        let mut after = self.stored.clone();
+        let mut after = Stored::clone(&self.stored);
         for change in changes {
             match change {
                 Change::Put { owner, object } => {
@@ -71,7 +71,8 @@ impl Controller {
             })));
         }
         let addresses = resolve::addresses(&after, &self.config);
-        self.dataplane
+        self.controller()
+            .dataplane()
             .check(&addresses)
             .map_err(|error| ChangeError::Invalid(error.into()))?;
         self.commit(changes).map_err(ChangeError::Failed)

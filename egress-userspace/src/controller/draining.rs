@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::Controller;
+use super::Writer;
 use crate::control::protocol::{Drained, Failure};
 use crate::inventory::find_pool;
 use crate::resource::{Address, Drain, Kind, Object, Owner, Pool, Resources};
@@ -65,7 +65,7 @@ fn overlap(one: IpNet, other: IpNet) -> bool {
     one.contains(&other) || other.contains(&one)
 }
 
-impl Controller {
+impl Writer<'_> {
     /// Lets an address (in a pool or not any more) or a pool drain; with `reset` its live flows end now, at both
     /// ends.
     pub fn drain(&mut self, subject: &str, reset: bool) -> Result<Drained, Failure> {
@@ -81,7 +81,7 @@ impl Controller {
                 ));
             }
             Subject::Former(address) => {
-                let left = self.dataplane().status()?.draining;
+                let left = self.controller().dataplane().status()?.draining;
                 if !left
                     .iter()
                     .any(|left| overlap(address.net(), left.egress_ip.net()))
@@ -100,7 +100,7 @@ impl Controller {
             }])?,
         }
         let ended = if reset {
-            self.dataplane_mut().reset(&nets)?
+            self.controller().dataplane_mut().reset(&nets)?
         } else {
             0
         };
@@ -150,7 +150,7 @@ impl Controller {
 
     fn drained(&self, subject: String, nets: &[IpNet], ended: u64) -> Result<Drained, Failure> {
         let of_subject = |address: Address| nets.iter().any(|net| overlap(*net, address.net()));
-        let draining = self.dataplane().status()?.draining;
+        let draining = self.controller().dataplane().status()?.draining;
         let found: Vec<_> = draining
             .into_iter()
             .filter(|address| of_subject(address.egress_ip))

@@ -1,7 +1,7 @@
 //! Egress policies made through the API: judged as those of a file are, but against nothing that is another account's
 //! (ZONE-5).
 
-use super::Controller;
+use super::Writer;
 use crate::control::protocol::Failure;
 use crate::diagnostic::{Report, Severity, Source};
 use crate::policy::budget::Taken;
@@ -22,7 +22,7 @@ pub enum PolicyError {
     Failed(Failure),
 }
 
-impl Controller {
+impl Writer<'_> {
     /// Adds a policy, or puts it in the place of the one with its id. Returns what deserves a warning.
     ///
     /// # Errors

@@ -1,11 +1,12 @@
 //! Probes (POOL-10): asked for by `egress probe`, or required before a zone is enabled.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Controller;
+use super::Writer;
 use super::requests::{Item, Service, gone, value};
 use super::setting::SettingError;
 use crate::config::Config;
@@ -42,10 +43,16 @@ impl Service {
             ));
         }
         let (config, task) = {
-            let controller = self.controller();
-            let resources = controller.stored().resources();
+            let (stored, config) = {
+                let controller = self.controller();
+                (
+                    Arc::clone(controller.stored()),
+                    Arc::clone(controller.config()),
+                )
+            };
+            let resources = stored.resources();
             let pool = find_pool(&resources, pool)?;
-            let number = controller.stored().numbers.pools.get(&pool.id).copied();
+            let number = stored.numbers.pools.get(&pool.id).copied();
             let task = Task {
                 pool: number.unwrap_or(0),
                 name: pool.id.clone(),
@@ -53,7 +60,7 @@ impl Service {
                 patience,
                 enough: usize::MAX,
             };
-            (controller.config().clone(), task)
+            (config, task)
         };
         let mut broken = None;
         (self.run_probes)(&config, &task, &mut |record| match value(&record)
@@ -70,7 +77,7 @@ impl Service {
 
     /// Changes a setting; where the zone requires probes for that, only after all of them have succeeded.
     ///
-    /// They are made while nobody has the controller, and what is needed may be something else afterwards: then they
+    /// They are made while nobody has the store, and what is needed may be something else afterwards: then they
     /// are made again.
     ///
     /// # Errors
@@ -78,13 +85,13 @@ impl Service {
     pub(crate) fn permitted<T>(
         &self,
         mut permit: Permit,
-        mut change: impl FnMut(&mut Controller, &Permit) -> Result<T, SettingError>,
+        mut change: impl FnMut(&mut Writer<'_>, &Permit) -> Result<T, SettingError>,
     ) -> Result<T, SettingError> {
         for _ in 0..ATTEMPTS {
             let (need, config) = {
-                let mut controller = self.controller();
-                match change(&mut controller, &permit) {
-                    Err(SettingError::Unprobed(need)) => (need, controller.config().clone()),
+                let mut writer = self.writer().map_err(SettingError::Failed)?;
+                match change(&mut writer, &permit) {
+                    Err(SettingError::Unprobed(need)) => (need, Arc::clone(&writer.config)),
                     done => return done,
                 }
             };

@@ -2,44 +2,126 @@
 
 use std::net::IpAddr;
 use std::ops::ControlFlow;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Controller;
 use super::probing::{RunProbes, run_probes};
+use super::turns::Turns;
+use super::{Controller, Writer};
 use crate::config::Config;
 use crate::control::line::LineError;
-use crate::control::{Failure, Filter, Handler, Request};
-use crate::dataplane::api::{DataPlaneError, DataPlaneView, Names, OriginRecord};
+use crate::control::protocol::{Applied, Cause};
+use crate::control::{Failure, Handler, Request};
+use crate::dataplane::api::{DataPlane, DataPlaneError, DataPlaneView, Names, OriginRecord};
 use crate::diagnostic::Source;
 use crate::explain::{Live, explain};
 use crate::inventory::{self, Status};
 use crate::probe::Permit;
+use crate::store::{StateStore, Stored};
 
 /// Opens a second, read-only view of the data plane: long lists are read from it without the daemon's lock, so
 /// that a slow reader holds up nobody.
 pub type OpenView = fn(&Config, Names) -> Result<Box<dyn DataPlaneView>, DataPlaneError>;
 
+/// How long somebody who wants to change something waits for those before.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the daemon waits for the turn to follow the others: longer than any change takes.
+const FOLLOW_PATIENCE: Duration = Duration::from_secs(120);
+
 /// What serves the control socket.
 pub struct Service {
+    config_path: PathBuf,
     controller: Mutex<Controller>,
+    turns: Turns,
     open_view: OpenView,
     pub(super) run_probes: RunProbes,
 }
 
 impl Service {
-    /// Serves with this controller.
-    pub fn new(controller: Controller, open_view: OpenView) -> Self {
-        Self {
+    /// Takes over: applies the resources file if there is one, and puts what the store then says in force.
+    ///
+    /// # Errors
+    /// When file or store are not usable; what was in force stays in force.
+    pub fn start(
+        config_path: &Path,
+        config: Config,
+        store: Box<dyn StateStore>,
+        dataplane: Box<dyn DataPlane>,
+        open_view: OpenView,
+    ) -> Result<(Self, Applied), Failure> {
+        let stored = store.load()?;
+        let controller = Controller::new(config, stored, store.trouble(), dataplane);
+        let service = Self {
+            config_path: config_path.to_owned(),
             controller: Mutex::new(controller),
+            turns: Turns::new(store),
             open_view,
             run_probes,
-        }
+        };
+        let applied = {
+            let mut writer = service.writer()?;
+            let config = Arc::clone(&writer.config);
+            writer.take_over(&config)?
+        };
+        Ok((service, applied))
     }
 
-    /// The controller, once nobody else has it.
+    /// The turn to change something, once those before have had theirs.
+    ///
+    /// # Errors
+    /// When that takes too long: a shared store is slow.
+    pub fn writer(&self) -> Result<Writer<'_>, Failure> {
+        self.writer_within(TURN_PATIENCE)
+    }
+
+    fn writer_within(&self, patience: Duration) -> Result<Writer<'_>, Failure> {
+        let turn = self.turns.take(patience).ok_or_else(|| {
+            Failure::failed(
+                format!(
+                    "other changes have been under way for {} seconds; nothing was changed",
+                    patience.as_secs()
+                ),
+                "try again; `egress status` says whether the store is slow or gone",
+            )
+            .because_of(Cause::Unavailable)
+        })?;
+        Ok(Writer::new(self, turn))
+    }
+
+    /// Everything stored.
+    pub fn stored(&self) -> Arc<Stored> {
+        Arc::clone(self.controller().stored())
+    }
+
+    /// Reads configuration and resources file again, as SIGHUP asks for. All or nothing: on an error everything
+    /// stays as it was.
+    ///
+    /// # Errors
+    /// What is wrong with them, or why they could not be put in force.
+    pub fn reload(&self) -> Result<Applied, Failure> {
+        self.writer()?.reload(&self.config_path)
+    }
+
+    /// Puts in force what others have changed; says whether they have (CLU-1).
+    ///
+    /// # Errors
+    /// What kept it from that; it is tried again.
+    pub fn follow(&self) -> Result<bool, Failure> {
+        if self.controller().is_detached() {
+            return Ok(false);
+        }
+        let mut writer = self
+            .writer_within(FOLLOW_PATIENCE)
+            .inspect_err(|failure| self.controller().has_news(failure.reason.clone()))?;
+        writer.refresh()
+    }
+
+    /// The controller, for a moment: whoever waits for the store has a [`Writer`] instead.
     pub fn controller(&self) -> MutexGuard<'_, Controller> {
         // A panic elsewhere leaves the controller as it was before or after a whole step: go on with it.
         self.controller
@@ -51,7 +133,7 @@ impl Service {
     pub(crate) fn view(&self) -> Result<Box<dyn DataPlaneView>, Failure> {
         let (config, names) = {
             let controller = self.controller();
-            (controller.config().clone(), controller.stored().names())
+            (Arc::clone(controller.config()), controller.stored().names())
         };
         Ok((self.open_view)(&config, names)?)
     }
@@ -67,32 +149,33 @@ impl Handler for Service {
                 let dataplane = controller.dataplane().status()?;
                 value(&Status {
                     frozen: controller.frozen(),
+                    behind: controller.behind().map(str::to_owned),
                     servers: controller.healths().clone(),
                     ..Status::new(dataplane, Some(std::process::id()))
                 })
             }
             Request::Flows { filter } => {
-                let filter = inventory::flow_filter(self.controller().stored(), &filter)?;
+                let filter = inventory::flow_filter(&self.stored(), &filter)?;
                 flows(self.view()?.as_ref(), &filter, item)
             }
             Request::Origins { filter } => {
-                let filter = inventory::origin_filter(self.controller().stored(), &filter)?;
+                let filter = inventory::origin_filter(&self.stored(), &filter)?;
                 list(origins(self.view()?.as_ref(), &filter)?, item)
             }
             Request::Pools { filter } => {
                 let live = self.view()?.pools()?;
-                let pools = inventory::pools(self.controller().stored(), &live, &filter)?;
+                let pools = inventory::pools(&self.stored(), &live, &filter)?;
                 list(pools, item)
             }
             Request::Zones { filter } => {
-                let zones = zones(&self.controller(), &filter)?;
+                let zones = inventory::zones(&self.stored(), &filter)?;
                 list(zones, item)
             }
             Request::Apply {
                 file,
                 text,
                 dry_run,
-            } => value(&self.controller().apply(&Source::new(file, text), dry_run)?),
+            } => value(&self.writer()?.apply(&Source::new(file, text), dry_run)?),
             Request::ZoneSet {
                 zone,
                 enabled,
@@ -100,8 +183,8 @@ impl Handler for Service {
                 force,
             } => {
                 let permit = if force { Permit::Forced } else { Permit::None };
-                value(&self.permitted(permit, |controller, permit| {
-                    controller.zone_set(&zone, enabled, pool.as_deref(), permit)
+                value(&self.permitted(permit, |writer, permit| {
+                    writer.zone_set(&zone, enabled, pool.as_deref(), permit)
                 })?)
             }
             Request::Probe {
@@ -109,21 +192,17 @@ impl Handler for Service {
                 pool,
                 seconds,
             } => self.probe(origin, &pool, seconds, item),
-            Request::Drain { subject, reset } => value(&self.controller().drain(&subject, reset)?),
-            Request::Undrain { subject } => value(&self.controller().undrain(&subject)?),
+            Request::Drain { subject, reset } => value(&self.writer()?.drain(&subject, reset)?),
+            Request::Undrain { subject } => value(&self.writer()?.undrain(&subject)?),
             Request::Why { query } => {
                 let view = self.view()?;
                 let controller = self.controller();
                 value(&explain(controller.desired(), &query, &Live(view.as_ref())))
             }
-            Request::Reload => value(&self.controller().reload()?),
+            Request::Reload => value(&self.reload()?),
             Request::Detach => value(&self.controller().detach()?),
         }
     }
-}
-
-fn zones(controller: &Controller, filter: &Filter) -> Result<Vec<inventory::ZoneRecord>, Failure> {
-    inventory::zones(controller.stored(), filter)
 }
 
 /// Connection counts in a stable order: by egress IP, origin, protocol.

@@ -1,6 +1,6 @@
 //! A zone's setting `aegis` (ZONE-1): who may change it, and into what.
 
-use super::Controller;
+use super::Writer;
 use crate::control::protocol::Failure;
 use crate::inventory::{ZoneRecord, find_pool, find_zone, zone_record};
 use crate::probe::{Need, Permit};
@@ -54,7 +54,7 @@ pub struct AegisPatch {
     pub pool_id: Option<Option<String>>,
 }
 
-impl Controller {
+impl Writer<'_> {
     /// Changes a zone's setting (ZONE-1). Without `pool` the zone keeps the one it has.
     pub fn zone_set(
         &mut self,
@@ -185,7 +185,7 @@ impl Controller {
     }
 }
 
-impl Controller {
+impl Writer<'_> {
     /// What must be probed before the zone leaves by the pool; nothing where it does so already.
     fn need(&self, resources: &Resources, zone: &Zone, pool: &Pool) -> Option<Need> {
         if zone.require_probe.is_empty() {

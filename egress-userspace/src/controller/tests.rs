@@ -2,21 +2,23 @@ mod change;
 
 use std::net::IpAddr;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::Mutex;
 
 use super::*;
+use crate::control::protocol::Applied;
 use crate::control::{Client, Filter, Handler, Request, Server};
 use crate::dataplane::api::{
-    ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Meter, Names,
+    ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Meter,
     OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
 use crate::inventory::{DaemonState, PoolRecord, Status, ZoneRecord};
 use crate::probe::Permit;
 use crate::resource::{Address, Owner};
-use crate::store::{Limits, SqliteStore};
+use crate::store::{Change, Limits, SqliteStore, StateStore};
 
 mod policies;
+mod slow;
 
 /// An address of the host.
 const OWN: &str = "192.0.2.99";
@@ -133,8 +135,11 @@ fn file(rest: &str) -> String {
 struct Bench {
     directory: tempfile::TempDir,
     dataplane: Fake,
-    controller: Controller,
+    service: Service,
 }
+
+/// A second look at a data plane that is not there.
+const VIEW: OpenView = |_, _| Ok(Box::new(Fake::default()));
 
 impl Bench {
     fn new(resources: &str) -> Self {
@@ -150,23 +155,30 @@ impl Bench {
         std::fs::write(directory.path().join("egress.toml"), config).unwrap();
         std::fs::write(directory.path().join("r.toml"), resources).unwrap();
         let dataplane = Fake::default();
-        let controller = start(directory.path(), dataplane.clone()).unwrap();
+        let service = start(directory.path(), dataplane.clone()).unwrap();
         Self {
             directory,
             dataplane,
-            controller,
+            service,
         }
     }
 
+    /// Whoever changes something.
+    fn writer(&self) -> Writer<'_> {
+        self.service.writer().unwrap()
+    }
+
+    fn stored(&self) -> Arc<Stored> {
+        self.service.stored()
+    }
+
     fn zone_set(
-        &mut self,
+        &self,
         zone: &str,
         enabled: bool,
         pool: Option<&str>,
     ) -> Result<ZoneRecord, Failure> {
-        Ok(self
-            .controller
-            .zone_set(zone, enabled, pool, &Permit::None)?)
+        Ok(self.writer().zone_set(zone, enabled, pool, &Permit::None)?)
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -185,11 +197,11 @@ impl Bench {
     }
 }
 
-fn start(directory: &Path, dataplane: Fake) -> Result<Controller, Failure> {
+fn start(directory: &Path, dataplane: Fake) -> Result<Service, Failure> {
     let path = directory.join("egress.toml");
     let (config, _) = Config::load(&path).unwrap();
     let store = SqliteStore::open(&config.store.sqlite).unwrap();
-    Ok(Controller::start(&path, config, Box::new(store), Box::new(dataplane))?.0)
+    Ok(Service::start(&path, config, Box::new(store), Box::new(dataplane), VIEW)?.0)
 }
 
 #[test]
@@ -197,16 +209,16 @@ fn a_start_applies_the_resources_file_and_a_restart_finds_the_same_numbers() {
     let bench = Bench::new(&file(ZONE));
     assert_eq!(bench.in_force().zones[0].number, 1);
     let first = bench.in_force();
-    drop(bench.controller);
+    drop(bench.service);
     let again = start(bench.directory.path(), bench.dataplane.clone()).unwrap();
-    assert_eq!(*again.desired(), first);
+    assert_eq!(*again.controller().desired(), first);
 }
 
 #[test]
 fn an_invalid_file_stops_a_start_before_anything_changes() {
     let bench = Bench::new(&file(ZONE));
     bench.write("r.toml", "[[zone]]\nid = \"z\"\n");
-    drop(bench.controller);
+    drop(bench.service);
     let before = bench.dataplane.0.lock().unwrap().applied.len();
     let failure = start(bench.directory.path(), bench.dataplane.clone())
         .err()
@@ -220,24 +232,24 @@ fn an_invalid_file_stops_a_start_before_anything_changes() {
 
 #[test]
 fn a_dry_run_plans_and_changes_nothing() {
-    let mut bench = Bench::new(&file(""));
-    let before = bench.controller.stored().clone();
+    let bench = Bench::new(&file(""));
+    let before = bench.stored();
     let applied = bench
-        .controller
+        .writer()
         .apply(&Source::new("r.toml", file(ZONE)), true)
         .unwrap();
     assert!(!applied.applied);
     assert_eq!(applied.plan.to_string(), "+ zone shop.example");
-    assert_eq!(*bench.controller.stored(), before);
+    assert_eq!(bench.stored(), before);
     assert!(bench.in_force().zones.is_empty());
 }
 
 #[test]
 fn a_dry_run_refuses_an_address_of_the_host_as_an_apply_would() {
-    let mut bench = Bench::new(&file(ZONE));
+    let bench = Bench::new(&file(ZONE));
     let taken = file(ZONE).replace("192.0.2.1", OWN);
     let failure = bench
-        .controller
+        .writer()
         .apply(&Source::new("r.toml", taken), true)
         .unwrap_err();
     assert!(
@@ -250,9 +262,9 @@ fn a_dry_run_refuses_an_address_of_the_host_as_an_apply_would() {
 fn an_enabled_zone_that_a_file_takes_away_is_named() {
     const SECOND: &str = "[[zone]]\nid = \"z2\"\nname = \"off.example\"\naccount = \"acme\"\nsources = [\"172.16.0.0/12\"]\n";
     let aegis = "[zone.aegis]\nenabled = true\npool_id = \"a\"\n";
-    let mut bench = Bench::new(&file(&format!("{ZONE}{aegis}{SECOND}")));
+    let bench = Bench::new(&file(&format!("{ZONE}{aegis}{SECOND}")));
     bench.write("r.toml", &file(""));
-    let applied = bench.controller.reload().unwrap();
+    let applied = bench.service.reload().unwrap();
     let said: Vec<String> = applied.warnings.0.iter().map(ToString::to_string).collect();
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(
@@ -264,35 +276,32 @@ fn an_enabled_zone_that_a_file_takes_away_is_named() {
 
 #[test]
 fn zone_2_a_plan_says_whose_live_connections_end() {
-    let mut bench = Bench::new(&file(ZONE));
+    let bench = Bench::new(&file(ZONE));
     let by_interface = format!("{ZONE}interfaces = [\"in0\"]\n");
-    let warned = |bench: &mut Bench, rest: &str, dry_run| {
+    let warned = |bench: &Bench, rest: &str, dry_run| {
         let source = Source::new("r.toml", file(rest));
-        let applied = bench.controller.apply(&source, dry_run).unwrap();
+        let applied = bench.writer().apply(&source, dry_run).unwrap();
         let warnings = applied.warnings.0.iter().map(ToString::to_string);
         warnings
             .filter(|warning| warning.contains("live connections end"))
             .collect::<Vec<_>>()
     };
-    let said = warned(&mut bench, &by_interface, true);
+    let said = warned(&bench, &by_interface, true);
     assert!(
         said.len() == 1 && said[0].contains("is selected by interface from now on"),
         "{said:?}"
     );
-    assert_eq!(warned(&mut bench, &by_interface, false).len(), 1);
-    assert_eq!(
-        warned(&mut bench, &by_interface, false),
-        Vec::<String>::new()
-    );
-    let said = warned(&mut bench, ZONE, true);
+    assert_eq!(warned(&bench, &by_interface, false).len(), 1);
+    assert_eq!(warned(&bench, &by_interface, false), Vec::<String>::new());
+    let said = warned(&bench, ZONE, true);
     assert!(said[0].contains("not selected by interface"), "{said:?}");
-    let said = warned(&mut bench, "", true);
+    let said = warned(&bench, "", true);
     assert!(said[0].contains("goes"), "{said:?}");
 }
 
 #[test]
 fn a_zone_is_enabled_and_disabled_by_command() {
-    let mut bench = Bench::new(&file(ZONE));
+    let bench = Bench::new(&file(ZONE));
     assert!(!bench.in_force().zones[0].enabled);
     assert!(
         bench
@@ -316,13 +325,11 @@ fn a_zone_is_enabled_and_disabled_by_command() {
 
 #[test]
 fn a_zone_that_is_off_forgets_a_pool_that_is_gone() {
-    let mut bench = Bench::new(&file(ZONE));
+    let bench = Bench::new(&file(ZONE));
     bench.zone_set("z1", true, Some("a")).unwrap();
     bench.zone_set("z1", false, None).unwrap();
     let without = format!("account = [{{ id = \"acme\" }}]\n{ZONE}");
-    let applied = bench
-        .controller
-        .apply(&Source::new("r.toml", without), false);
+    let applied = bench.writer().apply(&Source::new("r.toml", without), false);
     assert!(applied.unwrap().applied);
 
     let on = bench.zone_set("z1", true, None).unwrap_err();
@@ -337,7 +344,7 @@ fn a_zone_that_is_off_forgets_a_pool_that_is_gone() {
         pool_id: None,
     };
     bench
-        .controller
+        .writer()
         .patch_aegis("z1", &off, &Permit::None, |_, _, _| false)
         .unwrap();
     let zone = bench.zone_set("z1", false, None).unwrap();
@@ -349,7 +356,7 @@ fn a_zone_that_is_off_forgets_a_pool_that_is_gone() {
 #[test]
 fn a_setting_that_the_file_owns_is_refused_by_name() {
     let setting = "aegis = { enabled = true, pool_id = \"a\" }\n";
-    let mut bench = Bench::new(&file(&format!("{ZONE}{setting}")));
+    let bench = Bench::new(&file(&format!("{ZONE}{setting}")));
     let failure = bench.zone_set("shop.example", false, None).unwrap_err();
     assert!(
         failure
@@ -363,11 +370,11 @@ fn a_setting_that_the_file_owns_is_refused_by_name() {
 
 #[test]
 fn a_pool_in_use_by_command_cannot_vanish_from_the_file() {
-    let mut bench = Bench::new(&file(ZONE));
+    let bench = Bench::new(&file(ZONE));
     bench.zone_set("z1", true, Some("a")).unwrap();
     let without = format!("account = [{{ id = \"acme\" }}]\n{ZONE}");
     let failure = bench
-        .controller
+        .writer()
         .apply(&Source::new("r.toml", without), false)
         .unwrap_err();
     assert!(
@@ -381,84 +388,81 @@ fn a_pool_in_use_by_command_cannot_vanish_from_the_file() {
 
 #[test]
 fn a_change_that_cannot_be_put_in_force_is_not_kept() {
-    let mut bench = Bench::new(&file(ZONE));
-    let before = bench.controller.stored().objects.clone();
+    let bench = Bench::new(&file(ZONE));
+    let before = bench.stored().objects.clone();
     bench.dataplane.0.lock().unwrap().broken = true;
     let failure = bench
-        .controller
+        .writer()
         .apply(&Source::new("r.toml", file("")), false)
         .unwrap_err();
     assert_eq!(failure.reason, "filling maps: no memory");
     assert!(!failure.usage);
-    assert_eq!(bench.controller.stored().objects, before);
+    assert_eq!(bench.stored().objects, before);
     bench.dataplane.0.lock().unwrap().broken = false;
-    drop(bench.controller);
+    drop(bench.service);
     let again = start(bench.directory.path(), bench.dataplane.clone()).unwrap();
     assert_eq!(again.stored().objects, before);
-    assert_eq!(again.desired().zones[0].number, 1, "numbers too");
+    assert_eq!(
+        again.controller().desired().zones[0].number,
+        1,
+        "numbers too"
+    );
 }
 
-/// A store that cannot be read when it is told so.
-struct Unreadable(SqliteStore, Arc<AtomicBool>);
-
-impl StateStore for Unreadable {
-    fn load(&self) -> Result<Stored, StoreError> {
-        if self.1.load(Ordering::Relaxed) {
-            return Err(StoreError::Inaccessible {
-                path: "egress.db".into(),
-                reason: "disk I/O error".into(),
-            });
-        }
-        self.0.load()
-    }
-
-    fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<(), StoreError> {
-        self.0.commit(changes, limits)
-    }
-}
-
+/// What a commit leaves is read before it is made.
 #[test]
 fn safe_5_a_change_that_cannot_be_read_back_is_not_kept() {
-    let mut bench = Bench::new(&file(ZONE));
-    let before = bench.controller.stored().objects.clone();
+    let bench = Bench::new(&file(ZONE));
+    let before = bench.stored();
     let path = bench.directory.path().join("egress.db");
-    let unreadable = Arc::new(AtomicBool::new(false));
-    let store = SqliteStore::open(&path).unwrap();
-    bench.controller.store = Box::new(Unreadable(store, Arc::clone(&unreadable)));
-    unreadable.store(true, Ordering::Relaxed);
+    let damage = |was: &str, is: &str| {
+        let other = rusqlite::Connection::open(&path).unwrap();
+        let changed = other.execute(
+            "UPDATE object SET value = ?2 || substr(value, 2) WHERE kind = 'account' AND substr(value, 1, 1) = ?1",
+            [was, is],
+        );
+        assert_eq!(changed.unwrap(), 1);
+    };
+    damage("{", "x");
     let failure = bench
-        .controller
+        .writer()
         .apply(&Source::new("r.toml", file("")), false)
         .unwrap_err();
-    assert!(failure.reason.contains("disk I/O error"), "{failure}");
-    assert_eq!(bench.controller.stored().objects, before);
-    drop(bench.controller);
+    assert!(
+        failure.reason.contains("account acme cannot be read"),
+        "{failure}"
+    );
+    assert_eq!(bench.stored(), before);
+    damage("x", "{");
     // What the next start would find.
     let stored = SqliteStore::open(&path).unwrap().load().unwrap();
-    assert_eq!(stored.objects, before);
+    assert_eq!(stored, *before);
 }
 
 #[test]
 fn a_reload_takes_both_files_or_nothing() {
-    let mut bench = Bench::new(&file(""));
+    let bench = Bench::new(&file(""));
     let head = "[dataplane]\nuplink = [\"up0\"]\nrefuse = \"drop\"\nmax_flows = 1000\n[resources]\nfile = \"r.toml\"\n[store]\nsqlite = \"egress.db\"\n";
     bench.write("egress.toml", head);
     bench.write("r.toml", "nonsense");
-    assert!(bench.controller.reload().unwrap_err().usage);
+    assert!(bench.service.reload().unwrap_err().usage);
     assert_eq!(
-        bench.controller.config().dataplane.refuse,
+        bench.service.controller().config().dataplane.refuse,
         crate::config::Refuse::Reset,
         "as it was"
     );
     bench.write("r.toml", &file(ZONE));
-    let applied = bench.controller.reload().unwrap();
+    let applied = bench.service.reload().unwrap();
     assert_eq!(applied.plan.to_string(), "+ zone shop.example");
     assert_eq!(bench.in_force().refuse, crate::config::Refuse::Drop);
     assert_eq!(
         applied.notes,
         ["[dataplane] has changed: that takes effect when the daemon is restarted"]
     );
-    assert_eq!(bench.controller.config().dataplane.max_flows, 262_144);
+    assert_eq!(
+        bench.service.controller().config().dataplane.max_flows,
+        262_144
+    );
 }
 
 #[test]
@@ -472,10 +476,10 @@ fn whoever_takes_over_another_servers_addresses_is_warned() {
             file("")
         )
     };
-    let mut bench = Bench::with("[server]\nname = \"here\"\n", &resources(1, 2));
-    let mut apply = |here, there| {
+    let bench = Bench::with("[server]\nname = \"here\"\n", &resources(1, 2));
+    let apply = |here, there| {
         let source = Source::new("r.toml", resources(here, there));
-        let applied = bench.controller.apply(&source, false).unwrap();
+        let applied = bench.writer().apply(&source, false).unwrap();
         let found = applied.warnings.0.into_iter();
         found
             .map(|warning| warning.reason)
@@ -493,9 +497,7 @@ fn whoever_takes_over_another_servers_addresses_is_warned() {
 fn requests_over_the_socket_reach_the_controller() {
     let bench = Bench::new(&file(ZONE));
     let mut server = Server::bind(&bench.directory.path().join("egress.sock")).unwrap();
-    let open_view: OpenView =
-        |_: &Config, _: Names| Ok(Box::new(Fake::default()) as Box<dyn DataPlaneView>);
-    let service: Arc<dyn Handler> = Arc::new(Service::new(bench.controller, open_view));
+    let service: Arc<dyn Handler> = Arc::new(bench.service);
     server.serve(service).unwrap();
     let client = || Client::connect(server.path()).unwrap();
 

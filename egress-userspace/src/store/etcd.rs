@@ -11,18 +11,20 @@ mod remote;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use content::Content;
-use journal::Step;
+use journal::{Step, Transaction};
 use remote::Remote;
 
 use super::sqlite::Copy;
 use super::{
-    Change, Limits, NewToken, Permission, SqliteStore, StateStore, StoreError, Stored, Token,
-    TokenStore,
+    COMMIT_PATIENCE, Change, Limits, NewToken, Permission, SqliteStore, StateStore, StoreError,
+    Stored, Token, TokenStore, Trouble,
 };
 use crate::config::Etcd;
 
@@ -91,15 +93,26 @@ impl EtcdStore {
     /// Commits on top of `before`: the new generation, or none where somebody else has committed since.
     fn put(&self, before: &Content, changes: Vec<content::Op>) -> Result<Option<i64>, StoreError> {
         let failed = |reason| unavailable(&self.source, reason);
+        let end = Instant::now() + COMMIT_PATIENCE;
+        let mark = journal::mark().map_err(|error| failed(error.to_string()))?;
         let mut generation = before.generation;
-        for step in journal::steps(before, changes) {
+        for step in journal::steps(before, changes, &mark) {
+            let is_late = Instant::now() >= end;
             match step {
+                Step::Must(txn) if txn.commits() => match self.settle(&txn, &mark, end)? {
+                    Some(revision) => generation = revision,
+                    None => return Ok(None),
+                },
+                Step::Must(_) if is_late => {
+                    let reason = format!("the change was not written within {COMMIT_PATIENCE:?}");
+                    return Err(failed(reason));
+                }
                 Step::Must(txn) => match self.remote.transact(&txn).map_err(failed)? {
-                    Some(revision) if txn.commits() => generation = revision,
                     Some(_) => {}
                     None => return Ok(None),
                 },
                 // Somebody else has done it already, or will: it is committed.
+                Step::Then(_) if is_late && generation != before.generation => break,
                 Step::Then(txn) => match self.remote.transact(&txn) {
                     Err(reason) if generation != before.generation => {
                         tracing::warn!(reason, "a commit is left to the next writer to carry out");
@@ -110,6 +123,57 @@ impl EtcdStore {
             }
         }
         Ok(Some(generation))
+    }
+
+    /// Makes the transaction that commits: its revision, or none where somebody was faster. What becomes of one that is not
+    /// answered is found out: made again, it holds only if the first one did not.
+    fn settle(
+        &self,
+        txn: &Transaction,
+        mark: &str,
+        end: Instant,
+    ) -> Result<Option<i64>, StoreError> {
+        let mut unanswered = None;
+        loop {
+            let reason = match self.remote.transact(txn) {
+                Ok(Some(revision)) => return Ok(Some(revision)),
+                Ok(None) if unanswered.is_none() => return Ok(None),
+                // Somebody has committed: perhaps this.
+                Ok(None) => match self.remote.read() {
+                    Ok(now) if now.mark() == Some(mark) => return Ok(Some(now.generation)),
+                    Ok(_) => "another server has committed as well".to_owned(),
+                    Err(reason) => reason,
+                },
+                Err(reason) => reason,
+            };
+            let first = *unanswered.get_or_insert_with(Instant::now);
+            if Instant::now() >= end.min(first + SETTLE) {
+                return Err(StoreError::Unknown {
+                    store: self.source.clone(),
+                    reason,
+                });
+            }
+            thread::sleep(AGAIN);
+        }
+    }
+
+    /// Keeps a copy of what etcd holds.
+    fn keep(&self, content: &Content, stored: &Stored) -> Result<(), StoreError> {
+        let tokens = content.tokens(&self.path())?;
+        let copied = self.copy().copy(&Copy {
+            stored,
+            tokens: &tokens,
+            generation: content.generation,
+        });
+        if let Err(error) = copied {
+            // A full disk: this server goes on, and could not start without etcd.
+            tracing::warn!(%error, "etcd's contents could not be copied");
+        }
+        *self.known() = Known {
+            generation: content.generation,
+            current: true,
+        };
+        Ok(())
     }
 
     /// Reads, changes and commits, again if somebody was faster.
@@ -132,6 +196,10 @@ impl EtcdStore {
 
 /// How often a change that others make void is made anew.
 const ATTEMPTS: usize = 8;
+/// How long it may take to find out what became of a commit that was not answered.
+const SETTLE: Duration = Duration::from_secs(10);
+/// Between two attempts to find out.
+const AGAIN: Duration = Duration::from_millis(100);
 
 impl StateStore for EtcdStore {
     fn load(&self) -> Result<Stored, StoreError> {
@@ -154,38 +222,35 @@ impl StateStore for EtcdStore {
     fn current(&self) -> Result<Stored, StoreError> {
         let content = self.fetch()?;
         let stored = content.stored(&self.path())?;
-        let tokens = content.tokens(&self.path())?;
-        let copied = self.copy().copy(&Copy {
-            stored: &stored,
-            tokens: &tokens,
-            generation: content.generation,
-        });
-        if let Err(error) = copied {
-            // A full disk: this server goes on, and could not start without etcd.
-            tracing::warn!(%error, "etcd's contents could not be copied");
-        }
-        *self.known() = Known {
-            generation: content.generation,
-            current: true,
-        };
+        self.keep(&content, &stored)?;
         Ok(stored)
     }
 
-    fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<(), StoreError> {
+    fn commit_if(
+        &mut self,
+        changes: &[Change],
+        limits: Limits,
+        agrees: &mut dyn FnMut(&Stored) -> bool,
+    ) -> Result<Stored, StoreError> {
         let seen = self.known().generation;
         let before = self.fetch()?;
         if before.generation != seen {
             return Err(StoreError::Conflict);
         }
         let ops = before.ops(changes, limits, &self.path())?;
-        let generation = self.put(&before, ops)?.ok_or(StoreError::Conflict)?;
-        self.known().generation = generation;
-        Ok(())
+        let mut after = before.with(&ops);
+        let stored = after.stored(&self.path())?;
+        if !agrees(&stored) {
+            return Err(StoreError::Refused);
+        }
+        after.generation = self.put(&before, ops)?.ok_or(StoreError::Conflict)?;
+        self.keep(&after, &stored)?;
+        Ok(stored)
     }
 
-    fn trouble(&self) -> Option<String> {
-        let lost = !self.remote.hears();
-        lost.then(|| format!("etcd at {} does not answer", self.source))
+    fn trouble(&self) -> Trouble {
+        let (hearing, source) = (self.remote.hearing(), self.source.clone());
+        Arc::new(move || (!hearing()).then(|| format!("etcd at {source} does not answer")))
     }
 }
 

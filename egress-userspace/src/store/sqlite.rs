@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 #[cfg(feature = "etcd")]
 pub(super) use copy::Copy;
@@ -238,6 +238,14 @@ impl SqliteStore {
         }
     }
 
+    /// Everything, within a transaction.
+    fn everything(&self) -> Result<Stored, StoreError> {
+        let mut stored = Stored::default();
+        self.objects(&mut stored)?;
+        stored.numbers = self.numbers()?;
+        Ok(stored)
+    }
+
     fn objects(&self, stored: &mut Stored) -> Result<(), StoreError> {
         // A reader may meet a store that no daemon of this version has opened yet.
         let modified = if self.pragma("user_version")? < 2 {
@@ -319,20 +327,32 @@ impl StateStore for SqliteStore {
             .connection
             .unchecked_transaction()
             .map_err(|error| self.failed(&error))?;
-        let mut stored = Stored::default();
-        self.objects(&mut stored)?;
-        stored.numbers = self.numbers()?;
+        let stored = self.everything()?;
         transaction.finish().map_err(|error| self.failed(&error))?;
         Ok(stored)
     }
 
-    fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<(), StoreError> {
-        match write(&mut self.connection, changes, limits) {
-            Ok(()) => Ok(()),
-            Err(WriteError::Exhausted { noun, last }) => Err(StoreError::Exhausted { noun, last }),
-            Err(WriteError::Sqlite(error)) => Err(self.failed(&error)),
-            Err(WriteError::Json(error)) => Err(inaccessible(&self.path, &error)),
+    fn commit_if(
+        &mut self,
+        changes: &[Change],
+        limits: Limits,
+        agrees: &mut dyn FnMut(&Stored) -> bool,
+    ) -> Result<Stored, StoreError> {
+        // Dropping the transaction on an error rolls it back.
+        let transaction =
+            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)
+                .map_err(|error| self.failed(&error))?;
+        write(&transaction, changes, limits).map_err(|error| match error {
+            WriteError::Exhausted { noun, last } => StoreError::Exhausted { noun, last },
+            WriteError::Sqlite(error) => self.failed(&error),
+            WriteError::Json(error) => inaccessible(&self.path, &error),
+        })?;
+        let stored = self.everything()?;
+        if !agrees(&stored) {
+            return Err(StoreError::Refused);
         }
+        transaction.commit().map_err(|error| self.failed(&error))?;
+        Ok(stored)
     }
 }
 

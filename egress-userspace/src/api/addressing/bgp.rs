@@ -10,7 +10,7 @@ use super::{Found, id};
 
 /// `GET /accounts/{account_id}/addressing/prefixes/{prefix_id}/bgp/status`
 pub(in crate::api) fn status(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    Found::of(&api.service.controller(), call)?;
+    Found::of(&api.service.stored(), call)?;
     Ok(Answer::One(
         json!({ "advertised": null, "advertised_modified_at": null }),
     ))
@@ -25,7 +25,7 @@ pub(in crate::api) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     {
         return Err(invalid("`advertised` is true or false"));
     }
-    let found = Found::of(&api.service.controller(), call)?;
+    let found = Found::of(&api.service.stored(), call)?;
     Err(ApiError::new(
         Code::NotModifiable,
         format!(
@@ -37,7 +37,7 @@ pub(in crate::api) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 
 /// `GET /accounts/{account_id}/addressing/prefixes/{prefix_id}/bgp/prefixes`
 pub(in crate::api) fn prefixes(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let found = Found::of(&api.service.controller(), call)?;
+    let found = Found::of(&api.service.stored(), call)?;
     let cidr = found.prefix.cidr;
     let registration = found.prefix.registration.as_ref();
     Ok(Answer::One(json!([{

@@ -11,7 +11,7 @@ use crate::resource::{Binding, Prefix};
 
 /// `GET /accounts/{account_id}/addressing/prefixes/{prefix_id}/bindings`
 pub(in crate::api) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let found = Found::of(&api.service.controller(), call)?;
+    let found = Found::of(&api.service.stored(), call)?;
     let all = all(&found.prefix);
     Ok(Answer::One(
         all.iter().map(|one| json(&found.prefix, one)).collect(),
@@ -20,7 +20,7 @@ pub(in crate::api) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 
 /// `GET /accounts/{account_id}/addressing/prefixes/{prefix_id}/bindings/{binding_id}`
 pub(in crate::api) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let found = Found::of(&api.service.controller(), call)?;
+    let found = Found::of(&api.service.stored(), call)?;
     let cidr = wanted(&found.prefix, call)?;
     let mut all = all(&found.prefix).into_iter();
     let binding = all.find(|one| one.cidr == cidr);
@@ -33,8 +33,8 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
     let body = Body::of(call, &["cidr", "service_id"])?;
     let cidr = body.needs("cidr", "\"198.51.100.0/24\"")?;
     let wanted = body.needs("service_id", "one of /addressing/services")?;
-    let mut controller = api.service.controller();
-    let (prefix, mut registration) = Found::of(&controller, call)?.changeable()?;
+    let mut writer = api.service.writer()?;
+    let (prefix, mut registration) = Found::of(writer.stored(), call)?.changeable()?;
     let cidr = part(&prefix, cidr)?;
     let mut services = SERVICES.into_iter();
     let service = services.find(|service| service_id(*service) == wanted);
@@ -68,18 +68,18 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
     let binding = Binding { cidr, service };
     registration.bindings.push(binding.clone());
     let answer = json(&prefix, &binding);
-    put(&mut controller, prefix, registration)?;
+    put(&mut writer, prefix, registration)?;
     Ok(Answer::Created(answer))
 }
 
 /// `DELETE /accounts/{account_id}/addressing/prefixes/{prefix_id}/bindings/{binding_id}`
 pub(in crate::api) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let mut controller = api.service.controller();
-    let found = Found::of(&controller, call)?;
+    let mut writer = api.service.writer()?;
+    let found = Found::of(writer.stored(), call)?;
     let cidr = wanted(&found.prefix, call)?;
     let (prefix, mut registration) = found.changeable()?;
     registration.bindings.retain(|one| one.cidr != cidr);
-    put(&mut controller, prefix, registration)?;
+    put(&mut writer, prefix, registration)?;
     Ok(Answer::Gone)
 }
 

@@ -12,9 +12,9 @@ use crate::store::now;
 
 /// `GET /accounts/{account_id}/addressing/prefixes/{prefix_id}/delegations`
 pub(in crate::api) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let controller = api.service.controller();
-    let found = Found::of(&controller, call)?;
-    let resources = controller.stored().resources();
+    let stored = api.service.stored();
+    let found = Found::of(&stored, call)?;
+    let resources = stored.resources();
     let all = all(&resources, &found);
     Ok(Answer::One(
         all.iter().map(|one| json(&found.prefix, one)).collect(),
@@ -26,8 +26,8 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
     let body = Body::of(call, &["cidr", "delegated_account_id"])?;
     let cidr = body.needs("cidr", "\"198.51.100.0/24\"")?;
     let account = body.needs("delegated_account_id", "the id of an account")?;
-    let mut controller = api.service.controller();
-    let (prefix, mut registration) = Found::of(&controller, call)?.changeable()?;
+    let mut writer = api.service.writer()?;
+    let (prefix, mut registration) = Found::of(writer.stored(), call)?.changeable()?;
     let delegation = Delegation {
         cidr: part(&prefix, cidr)?,
         account: account.to_owned(),
@@ -37,7 +37,7 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
     if !is_id(account) {
         return Err(invalid(format!("{:?} is no id", shown(account))));
     }
-    let resources = controller.stored().resources();
+    let resources = writer.stored().resources();
     if resources.same_account(&prefix.account, account) {
         return Err(invalid("the prefix is this account's own"));
     }
@@ -50,17 +50,17 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
     }
     registration.delegations.push(delegation.clone());
     let answer = json(&prefix, &delegation);
-    put(&mut controller, prefix, registration)?;
+    put(&mut writer, prefix, registration)?;
     Ok(Answer::One(answer))
 }
 
 /// `DELETE /accounts/{account_id}/addressing/prefixes/{prefix_id}/delegations/{delegation_id}`
 pub(in crate::api) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let wanted = call.parameter("delegation_id");
-    let mut controller = api.service.controller();
-    let found = Found::of(&controller, call)?;
+    let mut writer = api.service.writer()?;
+    let found = Found::of(writer.stored(), call)?;
     let is_wanted = |one: &Delegation| delegation_id(&found.prefix, one) == wanted;
-    if !all(&controller.stored().resources(), &found)
+    if !all(&writer.stored().resources(), &found)
         .iter()
         .any(is_wanted)
     {
@@ -74,7 +74,7 @@ pub(in crate::api) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError>
     let mut registration =
         registration.ok_or_else(|| of_file(&format!("prefix {}", found.prefix.cidr)))?;
     registration.delegations.retain(|one| !is_wanted(one));
-    put(&mut controller, found.changeable()?.0, registration)?;
+    put(&mut writer, found.changeable()?.0, registration)?;
     Ok(Answer::One(json!({ "id": wanted })))
 }
 

@@ -9,9 +9,8 @@ use super::super::leases::is_anothers;
 use super::super::time::rfc3339;
 use super::super::{Api, Call};
 use super::{Found, account_id, cidr, prefix_id, put};
-use crate::controller::Controller;
 use crate::resource::{Address, Kind, Pool, Prefix, Registration, Service};
-use crate::store::{Change, now};
+use crate::store::{Change, Stored, now};
 
 /// The smallest prefix that networks accept from each other, as the original has it: /24 and /48.
 const LONGEST: [u8; 2] = [24, 48];
@@ -25,18 +24,18 @@ const NOT_VALIDATED: &str = "not_validated";
 /// `GET /accounts/{account_id}/addressing/prefixes`
 pub(in crate::api) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let account = call.account()?;
-    let controller = api.service.controller();
-    let all = Found::all(&controller, account);
+    let stored = api.service.stored();
+    let all = Found::all(&stored, account);
     Ok(Answer::One(
-        all.iter().map(|found| json(&controller, found)).collect(),
+        all.iter().map(|found| json(&stored, found)).collect(),
     ))
 }
 
 /// `GET /accounts/{account_id}/addressing/prefixes/{prefix_id}`
 pub(in crate::api) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let controller = api.service.controller();
-    let found = Found::of(&controller, call)?;
-    Ok(Answer::One(json(&controller, &found)))
+    let stored = api.service.stored();
+    let found = Found::of(&stored, call)?;
+    Ok(Answer::One(json(&stored, &found)))
 }
 
 /// `POST /accounts/{account_id}/addressing/prefixes`
@@ -56,8 +55,8 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
     let asn = asn.ok_or_else(|| invalid("`asn` is missing: the number of an autonomous system"))?;
     let description = description(&body)?.unwrap_or_default();
     letters(&body)?;
-    let mut controller = api.service.controller();
-    let resources = controller.stored().resources();
+    let mut writer = api.service.writer()?;
+    let resources = writer.stored().resources();
     if is_anothers(&resources, account, cidr) {
         return Err(invalid(format!(
             "{cidr} is another account's, or a part of what is, or around it"
@@ -96,8 +95,8 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
         created: now(),
         ..Registration::default()
     };
-    put(&mut controller, prefix, registration)?;
-    shown(&controller, call, cidr).map(Answer::Created)
+    put(&mut writer, prefix, registration)?;
+    shown(writer.stored(), call, cidr).map(Answer::Created)
 }
 
 /// `PATCH /accounts/{account_id}/addressing/prefixes/{prefix_id}`: the description.
@@ -105,23 +104,23 @@ pub(in crate::api) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let body = Body::of(call, &["description"])?;
     let description =
         description(&body)?.ok_or_else(|| invalid("`description` is missing: a text"))?;
-    let mut controller = api.service.controller();
-    let (prefix, registration) = Found::of(&controller, call)?.changeable()?;
+    let mut writer = api.service.writer()?;
+    let (prefix, registration) = Found::of(writer.stored(), call)?.changeable()?;
     let cidr = prefix.cidr;
     let registration = Registration {
         description,
         ..registration
     };
-    put(&mut controller, prefix, registration)?;
-    shown(&controller, call, cidr).map(Answer::One)
+    put(&mut writer, prefix, registration)?;
+    shown(writer.stored(), call, cidr).map(Answer::One)
 }
 
 /// `DELETE /accounts/{account_id}/addressing/prefixes/{prefix_id}`
 pub(in crate::api) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
-    let mut controller = api.service.controller();
-    let (prefix, _) = Found::of(&controller, call)?.changeable()?;
+    let mut writer = api.service.writer()?;
+    let (prefix, _) = Found::of(writer.stored(), call)?.changeable()?;
     let cidr = prefix.cidr;
-    let resources = controller.stored().resources();
+    let resources = writer.stored().resources();
     let inside = |address: &Address| cidr.contains(&address.net());
     let is_own = |pool: &Pool| resources.same_account(&pool.account, &prefix.account);
     let users = resources.pools.iter();
@@ -150,7 +149,7 @@ pub(in crate::api) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError>
         kind: Kind::Prefix,
         id: cidr.to_string(),
     });
-    controller.change(&prefix.account, &changes)?;
+    writer.change(&prefix.account, &changes)?;
     Ok(Answer::Gone)
 }
 
@@ -198,21 +197,21 @@ fn letters(body: &Body) -> Result<(), ApiError> {
 }
 
 /// What is said of a prefix of the account of the path, after a change.
-fn shown(controller: &Controller, call: &Call, cidr: IpNet) -> Result<Value, ApiError> {
-    let mut all = Found::all(controller, call.account()?).into_iter();
+fn shown(stored: &Stored, call: &Call, cidr: IpNet) -> Result<Value, ApiError> {
+    let mut all = Found::all(stored, call.account()?).into_iter();
     all.find(|found| found.prefix.cidr == cidr)
-        .map(|found| json(controller, &found))
+        .map(|found| json(stored, &found))
         .ok_or_else(|| ApiError::internal(&"a prefix that was put is not there"))
 }
 
-fn json(controller: &Controller, found: &Found) -> Value {
+fn json(stored: &Stored, found: &Found) -> Value {
     let prefix = &found.prefix;
     let registration = prefix.registration.as_ref();
     let modified = found.modified.map(rfc3339);
     let created = registration.map(|one| rfc3339(one.created));
     json!({
         "id": prefix_id(prefix.cidr),
-        "account_id": account_id(&controller.stored().resources(), &prefix.account),
+        "account_id": account_id(&stored.resources(), &prefix.account),
         "asn": registration.map(|one| one.asn),
         "cidr": prefix.cidr,
         "description": registration.map_or("", |one| one.description.as_str()),

@@ -62,23 +62,23 @@ fn asked(bench: &Bench) -> Vec<String> {
 
 #[test]
 fn they_are_put_replaced_and_removed_and_live_beside_those_of_the_file() {
-    let mut bench = Bench::new(TWO_ACCOUNTS);
+    let bench = Bench::new(TWO_ACCOUNTS);
     assert_eq!(asked(&bench), ["filed"]);
-    let put = |bench: &mut Bench, policy: &Policy| bench.controller.put_policy(policy);
-    let warnings = put(&mut bench, &policy("x", 2_000, "net.dst.port == 2")).unwrap();
+    let put = |bench: &Bench, policy: &Policy| bench.writer().put_policy(policy);
+    let warnings = put(&bench, &policy("x", 2_000, "net.dst.port == 2")).unwrap();
     assert!(
         warnings.len() == 1 && warnings[0].contains("POLICY-5"),
         "{warnings:?}"
     );
     assert_eq!(asked(&bench), ["filed", "policy x"]);
     assert_eq!(
-        put(&mut bench, &policy("y", 10, "")).unwrap(),
+        put(&bench, &policy("y", 10, "")).unwrap(),
         Vec::<String>::new()
     );
     assert_eq!(asked(&bench), ["policy y", "filed", "policy x"]);
     // In its own place, under its own name.
-    put(&mut bench, &policy("x", 2_000, "net.dst.port == 3")).unwrap();
-    put(&mut bench, &policy("x", 1, "net.dst.port == 3")).unwrap();
+    put(&bench, &policy("x", 2_000, "net.dst.port == 3")).unwrap();
+    put(&bench, &policy("x", 1, "net.dst.port == 3")).unwrap();
     assert_eq!(asked(&bench), ["policy x", "policy y", "filed"]);
     assert_eq!(
         bench.in_force().policies[0].zones,
@@ -87,7 +87,7 @@ fn they_are_put_replaced_and_removed_and_live_beside_those_of_the_file() {
     );
 
     bench
-        .controller
+        .writer()
         .apply(
             &Source::new("r.toml", TWO_ACCOUNTS.replace("== 1", "== 4")),
             false,
@@ -96,7 +96,7 @@ fn they_are_put_replaced_and_removed_and_live_beside_those_of_the_file() {
     assert_eq!(asked(&bench), ["policy x", "policy y", "filed"]);
     let without = TWO_ACCOUNTS.replace("2001:db8:aa::/64", "2001:db8:bb::/64");
     let failure = bench
-        .controller
+        .writer()
         .apply(&Source::new("r.toml", without), false)
         .unwrap_err();
     assert!(
@@ -108,20 +108,20 @@ fn they_are_put_replaced_and_removed_and_live_beside_those_of_the_file() {
     let taken = TWO_ACCOUNTS.replace("traffic", "precedence = 10\ntraffic");
     assert!(
         bench
-            .controller
+            .writer()
             .apply(&Source::new("r.toml", taken), false)
             .is_err()
     );
 
-    bench.controller.remove_policy("x").unwrap();
+    bench.writer().remove_policy("x").unwrap();
     assert_eq!(asked(&bench), ["policy y", "filed"]);
 }
 
 #[test]
 fn what_cannot_be_is_refused_and_tells_nothing_of_other_accounts() {
-    let mut bench = Bench::new(TWO_ACCOUNTS);
-    bench.controller.put_policy(&policy("x", 5, "")).unwrap();
-    let (before, asked_before) = (bench.controller.stored().clone(), asked(&bench));
+    let bench = Bench::new(TWO_ACCOUNTS);
+    bench.writer().put_policy(&policy("x", 5, "")).unwrap();
+    let (before, asked_before) = (bench.stored(), asked(&bench));
     let named = |name: &str| Policy {
         name: name.into(),
         ..policy("y", 7, "")
@@ -150,19 +150,19 @@ fn what_cannot_be_is_refused_and_tells_nothing_of_other_accounts() {
         ),
         (policy("y", 7, "zone == \"z2\""), "there is no zone"),
     ] {
-        let Err(PolicyError::Invalid(why)) = bench.controller.put_policy(&policy) else {
+        let Err(PolicyError::Invalid(why)) = bench.writer().put_policy(&policy) else {
             panic!("{said}: {policy:?}");
         };
         assert!(why.contains(said), "{why}");
         assert!(!why.contains("secret") && !why.contains("other"), "{why}");
-        assert_eq!(bench.controller.stored().objects, before.objects);
+        assert_eq!(bench.stored().objects, before.objects);
         assert_eq!(asked(&bench), asked_before);
     }
 }
 
 #[test]
 fn an_account_takes_its_part_of_the_tables_and_not_the_others() {
-    let mut bench = Bench::new(TWO_ACCOUNTS);
+    let bench = Bench::new(TWO_ACCOUNTS);
     let ports = |count: u32| {
         let all: Vec<String> = (1..=count)
             .map(|port| format!("net.dst.port == {port}"))
@@ -172,8 +172,8 @@ fn an_account_takes_its_part_of_the_tables_and_not_the_others() {
     // 12 percent of 1,024 rules are 122; the file's policy is one of them, and what is off counts.
     let mut off = policy("off", 1, &ports(64));
     off.enabled = false;
-    bench.controller.put_policy(&off).unwrap();
-    let refused = bench.controller.put_policy(&policy("more", 2, &ports(58)));
+    bench.writer().put_policy(&off).unwrap();
+    let refused = bench.writer().put_policy(&policy("more", 2, &ports(58)));
     let Err(PolicyError::Invalid(why)) = refused else {
         panic!("{refused:?}");
     };
@@ -182,10 +182,10 @@ fn an_account_takes_its_part_of_the_tables_and_not_the_others() {
         "{why}"
     );
     bench
-        .controller
+        .writer()
         .put_policy(&policy("more", 2, &ports(57)))
         .unwrap();
-    let full = bench.controller.put_policy(&policy("last", 3, ""));
+    let full = bench.writer().put_policy(&policy("last", 3, ""));
     assert!(matches!(full, Err(PolicyError::Invalid(_))), "{full:?}");
     // Another account has room, and this one may change what it has.
     let others = |id: &str, precedence, traffic: &str| Policy {
@@ -194,11 +194,11 @@ fn an_account_takes_its_part_of_the_tables_and_not_the_others() {
         ..policy(id, precedence, traffic)
     };
     bench
-        .controller
+        .writer()
         .put_policy(&others("a", 1, &ports(64)))
         .unwrap();
     bench
-        .controller
+        .writer()
         .put_policy(&policy("more", 2, &ports(56)))
         .unwrap();
 
@@ -207,19 +207,19 @@ fn an_account_takes_its_part_of_the_tables_and_not_the_others() {
         let with = format!("name = \"acme\", policy_percent = {percent}");
         Source::new("r.toml", TWO_ACCOUNTS.replace("name = \"acme\"", &with))
     };
-    bench.controller.apply(&percent(13), false).unwrap();
+    bench.writer().apply(&percent(13), false).unwrap();
     bench
-        .controller
+        .writer()
         .put_policy(&policy("last", 3, &ports(10)))
         .unwrap();
-    bench.controller.apply(&percent(1), false).unwrap();
+    bench.writer().apply(&percent(1), false).unwrap();
     bench
-        .controller
+        .writer()
         .put_policy(&policy("more", 2, &ports(50)))
         .unwrap();
     assert!(
         bench
-            .controller
+            .writer()
             .put_policy(&policy("more", 2, &ports(51)))
             .is_err()
     );
@@ -230,7 +230,7 @@ fn more_rules_than_fit_are_refused_and_those_that_are_there_stay() {
     let all = TWO_ACCOUNTS
         .replace("name = \"acme\"", "name = \"acme\", policy_percent = 100")
         .replace("name = \"other\"", "name = \"other\", policy_percent = 100");
-    let mut bench = Bench::new(&all);
+    let bench = Bench::new(&all);
     // 64 alternatives each; the file's policy has one.
     let alternatives: Vec<String> = (1..=64)
         .map(|port| format!("net.dst.port == {port}"))
@@ -243,14 +243,14 @@ fn more_rules_than_fit_are_refused_and_those_that_are_there_stay() {
             full.account = "a2".into();
             full.egress = None;
         }
-        bench.controller.put_policy(&full).unwrap();
+        bench.writer().put_policy(&full).unwrap();
     }
-    let before = bench.controller.stored().objects.clone();
+    let before = bench.stored().objects.clone();
     for traffic in [
         traffic.as_str(),
         &format!("{traffic} or net.dst.port == 65"),
     ] {
-        let refused = bench.controller.put_policy(&policy("z", 99, traffic));
+        let refused = bench.writer().put_policy(&policy("z", 99, traffic));
         let Err(PolicyError::Invalid(why)) = refused else {
             panic!("{refused:?}");
         };
@@ -260,28 +260,25 @@ fn more_rules_than_fit_are_refused_and_those_that_are_there_stay() {
             "it tells how much others have: {why}"
         );
     }
-    assert_eq!(bench.controller.stored().objects, before);
+    assert_eq!(bench.stored().objects, before);
     let fits = alternatives[..63].join(" or ");
-    bench
-        .controller
-        .put_policy(&policy("z", 99, &fits))
-        .unwrap();
+    bench.writer().put_policy(&policy("z", 99, &fits)).unwrap();
 }
 
 #[test]
 fn safe_5_a_policy_that_cannot_be_put_in_force_is_not_kept() {
-    let mut bench = Bench::new(TWO_ACCOUNTS);
-    bench.controller.put_policy(&policy("x", 5, "")).unwrap();
-    let before = bench.controller.stored().objects.clone();
+    let bench = Bench::new(TWO_ACCOUNTS);
+    bench.writer().put_policy(&policy("x", 5, "")).unwrap();
+    let before = bench.stored().objects.clone();
     bench.dataplane.0.lock().unwrap().broken = true;
     let failed = bench
-        .controller
+        .writer()
         .put_policy(&policy("x", 6, "net.dst.port == 1"));
     assert!(matches!(failed, Err(PolicyError::Failed(_))), "{failed:?}");
-    assert!(bench.controller.remove_policy("x").is_err());
-    assert_eq!(bench.controller.stored().objects, before);
+    assert!(bench.writer().remove_policy("x").is_err());
+    assert_eq!(bench.stored().objects, before);
     bench.dataplane.0.lock().unwrap().broken = false;
-    drop(bench.controller);
+    drop(bench.service);
     let again = start(bench.directory.path(), bench.dataplane.clone()).unwrap();
     assert_eq!(again.stored().objects, before);
 }

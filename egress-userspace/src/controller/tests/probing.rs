@@ -41,9 +41,7 @@ const PROBES: RunProbes = |_: &Config, task: &Task, each: Each<'_>| {
 
 fn service(rest: &str) -> (Service, tempfile::TempDir) {
     let bench = Bench::new(&file(&format!("{ZONE}{rest}")));
-    let open_view: OpenView =
-        |_: &Config, _: Names| Ok(Box::new(Fake::default()) as Box<dyn DataPlaneView>);
-    let mut service = Service::new(bench.controller, open_view);
+    let mut service = bench.service;
     service.run_probes = PROBES;
     (service, bench.directory)
 }
@@ -123,13 +121,13 @@ fn pool_10_what_was_probed_must_be_what_is_needed() {
     answer(Outcome::Connected);
     // Each time the change is tried, the pool is another one.
     let mut round = 0;
-    let changed = service.permitted(Permit::None, |controller, permit| {
+    let changed = service.permitted(Permit::None, |writer, permit| {
         round += 1;
         let pools = format!(
             "account = [{{ id = \"acme\" }}]\n[[pool]]\nid = \"a\"\naccount = \"acme\"\naddresses = [\"192.0.2.{round}\"]\n{ZONE}{ORIGINS}"
         );
-        controller.apply(&Source::new("r.toml", pools), false).unwrap();
-        controller.zone_set("z1", true, Some("a"), permit)
+        writer.apply(&Source::new("r.toml", pools), false).unwrap();
+        writer.zone_set("z1", true, Some("a"), permit)
     });
     let error = changed.unwrap_err();
     assert!(

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! schema                  the version of all this
-//! generation              put by every commit
+//! generation              put by every commit: its name
 //! object/KIND/ID          {"owner", "modified", "object"}
 //! number/KIND/ID          {"number", "released"}: released is null while it is in use
 //! token/ID                a token without its secret, and the secret's hash
@@ -80,6 +80,23 @@ impl Content {
                 Ok(())
             }
         }
+    }
+
+    /// What is read once these are carried out.
+    pub(super) fn with(&self, ops: &[Op]) -> Self {
+        let mut after = self.clone();
+        for (key, value) in ops {
+            match value {
+                Some(value) => after.keys.insert(key.clone(), value.clone()),
+                None => after.keys.remove(key),
+            };
+        }
+        after
+    }
+
+    /// What the last commit is called.
+    pub(super) fn mark(&self) -> Option<&str> {
+        self.keys.get(GENERATION).map(String::as_str)
     }
 
     fn under<'c>(&'c self, prefix: &'c str) -> impl Iterator<Item = (&'c str, &'c str)> {

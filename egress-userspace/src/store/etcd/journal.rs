@@ -48,25 +48,32 @@ pub(super) enum Step {
     Then(Transaction),
 }
 
-/// The steps that commit `ops` on top of `before`.
-pub(super) fn steps(before: &Content, ops: Vec<Op>) -> Vec<Step> {
+/// A name for a commit, which no other one has: daemons in containers are all process 1.
+///
+/// # Errors
+/// When the kernel has no random bytes yet.
+pub(super) fn mark() -> std::io::Result<String> {
+    let random = u64::from_ne_bytes(crate::store::random()?);
+    Ok(format!("{:x}-{random:016x}", crate::store::now()))
+}
+
+/// The steps that commit `ops` on top of `before`, as the commit of this name.
+pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     // What is pending is committed already: it comes first.
     if let Some((name, pending)) = pending(before) {
         steps.extend(carry_out(&name, pending));
     }
     let guard = Condition::Generation(before.generation);
-    let head = |name: Option<&str>| {
-        let mut ops = vec![
+    let head = || {
+        vec![
             (SCHEMA_KEY.to_owned(), Some(SCHEMA.to_string())),
-            (GENERATION.to_owned(), Some(crate::store::now().to_string())),
-        ];
-        ops.extend(name.map(|name| (PENDING.to_owned(), Some(name.to_owned()))));
-        ops
+            (GENERATION.to_owned(), Some(mark.to_owned())),
+        ]
     };
     let mut parts = parts(ops);
     if parts.len() <= 1 {
-        let mut ops = head(None);
+        let mut ops = head();
         ops.extend(parts.pop().unwrap_or_default());
         steps.push(Step::Must(Transaction {
             conditions: vec![guard],
@@ -75,22 +82,22 @@ pub(super) fn steps(before: &Content, ops: Vec<Op>) -> Vec<Step> {
         }));
         return steps;
     }
-    // Unguessable enough that no two writers take the same one.
-    let name = format!("{:x}-{:x}", crate::store::now(), std::process::id());
     for (at, part) in parts.iter().enumerate() {
         let text = serde_json::to_string(part).unwrap_or_default();
         steps.push(Step::Must(Transaction {
             conditions: vec![guard.clone()],
-            ops: vec![(format!("{JOURNAL}{name}/{at:06}"), Some(text))],
+            ops: vec![(format!("{JOURNAL}{mark}/{at:06}"), Some(text))],
             prune: None,
         }));
     }
+    let mut ops = head();
+    ops.push((PENDING.to_owned(), Some(mark.to_owned())));
     steps.push(Step::Must(Transaction {
         conditions: vec![guard],
-        ops: head(Some(&name)),
+        ops,
         prune: None,
     }));
-    steps.extend(carry_out(&name, parts));
+    steps.extend(carry_out(mark, parts));
     steps
 }
 
@@ -209,7 +216,7 @@ mod tests {
     #[test]
     fn clu_1_a_large_commit_that_stops_anywhere_has_happened_or_not() {
         let ops: Vec<Op> = (0..1_050).map(op).collect();
-        let all = steps(&Content::default(), ops);
+        let all = steps(&Content::default(), ops, "large");
         assert_eq!(all.len(), 11 + 1 + 11 + 1);
         for stop in 0..=all.len() {
             let (mut content, mut revision) = (Content::default(), 0);
@@ -224,7 +231,7 @@ mod tests {
                 "after {stop} steps"
             );
             // The next writer, with one small change.
-            for step in steps(&content, vec![op(5_000)]) {
+            for step in steps(&content, vec![op(5_000)], "next") {
                 let (Step::Must(txn) | Step::Then(txn)) = step;
                 assert!(transact(&mut content, &mut revision, &txn));
             }
@@ -240,8 +247,8 @@ mod tests {
     #[test]
     fn clu_1_of_two_writers_one_commits() {
         let (mut content, mut revision) = (Content::default(), 0);
-        let first = steps(&content, vec![op(1)]);
-        let second = steps(&content, (0..300).map(op).collect());
+        let first = steps(&content, vec![op(1)], "one");
+        let second = steps(&content, (0..300).map(op).collect(), "two");
         let run = |content: &mut Content, revision: &mut i64, steps: &[Step]| {
             for step in steps {
                 match step {

@@ -84,9 +84,10 @@ impl Remote {
         self.changes.clone()
     }
 
-    /// Whether changes are heard of now: within seconds after etcd is gone they are not.
-    pub(super) fn hears(&self) -> bool {
-        self.link.hears.load(Ordering::Relaxed)
+    /// What tells whether changes are heard of now: within seconds after etcd is gone they are not.
+    pub(super) fn hearing(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let link = Arc::clone(&self.link);
+        move || link.hears.load(Ordering::Relaxed)
     }
 
     /// Everything under the prefix, at one revision, with what is pending.

@@ -85,7 +85,7 @@ impl Server {
         let copy = self.directory.path().join(name);
         let store = EtcdStore::open(&self.config(), &copy).unwrap();
         wait("etcd to answer", || {
-            store.load().is_ok() && store.trouble().is_none()
+            store.load().is_ok() && store.trouble()().is_none()
         });
         store
     }
@@ -257,7 +257,7 @@ fn clu_2_without_etcd_the_copy_serves_and_nothing_can_be_changed() {
     server.stop();
 
     assert_eq!(count(&store), 1);
-    wait("the loss to be noticed", || store.trouble().is_some());
+    wait("the loss to be noticed", || store.trouble()().is_some());
     assert!(matches!(
         store.current(),
         Err(StoreError::Unavailable { .. })
@@ -283,7 +283,7 @@ fn clu_2_without_etcd_the_copy_serves_and_nothing_can_be_changed() {
     server.restart();
     wait("the news that it answers", || heard.has_changed().unwrap());
     wait("etcd to answer", || {
-        store.load().is_ok() && store.trouble().is_none()
+        store.load().is_ok() && store.trouble()().is_none()
     });
     store.commit(&[account("b")], WIDE).unwrap();
     assert_eq!(count(&store), 2);
@@ -302,7 +302,7 @@ fn clu_1_a_newer_versions_keys_and_somebody_elses_are_refused() {
     let store = server.open("copy.db");
     let put = |key: &str, value: &str| {
         let ops = vec![(key.to_owned(), Some(value.to_owned()))];
-        let txn = journal::Transaction {
+        let txn = Transaction {
             conditions: Vec::new(),
             ops,
             prune: None,

@@ -1,6 +1,6 @@
 //! Commits: changes of objects, and the numbers that zones and pools get.
 
-use rusqlite::{Connection, OptionalExtension, Params, Transaction, TransactionBehavior, params};
+use rusqlite::{OptionalExtension, Params, Transaction, params};
 
 use super::super::{Change, Limits};
 use crate::resource::Kind;
@@ -19,14 +19,12 @@ pub(super) enum WriteError {
     Exhausted { noun: &'static str, last: u16 },
 }
 
-/// Makes all changes in one transaction, or none.
+/// Makes all changes within a transaction.
 pub(super) fn write(
-    connection: &mut Connection,
+    transaction: &Transaction<'_>,
     changes: &[Change],
     limits: Limits,
 ) -> Result<(), WriteError> {
-    // Dropping the transaction on an error rolls it back.
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut released: i64 =
         transaction.query_row("SELECT coalesce(max(released), 0) FROM number", [], |row| {
             row.get(0)
@@ -34,13 +32,13 @@ pub(super) fn write(
     for change in changes {
         if let Change::Remove { kind, id } = change {
             execute(
-                &transaction,
+                transaction,
                 "DELETE FROM object WHERE kind = ?1 AND id = ?2",
                 params![kind.noun(), id],
             )?;
             released += 1;
             execute(
-                &transaction,
+                transaction,
                 "UPDATE number SET released = ?3 WHERE kind = ?1 AND id = ?2",
                 params![kind.noun(), id, released],
             )?;
@@ -51,7 +49,7 @@ pub(super) fn write(
         if let Change::Put { owner, object } = change {
             let (kind, id) = (object.kind(), object.id());
             execute(
-                &transaction,
+                transaction,
                 "INSERT INTO object (kind, id, owner, value, modified) VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT (kind, id) DO UPDATE SET
                     owner = excluded.owner, value = excluded.value, modified = excluded.modified",
@@ -64,8 +62,8 @@ pub(super) fn write(
                 ],
             )?;
             match kind {
-                Kind::Zone => number(&transaction, "zone", &id, limits.last_zone)?,
-                Kind::Pool => number(&transaction, "pool", &id, limits.last_pool)?,
+                Kind::Zone => number(transaction, "zone", &id, limits.last_zone)?,
+                Kind::Pool => number(transaction, "pool", &id, limits.last_pool)?,
                 Kind::Account
                 | Kind::Prefix
                 | Kind::Location
@@ -77,7 +75,6 @@ pub(super) fn write(
             }
         }
     }
-    transaction.commit()?;
     Ok(())
 }
 
