@@ -2,25 +2,29 @@
 
 use std::sync::Arc;
 
-use crate::config::FlowLog;
+use crate::control::Failure;
 use crate::controller::Service;
 use crate::dataplane::FlowRecords;
 use crate::dataplane::api::DataPlaneError;
-use crate::flow_log::Writing;
+use crate::flow_log::Turn;
 
 /// The log, or that there is none.
 pub(super) struct Logging {
     records: FlowRecords,
-    config: Option<FlowLog>,
-    writing: Option<Writing>,
+    turn: Turn,
+}
+
+impl From<Failure> for DataPlaneError {
+    fn from(failure: Failure) -> Self {
+        Self::failed("beginning the flow log", failure)
+    }
 }
 
 impl Logging {
-    pub(super) const fn new(records: FlowRecords) -> Self {
+    pub(super) fn new(records: FlowRecords) -> Self {
         Self {
             records,
-            config: None,
-            writing: None,
+            turn: Turn::default(),
         }
     }
 
@@ -36,17 +40,6 @@ impl Logging {
                 Arc::clone(controller.flow_log()),
             )
         };
-        if self.config != config {
-            // First it ends: the ring has one reader.
-            self.writing = None;
-            self.config = config;
-        }
-        if let Some(config) = self.config.as_ref().filter(|_| self.writing.is_none()) {
-            let ring = self.records.open()?;
-            let writing = Writing::start(ring, config, shared)
-                .map_err(|error| DataPlaneError::failed("beginning the flow log", error))?;
-            self.writing = Some(writing);
-        }
-        Ok(Vec::new())
+        self.turn.follow(config, &shared, || self.records.open())
     }
 }

@@ -46,32 +46,65 @@ impl FlowRecords {
 
 /// The ring in memory. There must be only one reader, and the daemon that holds the pins has it.
 pub struct RecordRing {
+    ring: Ring,
+    maps: Maps,
+}
+
+struct Ring {
     /// How far it was read; ours to write.
     consumer: Mapped,
     /// How far it was written, and behind a page of its own, twice, the records.
     producer: Mapped,
     page: usize,
     size: u64,
-    maps: Maps,
 }
 
 // SAFETY: plain memory that belongs to this process until it is dropped; nothing is bound to a thread.
-unsafe impl Send for RecordRing {}
+unsafe impl Send for Ring {}
 
 impl RecordRing {
     fn map(map: &MapData, maps: &Maps) -> io::Result<Self> {
+        let size = map.info().map_err(io::Error::other)?.max_entries();
+        Ok(Self {
+            ring: Ring::map(map.fd().as_fd().as_raw_fd(), size)?,
+            maps: maps.clone(),
+        })
+    }
+
+    /// Looks at the records that are there, the oldest first, until `each` says that it has enough. It is given each
+    /// record with the place behind it, for [`Self::take`].
+    pub fn look(&self, each: impl FnMut(&[u8], u64) -> bool) {
+        self.ring.look(each);
+    }
+
+    /// Gives the kernel back what lies before this place.
+    pub fn take(&self, place: u64) {
+        self.ring.take(place);
+    }
+
+    /// Where the other servers are reached whose numbers stand in records.
+    ///
+    /// # Errors
+    /// The map of them is gone.
+    pub fn servers(&self) -> Result<BTreeMap<u32, IpAddr>, DataPlaneError> {
+        let numbers = peers::numbers(&self.maps)?.into_iter();
+        Ok(numbers
+            .map(|(address, number)| (number, peers::address_of(address)))
+            .collect())
+    }
+}
+
+impl Ring {
+    fn map(fd: i32, size: u32) -> io::Result<Self> {
         // SAFETY: a question without parameters that matter.
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })
             .map_err(io::Error::other)?;
-        let size = map.info().map_err(io::Error::other)?.max_entries();
-        let fd = map.fd().as_fd().as_raw_fd();
         let records = size as usize;
         Ok(Self {
             consumer: Mapped::new(fd, 0, page, libc::PROT_READ | libc::PROT_WRITE)?,
             producer: Mapped::new(fd, page, page + 2 * records, libc::PROT_READ)?,
             page,
             size: u64::from(size),
-            maps: maps.clone(),
         })
     }
 
@@ -85,11 +118,14 @@ impl RecordRing {
         unsafe { AtomicU64::from_ptr(self.producer.start.as_ptr().cast()) }.load(Ordering::Acquire)
     }
 
-    /// Looks at the records that are there, the oldest first, until `each` says that it has enough. It is given each
-    /// record with the place behind it, for [`Self::take`].
-    pub fn look(&self, mut each: impl FnMut(&[u8], u64) -> bool) {
+    fn look(&self, mut each: impl FnMut(&[u8], u64) -> bool) {
         let mut place = self.consumed().load(Ordering::Acquire);
         let end = self.produced();
+        if end.wrapping_sub(place) > self.size {
+            // Nobody knows any more where a record begins: what is there is one that cannot be read.
+            each(&[], end);
+            return;
+        }
         while place < end {
             let at = self.page + usize::try_from(place % self.size).unwrap_or(0);
             // SAFETY: within the records, which are mapped twice in a row, so that none is cut at the end; the length
@@ -104,8 +140,9 @@ impl RecordRing {
             }
             let bytes = u64::from(length & !DISCARDED);
             let next = place + (bytes + HEADER).next_multiple_of(HEADER);
-            if bytes + HEADER > self.size {
-                // No ring has such a record: leave it alone.
+            if next > end {
+                // No ring has such a record: as above.
+                each(&[], end);
                 return;
             }
             if length & DISCARDED == 0 {
@@ -124,20 +161,9 @@ impl RecordRing {
         }
     }
 
-    /// Where the other servers are reached whose numbers stand in records.
-    ///
-    /// # Errors
-    /// The map of them is gone.
-    pub fn servers(&self) -> Result<BTreeMap<u32, IpAddr>, DataPlaneError> {
-        let numbers = peers::numbers(&self.maps)?.into_iter();
-        Ok(numbers
-            .map(|(address, number)| (number, peers::address_of(address)))
-            .collect())
-    }
-
-    /// Gives the kernel back what lies before this place.
-    pub fn take(&self, place: u64) {
-        self.consumed().store(place, Ordering::Release);
+    /// Never goes back: what was given back may have been overwritten since.
+    fn take(&self, place: u64) {
+        self.consumed().fetch_max(place, Ordering::Release);
     }
 }
 
@@ -174,5 +200,92 @@ impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nothing borrows from it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::FromRawFd as _;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    /// Bytes of the ring's records.
+    const SIZE: u32 = 4_096;
+
+    /// What a ring in a file looks like to its reader, as (record, place behind it).
+    struct Kept {
+        file: File,
+        ring: Ring,
+    }
+
+    impl Kept {
+        fn new() -> Self {
+            // SAFETY: a name that ends with 0, and no flags.
+            let fd = unsafe { libc::memfd_create(c"ring".as_ptr(), 0) };
+            assert!(fd >= 0);
+            // SAFETY: the kernel has just opened this descriptor for us.
+            let file = unsafe { File::from_raw_fd(fd) };
+            file.set_len(u64::from(2 * SIZE) + 2 * 65_536).unwrap();
+            let ring = Ring::map(file.as_raw_fd(), SIZE).unwrap();
+            Self { file, ring }
+        }
+
+        fn put(&self, at: u64, length: u32) {
+            let at = 2 * self.ring.page as u64 + at;
+            self.file.write_all_at(&length.to_ne_bytes(), at).unwrap();
+        }
+
+        fn produced(&self, place: u64) {
+            let at = self.ring.page as u64;
+            self.file.write_all_at(&place.to_ne_bytes(), at).unwrap();
+        }
+
+        fn seen(&self) -> Vec<(usize, u64)> {
+            let mut seen = Vec::new();
+            self.ring.look(|record, place| {
+                seen.push((record.len(), place));
+                true
+            });
+            seen
+        }
+    }
+
+    #[test]
+    fn obs_4_the_place_of_the_reader_never_goes_back() {
+        let kept = Kept::new();
+        kept.put(0, 8);
+        kept.put(16, 12 | DISCARDED);
+        kept.put(40, 3);
+        kept.put(56, 9 | BUSY);
+        kept.produced(80);
+        assert_eq!(
+            kept.seen(),
+            [(8, 16), (3, 56)],
+            "up to the one that is being written"
+        );
+        kept.ring.take(56);
+        kept.ring.take(16);
+        assert_eq!(kept.seen(), []);
+        kept.put(56, 9);
+        assert_eq!(kept.seen(), [(9, 80)]);
+    }
+
+    #[test]
+    fn obs_4_what_cannot_be_in_a_ring_is_one_record_that_cannot_be_read() {
+        let kept = Kept::new();
+        kept.put(0, 8);
+        kept.produced(u64::from(SIZE) + 8);
+        assert_eq!(kept.seen(), [(0, u64::from(SIZE) + 8)], "more than fits");
+        kept.produced(u64::from(SIZE));
+        kept.put(16, SIZE);
+        assert_eq!(
+            kept.seen(),
+            [(8, 16), (0, u64::from(SIZE))],
+            "longer than what is there"
+        );
+        kept.produced(16);
+        assert_eq!(kept.seen(), [(8, 16)]);
     }
 }

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::fd::RawFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,8 @@ const LONGEST: u64 = 65_536;
 
 /// Where lines go.
 pub(super) enum Output {
-    Stdout,
+    /// A descriptor that is open as long as the process.
+    Stdout(RawFd),
     File(LogFile),
 }
 
@@ -31,7 +33,7 @@ pub(super) struct Unwritten {
 impl Output {
     pub(super) fn of(log: &FlowLog) -> Self {
         match &log.target {
-            Target::Stdout => Self::Stdout,
+            Target::Stdout => Self::Stdout(libc::STDOUT_FILENO),
             Target::File(path) => Self::File(LogFile {
                 path: path.clone(),
                 rotate: log.rotate,
@@ -48,9 +50,9 @@ impl Output {
     /// Lines before [`Unwritten::written`] are written, nothing of the others is.
     pub(super) fn write(&mut self, lines: &[u8]) -> Result<(), Unwritten> {
         match self {
-            Self::Stdout => {
+            Self::Stdout(descriptor) => {
                 // Without the library's own buffer, which would keep what it could not write.
-                let mut file = Descriptor(io::stdout());
+                let mut file = Descriptor(*descriptor);
                 let (written, outcome) = all(&mut file, lines);
                 outcome.map_err(|error| Unwritten {
                     written: whole(lines, written),
@@ -64,20 +66,19 @@ impl Output {
     /// What is named in messages.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::Stdout => "standard output".into(),
+            Self::Stdout(_) => "standard output".into(),
             Self::File(file) => file.path.display().to_string(),
         }
     }
 }
 
 /// An open descriptor, written to as it is.
-struct Descriptor<T>(T);
+struct Descriptor(RawFd);
 
-impl<T: std::os::fd::AsRawFd> io::Write for Descriptor<T> {
+impl io::Write for Descriptor {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // SAFETY: a descriptor that is open as long as `self`, and as many bytes as are there.
-        let written =
-            unsafe { libc::write(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+        // SAFETY: as many bytes as are there; a descriptor that is not open is refused.
+        let written = unsafe { libc::write(self.0, bytes.as_ptr().cast(), bytes.len()) };
         usize::try_from(written).map_err(|_| io::Error::last_os_error())
     }
 

@@ -2,20 +2,21 @@
 //!
 //! A line's way: the data plane writes a record into a ring buffer and goes on; a thread of its own looks at what is
 //! there ([`entry`]), finds the names ([`directory`]), writes lines ([`line`], [`file`]) and only then takes the
-//! records out ([`writer`]). So the ring is the only queue: whatever keeps lines from being written, and however the
+//! records out ([`writer`], one at a time: [`turn`]). So the ring is the only queue: whatever keeps lines from being written, and however the
 //! daemon ends, records wait there, and what does not fit is lost and counted by the data plane.
 
 mod directory;
 mod entry;
 mod file;
 mod line;
+mod turn;
 mod writer;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use directory::Directory;
-pub use writer::Writing;
+pub use turn::Turn;
 pub(crate) use writer::monotonic;
 
 /// What writer, controller and metrics share.

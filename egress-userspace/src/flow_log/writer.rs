@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread::{self, Thread};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::directory::Policy;
 use super::entry::{Entry, Event};
@@ -26,12 +26,12 @@ const RETRY: Duration = Duration::from_secs(1);
 const BATCH: usize = 65_536;
 /// How often it waits for the names of a configuration that has just come into force, a [`PERIOD`] each.
 const WAITS: u32 = 50;
-/// How long the end of the daemon waits for lines to be written.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long lines are written after a writer was told to end, and how long the end of the daemon waits for that.
+pub(super) const FAREWELL: Duration = Duration::from_secs(2);
 const SECOND: u64 = 1_000_000_000;
 
 /// The log while it is written.
-pub struct Writing {
+pub(super) struct Writing {
     thread: Thread,
     ending: Arc<AtomicBool>,
     ended: Receiver<()>,
@@ -42,10 +42,17 @@ impl Writing {
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub fn start(ring: RecordRing, log: &FlowLog, shared: Arc<Shared>) -> Result<Self, Failure> {
+    pub(super) fn start(
+        ring: impl Records + Send + 'static,
+        log: &FlowLog,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Failure> {
+        Self::run(ring, Writer::new(log, shared))
+    }
+
+    fn run(ring: impl Records + Send + 'static, mut writer: Writer) -> Result<Self, Failure> {
         let ending = Arc::new(AtomicBool::new(false));
         let (end, ended) = mpsc::channel();
-        let mut writer = Writer::new(log, shared);
         let stop = Arc::clone(&ending);
         let handle = thread::Builder::new()
             .name("flow-log".into())
@@ -55,8 +62,9 @@ impl Writing {
                 while !stop.load(Ordering::Relaxed) {
                     thread::park_timeout(writer.step(&ring));
                 }
-                // What was told before the end.
-                while writer.step(&ring).is_zero() {}
+                // What was told before the end; there may be no end of what is told after it.
+                let end = Instant::now() + FAREWELL;
+                while writer.step(&ring).is_zero() && Instant::now() < end {}
             })
             .map_err(|error| Failure::failed(format!("no thread for the flow log: {error}"), ""))?;
         Ok(Self {
@@ -65,13 +73,23 @@ impl Writing {
             ended,
         })
     }
+
+    /// Tells it to write what is there, and to end. Whoever reads what it writes may keep it from that for ever.
+    pub(super) fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+        self.thread.unpark();
+    }
+
+    /// Whether it has ended: nobody reads the ring any more.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.ended.try_recv(), Err(TryRecvError::Disconnected))
+    }
 }
 
 impl Drop for Writing {
     /// Writes what is there; whoever reads standard output may keep it from that, but not the daemon from its end.
     fn drop(&mut self) {
-        self.ending.store(true, Ordering::Relaxed);
-        self.thread.unpark();
+        self.end();
         if matches!(
             self.ended.recv_timeout(FAREWELL),
             Err(mpsc::RecvTimeoutError::Timeout)
@@ -83,8 +101,8 @@ impl Drop for Writing {
     }
 }
 
-/// Records to be read.
-trait Records {
+/// Records to be read, by one reader at a time.
+pub trait Records {
     /// Looks at records until `each` has enough.
     fn look(&self, each: impl FnMut(&[u8], u64) -> bool);
     /// Takes what lies before a place.

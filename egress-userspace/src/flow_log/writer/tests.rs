@@ -1,4 +1,6 @@
 use std::cell::Cell;
+use std::io::{self, Read as _};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use egress_common::reason::Reason;
@@ -162,4 +164,36 @@ fn obs_4_a_policy_that_has_just_come_into_force_is_waited_for() {
         assert!(steps <= WAITS);
     }
     assert_eq!(lines(&path)[2]["policy"], "#0");
+}
+
+/// Whoever reads standard output has stopped: the thread is in the middle of a write, and has taken nothing of it.
+#[test]
+fn obs_4_a_writer_that_nobody_reads_has_not_ended_until_somebody_does() {
+    let (mut reader, pipe) = io::pipe().unwrap();
+    let writer = Writer {
+        output: Output::Stdout(pipe.as_raw_fd()),
+        ..writer(Path::new("unused"), 1)
+    };
+    let shared = Arc::clone(&writer.shared);
+    let written = || shared.counts().snapshot().written[0];
+    // More lines than a pipe holds.
+    let writing = Writing::run(Kept::of((0..4_000).map(open).collect()), writer).unwrap();
+    let mut first = [0; 1];
+    reader.read_exact(&mut first).unwrap();
+    writing.end();
+    assert!(!writing.is_over());
+    assert_eq!(written(), 0);
+    let rest = thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).map(|_| text)
+    });
+    let long = Instant::now() + Duration::from_secs(60);
+    while !writing.is_over() && Instant::now() < long {
+        thread::yield_now();
+    }
+    assert!(writing.is_over());
+    drop(pipe);
+    let text = rest.join().unwrap().unwrap();
+    assert_eq!(text.lines().count() as u64, written());
+    assert!(text.ends_with("}\n"));
 }
