@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use egress_tests::{
     bird::{self, Session},
-    capture::Capture,
+    capture::{Capture, Frame},
     config::{Resources, Server},
     gateway::Gateway,
     leak::{LeakCheck, Rules},
@@ -291,18 +291,22 @@ fn a_segment_is_told_of_an_address_that_comes() -> Result<()> {
     let later = [first.to_string(), format!("{single}/128")];
     let later: Vec<&str> = later.iter().map(String::as_str).collect();
     site.gateway.reload(&resources(&later), has(2))?;
+    let said = |times: usize| {
+        move |frames: &[Frame]| {
+            let count = |is: &dyn Fn(&[u8]) -> bool| {
+                let bytes = frames.iter().map(|frame| frame.bytes.as_slice());
+                bytes.filter(|frame| is(frame)).count()
+            };
+            count(&|frame| is_arp_announcement(frame, first)) >= times
+                && count(&|frame| is_advertisement(frame, single)) >= times
+        }
+    };
     // Each is said twice (RFC 5227).
-    capture.wait_for("two announcements of each", LIMIT, |frames| {
-        let bytes = || frames.iter().map(|frame| frame.bytes.as_slice());
-        bytes()
-            .filter(|frame| is_arp_announcement(frame, first))
-            .count()
-            >= 2
-            && bytes()
-                .filter(|frame| is_advertisement(frame, single))
-                .count()
-                >= 2
-    })
+    capture.wait_for("two announcements of each", LIMIT, said(2))?;
+    // Another link-layer address goes with them now.
+    let gateway = site.node(GATEWAY);
+    gateway.ip(&format!("link set {UPLINK} address 02:00:00:00:77:77"))?;
+    capture.wait_for("two more of each", LIMIT, said(4))
 }
 
 /// A broadcast request for the address by whoever has it.

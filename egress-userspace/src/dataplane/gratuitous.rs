@@ -7,69 +7,103 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
+use egress_common::checksum;
+
 use super::interfaces::{self, Interface, Link};
 use crate::resource::Address;
 
-/// Each is said twice, this long after each other (RFC 5227, `ANNOUNCE_NUM` and `ANNOUNCE_INTERVAL`).
+/// Each is said so often, and this long after each other (RFC 5227, `ANNOUNCE_NUM` and `ANNOUNCE_INTERVAL`).
+const TIMES: u32 = 2;
+/// See [`TIMES`].
 const AGAIN: Duration = Duration::from_secs(2);
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ICMPV6: u8 = 58;
+/// Bytes of an advertisement with its one option.
+const ADVERTISEMENT: usize = 32;
 /// Where all nodes of a segment listen, as Ethernet and as IPv6 address.
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// What was said, and what is to be said again.
+/// What is to be said, and what was.
 #[derive(Debug, Default)]
 pub(super) struct Gratuitous {
-    said: BTreeSet<(u32, Address)>,
-    again: Option<(Instant, BTreeSet<(u32, Address)>)>,
+    wanted: BTreeSet<Address>,
+    said: BTreeMap<Told, Said>,
+    /// What went wrong, since it was told.
+    trouble: Option<String>,
+}
+
+/// An address on an uplink, by the link-layer address that goes with it.
+type Told = (u32, [u8; 6], Address);
+
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    times: u32,
+    last: Instant,
 }
 
 impl Gratuitous {
-    /// Says of each address that was not answered for on an uplink before that it is there now. Of IPv6 only single
-    /// addresses: a longer range is more than anybody could be told.
+    /// These addresses are answered for from now on. Of IPv6 only single ones are said: a longer range is more than
+    /// anybody could be told.
+    pub(super) fn wish(&mut self, answered: BTreeSet<Address>) {
+        self.wanted = answered;
+        self.wanted.retain(|address| is_single(*address));
+    }
+
+    /// Says what was not said yet on an uplink that is up, and what is due a second time. What could not be sent is tried
+    /// again with the next call; an uplink that comes back, or has another link-layer address, is told anew.
     ///
     /// # Errors
-    /// When the interface takes no frame.
-    pub(super) fn say(
-        &mut self,
-        uplinks: &[Interface],
-        answered: &BTreeSet<Address>,
-    ) -> io::Result<()> {
+    /// When an interface takes no frame; said once.
+    pub(super) fn say(&mut self, uplinks: &[Interface]) -> io::Result<()> {
+        let due = self.due(uplinks, Instant::now());
+        let mut trouble = None;
+        if !due.is_empty() {
+            let mut sender = Sender::new()?;
+            for told in due {
+                match sender.send(uplinks, told) {
+                    Ok(true) => self.was_said(told, Instant::now()),
+                    Ok(false) => {}
+                    Err(error) => trouble = Some(error),
+                }
+            }
+        }
+        let before =
+            std::mem::replace(&mut self.trouble, trouble.as_ref().map(ToString::to_string));
+        match trouble {
+            Some(error) if self.trouble != before => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is to be said now; what an uplink that is not there, or not up, was told is forgotten.
+    fn due(&mut self, uplinks: &[Interface], now: Instant) -> Vec<Told> {
         let ethernet = uplinks
             .iter()
             .filter(|uplink| uplink.up && uplink.link == Link::Ethernet);
-        let now: BTreeSet<(u32, Address)> = ethernet
-            .flat_map(|uplink| answered.iter().map(|address| (uplink.index, *address)))
-            .filter(|(_, address)| is_single(*address))
+        let here: BTreeSet<Told> = ethernet
+            .flat_map(|uplink| {
+                let all = self.wanted.iter();
+                all.map(|address| (uplink.index, uplink.mac, *address))
+            })
             .collect();
-        let new: BTreeSet<(u32, Address)> = now.difference(&self.said).copied().collect();
-        self.said = now;
-        if new.is_empty() {
-            return Ok(());
-        }
-        let sent = send(uplinks, &new);
-        let (_, mut all) = self
-            .again
-            .take()
-            .unwrap_or((Instant::now(), BTreeSet::new()));
-        all.extend(new);
-        self.again = Some((Instant::now() + AGAIN, all));
-        sent
+        self.said.retain(|told, _| here.contains(told));
+        let is_due = |told: &Told| {
+            self.said.get(told).is_none_or(|said| {
+                said.times < TIMES && now.saturating_duration_since(said.last) >= AGAIN
+            })
+        };
+        here.into_iter().filter(is_due).collect()
     }
 
-    /// Says what is due a second time.
-    ///
-    /// # Errors
-    /// When the interface takes no frame.
-    pub(super) fn say_again(&mut self, uplinks: &[Interface]) -> io::Result<()> {
-        let due = self.again.take_if(|(when, _)| Instant::now() >= *when);
-        let Some((_, mut due)) = due else {
-            return Ok(());
+    fn was_said(&mut self, told: Told, now: Instant) {
+        let times = self.said.get(&told).map_or(0, |said| said.times);
+        let said = Said {
+            times: times + 1,
+            last: now,
         };
-        due.retain(|one| self.said.contains(one));
-        send(uplinks, &due)
+        self.said.insert(told, said);
     }
 }
 
@@ -80,36 +114,40 @@ fn is_single(address: Address) -> bool {
     }
 }
 
-fn send(uplinks: &[Interface], all: &BTreeSet<(u32, Address)>) -> io::Result<()> {
-    if all.is_empty() {
-        return Ok(());
-    }
-    // SAFETY: takes integers only. Protocol 0: it receives nothing.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just opened this descriptor for us.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let senders = link_local_addresses();
-    let mut outcome = Ok(());
-    for uplink in uplinks {
-        let here = all.iter().filter(|(index, _)| *index == uplink.index);
-        for (_, address) in here {
-            let frame = match *address {
-                Address::V4(address) => Some(arp(uplink.mac, address)),
-                // Without an address of its own there is nobody to say it.
-                Address::V6(range) => senders
-                    .get(&uplink.name)
-                    .map(|sender| advertisement(uplink.mac, *sender, range.network())),
-            };
-            let Some(frame) = frame else { continue };
-            if let Err(error) = put_out(&socket, uplink.index, &frame) {
-                outcome = Err(error);
-            }
+struct Sender {
+    socket: OwnedFd,
+    /// By interface: who says it, of IPv6.
+    link_local: BTreeMap<String, Ipv6Addr>,
+}
+
+impl Sender {
+    fn new() -> io::Result<Self> {
+        // SAFETY: takes integers only. Protocol 0: it receives nothing.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
         }
+        Ok(Self {
+            // SAFETY: the kernel has just opened this descriptor for us.
+            socket: unsafe { OwnedFd::from_raw_fd(fd) },
+            link_local: link_local_addresses(),
+        })
     }
-    outcome
+
+    /// Says one; whether there was somebody to say it.
+    fn send(&mut self, uplinks: &[Interface], (index, mac, address): Told) -> io::Result<bool> {
+        let uplink = uplinks.iter().find(|uplink| uplink.index == index);
+        let frame = match address {
+            Address::V4(address) => Some(arp(mac, address)),
+            // Without an address of its own there is nobody to say it, until it has one.
+            Address::V6(range) => uplink
+                .and_then(|uplink| self.link_local.get(&uplink.name))
+                .map(|sender| advertisement(mac, *sender, range.network())),
+        };
+        let Some(frame) = frame else { return Ok(false) };
+        put_out(&self.socket, index, &frame)?;
+        Ok(true)
+    }
 }
 
 fn link_local_addresses() -> BTreeMap<String, Ipv6Addr> {
@@ -165,17 +203,16 @@ fn arp(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
 
 /// An unsolicited neighbour advertisement to all nodes, which overrides what they know (RFC 4861 section 7.2.6).
 fn advertisement(mac: [u8; 6], sender: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
-    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
-    message.extend(target.octets());
-    message.extend([2, 1]);
-    message.extend(mac);
-    let length = message.len() as u16;
-    let mut summed = [sender.octets(), ALL_NODES.octets()].concat();
-    summed.extend(u32::from(length).to_be_bytes());
-    summed.extend([0, 0, 0, ICMPV6]);
-    summed.extend(&message);
-    let checksum = internet_checksum(&summed).to_be_bytes();
-    message[2..4].copy_from_slice(&checksum);
+    let mut message = [0; ADVERTISEMENT];
+    message[0] = 136;
+    message[4] = 0x20;
+    message[8..24].copy_from_slice(&target.octets());
+    message[24..26].copy_from_slice(&[2, 1]);
+    message[26..].copy_from_slice(&mac);
+    let length = ADVERTISEMENT as u16;
+    let pseudo = checksum::pseudo(sender.octets(), ALL_NODES.octets(), ICMPV6, length);
+    let checksum = !checksum::fold(pseudo + checksum::sum(&message));
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
 
     let mut frame = ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6);
     frame.extend([0x60, 0, 0, 0]);
@@ -187,18 +224,6 @@ fn advertisement(mac: [u8; 6], sender: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
     frame
 }
 
-/// RFC 1071, of an even number of bytes.
-fn internet_checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2);
-    let mut sum: u32 = words
-        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,10 +233,62 @@ mod tests {
         let sender = "fe80::1".parse().unwrap();
         let frame = advertisement([2, 0, 0, 0, 0, 9], sender, "2001:db8::7".parse().unwrap());
         assert_eq!(frame.len(), 14 + 40 + 32);
-        let mut summed = frame[22..54].to_vec();
-        summed.extend([0, 0, 0, 32, 0, 0, 0, ICMPV6]);
-        summed.extend(&frame[54..]);
-        assert_eq!(internet_checksum(&summed), 0);
+        let pseudo = checksum::pseudo::<16>(
+            frame[22..38].try_into().unwrap(),
+            frame[38..54].try_into().unwrap(),
+            ICMPV6,
+            32,
+        );
+        let message: [u8; 32] = frame[54..].try_into().unwrap();
+        assert_eq!(checksum::fold(pseudo + checksum::sum(&message)), 0xffff);
+        // Pinned: made by another program.
+        assert_eq!(message[2..4], [0x28, 0x55]);
+    }
+
+    /// An uplink as it was found.
+    fn uplink(last: u8, up: bool) -> Interface {
+        Interface {
+            name: "up0".into(),
+            index: 7,
+            mac: [2, 0, 0, 0, 0, last],
+            up,
+            link: Link::Ethernet,
+            mtu: 1_500,
+            port_of: None,
+        }
+    }
+
+    #[test]
+    fn ann_1_each_is_said_twice_and_again_to_a_link_that_was_down_or_changed() {
+        let mut gratuitous = Gratuitous::default();
+        let address: Address = "192.0.2.1".parse().unwrap();
+        gratuitous.wish([address, "2001:db8::/64".parse().unwrap()].into());
+        let start = Instant::now();
+        let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
+        let first = [(7, [2, 0, 0, 0, 0, 1], address)];
+        assert_eq!(gratuitous.due(&[uplink(1, false)], at(0)), []);
+        for tenth in [0, 10] {
+            assert_eq!(
+                gratuitous.due(&[uplink(1, true)], at(tenth)),
+                first,
+                "not sent yet"
+            );
+        }
+        gratuitous.was_said(first[0], at(10));
+        assert_eq!(gratuitous.due(&[uplink(1, true)], at(29)), []);
+        assert_eq!(gratuitous.due(&[uplink(1, true)], at(30)), first);
+        gratuitous.was_said(first[0], at(30));
+        assert_eq!(gratuitous.due(&[uplink(1, true)], at(99)), []);
+        // Down and up, gone and back, another link-layer address.
+        for between in [vec![uplink(1, false)], vec![]] {
+            gratuitous.due(&between, at(100));
+            assert_eq!(gratuitous.due(&[uplink(1, true)], at(110)), first);
+            gratuitous.was_said(first[0], at(110));
+        }
+        let other = [(7, [2, 0, 0, 0, 0, 2], address)];
+        assert_eq!(gratuitous.due(&[uplink(2, true)], at(110)), other);
+        gratuitous.wish(BTreeSet::new());
+        assert_eq!(gratuitous.due(&[uplink(2, true)], at(110)), []);
     }
 
     #[test]

@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use egress_common::checksum;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
 use super::record::Record;
 use super::{Health, Healths};
+use crate::store::random;
 
 /// Time between two probes of a server.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -93,6 +95,8 @@ impl Drop for Prober {
 
 fn run(shared: &Mutex<Watched>, stop: &AtomicBool, sender: &watch::Sender<Healths>) {
     let mut round: Option<Round> = None;
+    // While nobody can be asked: what was known, since when.
+    let mut kept: Option<(Instant, BTreeMap<IpAddr, Record>)> = None;
     let mut said = false;
     while !stop.load(Ordering::Relaxed) {
         let watched = shared
@@ -100,9 +104,14 @@ fn run(shared: &Mutex<Watched>, stop: &AtomicBool, sender: &watch::Sender<Health
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         if round.as_ref().is_none_or(|round| round.watched != watched) {
-            let before = round.take().map(|round| round.records);
-            round = match Round::new(watched, before.unwrap_or_default()) {
-                Ok(round) => Some(round),
+            if let Some(round) = round.take() {
+                kept = Some((Instant::now(), round.records));
+            }
+            round = match Round::new(watched, kept.as_ref()) {
+                Ok(round) => {
+                    (kept, said) = (None, false);
+                    Some(round)
+                }
                 Err(error) => {
                     if !said {
                         tracing::warn!(%error, "the other servers cannot be asked whether they are there");
@@ -143,9 +152,17 @@ struct Round {
 }
 
 impl Round {
-    fn new(watched: Watched, mut records: BTreeMap<IpAddr, Record>) -> io::Result<Self> {
+    fn new(
+        watched: Watched,
+        kept: Option<&(Instant, BTreeMap<IpAddr, Record>)>,
+    ) -> io::Result<Self> {
         let now = Instant::now();
-        records.retain(|address, _| watched.others.contains(address));
+        let mut records = BTreeMap::new();
+        if let Some((since, kept)) = kept {
+            let still = kept.iter().filter(|(one, _)| watched.others.contains(one));
+            let unasked = now.saturating_duration_since(*since);
+            records.extend(still.map(|(one, record)| (*one, record.later(unasked))));
+        }
         for address in &watched.others {
             records.entry(*address).or_insert_with(|| Record::new(now));
         }
@@ -153,9 +170,7 @@ impl Round {
             Some(own) if !watched.others.is_empty() => Some(open(own)?),
             _ => None,
         };
-        let mut nonce = [0; 8];
-        // SAFETY: the buffer is ours and as long as we say. Whatever it holds will do.
-        unsafe { libc::getrandom(nonce.as_mut_ptr().cast(), nonce.len(), 0) };
+        let nonce = random()?;
         Ok(Self {
             watched,
             socket,
@@ -227,8 +242,8 @@ impl Round {
         let sent = u64::try_from(sent.as_nanos()).unwrap_or(u64::MAX);
         message[16..].copy_from_slice(&sent.to_be_bytes());
         // Of IPv6 the kernel makes the checksum.
-        let checksum = checksum(&message).to_be_bytes();
-        message[2..4].copy_from_slice(&checksum);
+        let checksum = !checksum::fold(checksum::sum(&message));
+        message[2..4].copy_from_slice(&checksum.to_be_bytes());
         message
     }
 
@@ -288,16 +303,4 @@ fn filter(socket: &Socket, own: IpAddr) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// RFC 1071, of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2);
-    let mut sum: u32 = words
-        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }

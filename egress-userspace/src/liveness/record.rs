@@ -33,6 +33,17 @@ impl Record {
         }
     }
 
+    /// The same, when nobody was asked for so long: that is not its silence.
+    #[must_use]
+    pub fn later(&self, unasked: Duration) -> Self {
+        Self {
+            begun: self.begun + unasked,
+            last: self.last.map(|last| last + unasked),
+            dead: self.dead.map(|since| since.map(|since| since + unasked)),
+            distance: self.distance,
+        }
+    }
+
     /// It answered after this time.
     pub fn answered(&mut self, now: Instant, round_trip: Duration) {
         let microseconds = u32::try_from(round_trip.as_micros()).unwrap_or(u32::MAX);
@@ -112,6 +123,25 @@ mod tests {
                 (250, State::Alive),
             ]
         );
+    }
+
+    #[test]
+    fn fwd_7_what_nobody_asked_for_is_no_silence_and_the_dead_stay_dead() {
+        let start = Instant::now();
+        let at = |tenths: u64| start + Duration::from_millis(tenths * 100);
+        let mut alive = Record::new(start);
+        alive.answered(at(5), Duration::from_micros(700));
+        let mut dead = alive;
+        dead.look(at(40), true);
+        assert_eq!(dead.health().state, State::Silent);
+        let minute = Duration::from_secs(60);
+        let (mut alive, mut dead) = (alive.later(minute), dead.later(minute));
+        alive.look(at(610), true);
+        dead.look(at(610), true);
+        assert_eq!(alive.health().state, State::Alive);
+        assert_eq!(dead.health().state, State::Silent);
+        alive.look(at(630), true);
+        assert_eq!(alive.health().state, State::Silent);
     }
 
     #[test]

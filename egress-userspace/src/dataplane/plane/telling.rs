@@ -9,6 +9,7 @@ use crate::config::Announce;
 use crate::dataplane::addresses::{self, Addresses};
 use crate::dataplane::announce::Announcement;
 use crate::dataplane::api::DataPlaneError;
+use crate::dataplane::interfaces::Interface;
 use crate::desired::Desired;
 use crate::resource::Address;
 
@@ -31,11 +32,16 @@ impl Plane {
             .filter(|(_, known)| known.flags & egress_flag::SHARED == 0)
             .map(|(address, _)| *address)
             .collect();
+        self.gratuitous.wish(answered);
         let uplinks = self.ready_uplinks();
-        if let Err(error) = self.gratuitous.say(&uplinks, &answered) {
-            tracing::warn!(%error, "the segment was not told of all egress IPs");
-        }
+        self.say(&uplinks);
         self.wish_announced();
+    }
+
+    fn say(&mut self, uplinks: &[Interface]) {
+        if let Err(error) = self.gratuitous.say(uplinks) {
+            tracing::warn!(%error, "the segment was not told of all egress IPs; it is tried again each second");
+        }
     }
 
     /// What is to be announced: this server's own, and what left its pools while flows still leave by it.
@@ -54,9 +60,7 @@ impl Plane {
     /// Announces what is to be if an uplink is in place, and withdraws all otherwise; returns what changed.
     pub(super) fn announce_health(&mut self) -> Result<Vec<String>, DataPlaneError> {
         let uplinks = self.ready_uplinks();
-        if let Err(error) = self.gratuitous.say_again(&uplinks) {
-            tracing::warn!(%error, "the segment was not told of all egress IPs a second time");
-        }
+        self.say(&uplinks);
         let sound = uplinks.iter().any(|uplink| uplink.up);
         self.announcement.settle(sound)
     }
