@@ -119,11 +119,11 @@ pub fn learned(router: &Namespace) -> Result<Vec<IpNet>> {
     Ok(found)
 }
 
-fn head(id: IpAddr) -> String {
+pub(crate) fn head(id: IpAddr) -> String {
     format!("log stderr all;\nrouter id {id};\nprotocol device {{ scan time 1; }}\n")
 }
 
-fn start(node: &Namespace, directory: &Path, text: &str) -> Result<Service> {
+pub(crate) fn start(node: &Namespace, directory: &Path, text: &str) -> Result<Service> {
     let config = directory.join("bird.conf");
     fs::write(&config, text)?;
     let (config, socket) = (config.display().to_string(), directory.join("bird.ctl"));

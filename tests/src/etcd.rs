@@ -43,6 +43,13 @@ impl Etcd {
         Ok(etcd)
     }
 
+    /// Leaves it running when the value is dropped (a persistent lab).
+    pub fn keep(mut self) {
+        if let Some(service) = self.service.take() {
+            service.keep();
+        }
+    }
+
     /// What servers are told.
     #[must_use]
     pub fn endpoint(&self) -> String {

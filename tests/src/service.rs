@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, Permissions},
     io::Write as _,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -63,6 +63,7 @@ pub struct Service {
     name: String,
     child: Child,
     log: PathBuf,
+    kept: bool,
 }
 
 impl Service {
@@ -92,9 +93,16 @@ impl Service {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
+            // Ctrl-C at the terminal ends the lab in order; a server is told when it is its turn.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("starting {command:?}"))?;
-        let mut service = Self { name, child, log };
+        let mut service = Self {
+            name,
+            child,
+            log,
+            kept: false,
+        };
         let listens = wait::until_true(&format!("{} to listen", service.name), START_LIMIT, || {
             if let Some(status) = service.child.try_wait()? {
                 bail!("it ended: {status}");
@@ -119,6 +127,11 @@ impl Service {
             .with_context(|| format!("sending {signal} to {}", self.name))
     }
 
+    /// Leaves it running when the value is dropped (a persistent lab).
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+
     /// What it has written so far.
     #[must_use]
     pub fn said(&self) -> String {
@@ -130,6 +143,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         // Asked first: some servers have children of their own, which they take along.
         let _ = kill(
             Pid::from_raw(self.child.id().cast_signed()),

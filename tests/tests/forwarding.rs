@@ -15,14 +15,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     capture::{Capture, Frame, Tap},
-    cities::{self, Cities},
+    cities::{self, Case, Cities, Plan, Walk},
     client::Fetch,
     config::Resources,
     gateway::Gateway,
     leak::{LeakCheck, Rules},
     needs,
     origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
-    packet::{Packet, SYN, UDP},
+    packet::{Packet, UDP},
     pair::{
         NET, ORIGIN, ORIGIN_ADDRESS, Pair, SHARED, Side, TUNNEL_PORT, UNDERLAY, Underlay, resources,
     },
@@ -99,15 +99,6 @@ fn flows(gateway: &Gateway, origin: SocketAddr) -> Result<Vec<Value>> {
         .into_iter()
         .filter(|flow| flow["origin"] == origin.as_str())
         .collect())
-}
-
-/// The path of the flow to an origin of which one end is this.
-fn path_of(gateway: &Gateway, origin: SocketAddr, end: &str, is: SocketAddr) -> Result<String> {
-    let all = flows(gateway, origin)?;
-    let found = all.iter().find(|flow| flow[end] == is.to_string().as_str());
-    let path = found.and_then(|flow| flow["path"].as_str());
-    path.map(str::to_owned)
-        .with_context(|| format!("no flow with {end} {is}: {all:?}"))
 }
 
 /// Packets between the servers, by tunnel.
@@ -309,7 +300,11 @@ fn connections_go_to_the_nearest_owner_and_stay_there() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft"]) else {
         return Ok(());
     };
-    let mut lab = Cities::start(&cities::resources(7_000, 9_000))?;
+    let mut lab = Cities::start(&Plan {
+        // Each server is told something else.
+        bgp: needs::has_command("bird"),
+        ..Plan::new(cities::resources(7_000, 9_000))
+    })?;
     let said = nearest(&mut lab);
     said.with_context(|| {
         let all = lab.gateways.iter().map(Gateway::last_words);
@@ -320,106 +315,89 @@ fn connections_go_to_the_nearest_owner_and_stay_there() -> Result<()> {
 fn nearest(lab: &mut Cities) -> Result<()> {
     let at = SocketAddr::from((ORIGIN_ADDRESS, PORT));
     let listener = peer::listen(&lab.lab.node(ORIGIN), at)?;
-    // One of the two servers of fra01 has the one slice that it has of the first pool.
-    let why = |lab: &Cities, server: usize, pool: usize| {
-        let source = cities::inside(pool).to_string();
-        lab.gateways[server].json(&["why", &source, &at.to_string()])
-    };
+    let rules = Rules::new().allow((1..=cities::POOLS).map(cities::egress_ip));
+    let check = LeakCheck::start(&lab.lab.node(ORIGIN), "eth0", rules)?;
     numbers_are_nobody_elses(lab)?;
-    let own = why(lab, 0, 1)?["outcome"] == "admitted";
-    let (owner, other) = if own { (0, 1) } else { (1, 0) };
-    ensure!(why(lab, owner, 1)?["outcome"] == "admitted");
+    let (owner, other) = lab.owner_and_neighbour(at)?;
     let cases = [
-        (1, owner, owner, "local"),
-        (1, other, owner, "data-center"),
-        (2, 0, 2, "location"),
-        (3, 0, 3, "elsewhere"),
+        (1, owner, Case::Here),
+        (1, other, Case::DataCenter),
+        (2, 0, Case::Location),
+        (3, 0, Case::Elsewhere),
     ];
-    for (pool, from, to, nearness) in cases {
-        let name = cities::SERVERS[to].0;
-        let case = format!("pool {pool} from {} to {name}", cities::SERVERS[from].0);
+    for (pool, from, case) in cases {
         // The network brings the replies to a server that has nothing to do with it.
-        lab.replies_to(pool, 4)?;
-        let captures =
-            [from, to].map(|server| Capture::start(&lab.lab.node(NET), &cities::port(server)));
-        let [sender, translator] = captures;
-        let (sender, translator) = (sender?, translator?);
-        let explained = why(lab, from, pool)?;
-        let mut live = connect(lab, pool, from, &listener).with_context(|| case.clone())?;
-        ensure!(
-            live.seen.ip() == IpAddr::from(cities::egress_ip(pool)),
-            "{case}: {}",
-            live.seen
-        );
-        for _ in 0..3 {
-            live.exchange().with_context(|| case.clone())?;
-        }
-        let opened = |frames: &[Frame]| {
-            let packets = frames.iter().filter_map(Frame::packet);
-            let opens = packets.filter(|packet| {
-                packet.destination == IpAddr::from(ORIGIN_ADDRESS) && packet.has_flags(SYN)
-            });
-            // Once or twice: on a slow machine a SYN is sent again.
-            opens.map(|packet| packet.source).collect::<BTreeSet<_>>()
-        };
-        let expected = BTreeSet::from([IpAddr::from(cities::egress_ip(pool))]);
-        let (by_sender, by_translator) = (opened(&sender.finish()?), opened(&translator.finish()?));
-        println!(
-            "{case}: SYN by the sender's uplink {by_sender:?}, by the owner's {by_translator:?}"
-        );
-        ensure!(by_translator == expected, "{case}: {by_translator:?}");
-        let own_uplink = if from == to {
-            expected
+        lab.replies_to(pool, 7)?;
+        let walk = lab.walk(pool, from, &listener);
+        let walk = walk.with_context(|| format!("{case:?}, from {}", cities::SERVERS[from].0))?;
+        println!("{case:?}: out {:?}, back {:?}", walk.out, walk.back);
+        ensure!(walk.case == case, "{case:?}: {walk:?}");
+        ensure!(walk.was_steered() && walk.back[0] == 7, "{walk:?}");
+        let way = if case == Case::Here {
+            vec![from]
         } else {
-            BTreeSet::new()
+            vec![from, walk.owner()]
         };
-        ensure!(by_sender == own_uplink, "{case}: {by_sender:?}");
-        let path = if from == to {
-            "local".to_owned()
-        } else {
-            format!("peer {name}")
-        };
-        let listed = path_of(&lab.gateways[from], at, "inside", live.inside.local_addr()?)?;
-        ensure!(listed == path, "{case}: {listed}");
-        ensure!(explained["path"] == path.as_str(), "{case}: {explained}");
-        if from != to {
-            ensure!(
-                explained["nearness"] == nearness && explained["server"] == name,
-                "{case}: {explained}"
-            );
-            let there = path_of(&lab.gateways[to], at, "egress", live.seen)?;
-            let came = format!("from {}", cities::SERVERS[from].0);
-            ensure!(there == came, "{case}: {there}");
-        }
-        if pool == 3 {
-            return moves(lab, live, &listener);
+        ensure!(walk.out == way, "{walk:?}");
+        if case == Case::Elsewhere {
+            ensure!(cities::SERVERS[walk.owner()].2 == "amsterdam", "{walk:?}");
+            moves(lab, walk, &listener)?;
         }
     }
+    if needs::has_command("bird") {
+        comes_and_goes(lab)?;
+    }
+    check.finish()?;
+    Ok(())
+}
+
+/// ANN-1: the network brings nothing to a server whose link is gone.
+fn comes_and_goes(lab: &Cities) -> Result<()> {
+    let has = |server: usize, wanted: bool| {
+        let name = cities::SERVERS[server].0;
+        wait::until_true("the routes", LIMIT, || {
+            Ok(lab.brought_to(2)?.contains(name) == wanted)
+        })
+    };
+    let began = Instant::now();
+    lab.link(4, false)?;
+    has(4, false)?;
+    let gone = began.elapsed();
+    lab.link(4, true)?;
+    has(4, true)?;
+    println!(
+        "withdrawn after {gone:?}, back after {:?}",
+        began.elapsed() - gone
+    );
     Ok(())
 }
 
 /// Paris has become the closest: new connections go there, and the live one stays.
-fn moves(lab: &mut Cities, mut live: Peers, listener: &TcpListener) -> Result<()> {
+fn moves(lab: &mut Cities, walk: Walk, listener: &TcpListener) -> Result<()> {
     let at = listener.local_addr()?;
     let source = cities::inside(3).to_string();
-    lab.gateways[0].reload(&cities::resources(7_000, 3_000), |gateway| {
+    let nearer = cities::resources(7_000, 3_000);
+    let is_paris = |name: &str| name.starts_with("par01-s");
+    let told = |gateway: &Gateway| {
         let why = gateway.json(&["why", &source, &at.to_string()])?;
-        Ok(why["server"] == "par01-s1")
-    })?;
+        Ok(why["server"].as_str().is_some_and(is_paris))
+    };
+    lab.gateways[0].reload(&nearer, told)?;
+    let walk_owner = walk.owner();
+    let mut live = walk.live;
     live.exchange()?;
-    let mut new = connect(lab, 3, 0, listener)?;
+    let mut new = lab.connect(3, 0, listener)?;
     new.exchange()?;
     live.exchange()?;
-    let mut paths: Vec<String> = flows(&lab.gateways[0], at)?
-        .iter()
-        .map(|flow| flow["path"].as_str().unwrap_or_default().to_owned())
-        .filter(|path| path.starts_with("peer"))
-        .collect();
-    paths.sort();
-    ensure!(paths.contains(&"peer ams01-s1".to_owned()), "{paths:?}");
-    ensure!(paths.contains(&"peer par01-s1".to_owned()), "{paths:?}");
+    let path = |flow: &Peers| lab.path_of(0, at, "inside", flow.inside.local_addr()?);
+    ensure!(path(&live)? == format!("peer {}", cities::SERVERS[walk_owner].0));
+    let now = path(&new)?;
+    let new_owner = now.strip_prefix("peer ").filter(|name| is_paris(name));
+    let new_owner = new_owner
+        .and_then(cities::server_named)
+        .context(now.clone())?;
     // POOL-9: their pool is removed where they began and where they are translated.
-    for server in [0, 3, 4] {
+    for server in [0, walk_owner, new_owner] {
         lab.gateways[server].reload(&cities::resources_of(7_000, 3_000, 2), |gateway| {
             Ok(gateway
                 .json(&["pools"])?
@@ -428,7 +406,7 @@ fn moves(lab: &mut Cities, mut live: Peers, listener: &TcpListener) -> Result<()
         })?;
     }
     // The address is nobody's in their resources, so the network brings replies to the owner, or nothing does.
-    for (owner, flow) in [(3, &mut live), (4, &mut new)] {
+    for (owner, flow) in [(walk_owner, &mut live), (new_owner, &mut new)] {
         lab.replies_to(3, owner)?;
         for _ in 0..3 {
             flow.exchange().context("without its pool")?;
@@ -441,7 +419,7 @@ fn moves(lab: &mut Cities, mut live: Peers, listener: &TcpListener) -> Result<()
 /// the very same address and port is another one.
 fn numbers_are_nobody_elses(lab: &Cities) -> Result<()> {
     /// The owner, who goes, and who comes; numbered from 0.
-    const OWNER: usize = 3;
+    const OWNER: usize = 4;
     const GOES: usize = 0;
     const COMES: usize = 2;
     const CLIENT: u16 = 44_444;
@@ -486,7 +464,7 @@ fn numbers_are_nobody_elses(lab: &Cities) -> Result<()> {
         })?;
         Ok(seen)
     };
-    lab.replies_to(3, 4)?;
+    lab.replies_to(3, 6)?;
     known(&[COMES])?;
     let first = ask(GOES)?;
     known(&[COMES, GOES])?;
@@ -503,15 +481,6 @@ fn numbers_are_nobody_elses(lab: &Cities) -> Result<()> {
     ensure!(all.len() == 2, "{all:?}");
     known(&[])?;
     Ok(())
-}
-
-/// Connects from a zone's address behind a server.
-fn connect(lab: &Cities, zone: usize, server: usize, listener: &TcpListener) -> Result<Peers> {
-    let caller = Caller {
-        address: Some(cities::inside(zone).into()),
-        ..Caller::default()
-    };
-    Peers::connect(&lab.client(server), caller, listener)
 }
 
 /// NAT-5: between servers whose network takes 1,500 bytes like everything else, TCP's segments fit the tunnel both
