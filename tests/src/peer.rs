@@ -8,8 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+use nix::sys::{
+    socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+        sockopt,
+    },
+    time::TimeVal,
 };
 
 use crate::netns::Namespace;
@@ -26,6 +30,8 @@ pub struct Caller {
     pub port: Option<u16>,
     /// The local address, likewise.
     pub address: Option<IpAddr>,
+    /// How long `connect` may take; as long as the kernel tries, if there is none.
+    pub patience: Option<Duration>,
 }
 
 impl Caller {
@@ -46,6 +52,13 @@ impl Caller {
         let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         if let Some(mark) = self.mark {
             setsockopt(&socket, sockopt::Mark, &mark)?;
+        }
+        if let Some(patience) = self.patience {
+            let seconds = TimeVal::new(
+                i64::try_from(patience.as_secs())?,
+                patience.subsec_micros().into(),
+            );
+            setsockopt(&socket, sockopt::SendTimeout, &seconds)?;
         }
         if self.port.is_some() || self.address.is_some() {
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;

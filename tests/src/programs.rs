@@ -4,12 +4,22 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
+
+/// See [`use_folder`].
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
 /// The folder where programs are unpacked that are not installed; it stands for `/`.
 pub const VARIABLE: &str = "EGRESS_PROGRAMS";
 /// Where programs are below `/`, besides what the path says.
 const PLACES: [&str; 4] = ["usr/sbin", "sbin", "usr/bin", "bin"];
+
+/// Takes programs from a folder that stands for `/`, where the environment names none; the first call holds.
+pub fn use_folder(folder: PathBuf) {
+    // A second call changes nothing, as promised.
+    let _ = FOLDER.set(folder);
+}
 
 /// The path of a program, if it is there.
 #[must_use]
@@ -48,5 +58,6 @@ pub fn with_libraries<'c>(command: &'c mut Command, program: &Path) -> &'c mut C
 }
 
 fn unpacked() -> Option<PathBuf> {
-    env::var_os(VARIABLE).map(PathBuf::from)
+    let named = env::var_os(VARIABLE).map(PathBuf::from);
+    named.or_else(|| FOLDER.get().cloned())
 }

@@ -2,18 +2,23 @@
 
 use std::{os::unix::process::CommandExt as _, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
 use egress_tests::{
+    cities::{self, Cities, Plan},
     config::{Resources, Server},
     gateway::Gateway,
     lab::Lab,
-    origin::Origin,
+    origin::{HTTP_PORT, Origin},
     registry,
-    standard::{self, A, B, Kind, Masquerade, Options},
+    standard::{self, A, B, Kind},
 };
 
-use crate::{run, setup, workspace::Workspace};
+use crate::{
+    programs, run, setup,
+    topology::{Topology, options},
+    workspace::Workspace,
+};
 
 /// Options of `cargo xtask lab`.
 #[derive(clap::Args)]
@@ -39,7 +44,7 @@ enum Task {
     Exec {
         #[command(flatten)]
         which: Which,
-        /// bound, unbound, gw, net, a or b
+        /// Such as bound, unbound, gw, net, a or b; `lab list` names those of labs that are up
         node: String,
         /// The command and its arguments
         #[arg(last = true, required = true)]
@@ -52,16 +57,26 @@ enum Task {
 /// Which lab.
 #[derive(clap::Args)]
 struct Which {
-    /// What is between gateway and origins: `routed` or `segment`
+    /// `routed` or `segment`: one gateway, and what is between it and the origins; `three-locations`: eight servers
     #[arg(long, value_name = "NAME", default_value = "routed")]
-    topology: Kind,
+    topology: Topology,
 }
 
 /// Does what was asked.
 pub(crate) fn main(args: &Args) -> Result<()> {
     let workspace = setup::ready("lab")?;
     match &args.task {
-        Task::Up { which, no_daemon } => up(&workspace, which.topology, !no_daemon),
+        Task::Up { which, no_daemon } => match which.topology {
+            Topology::Standard(kind) => up(&workspace, kind, !no_daemon),
+            Topology::ThreeLocations => {
+                ensure!(
+                    !no_daemon,
+                    "--no-daemon is for labs with one server: {} is about several",
+                    cities::NAME
+                );
+                up_in_three_locations(&workspace)
+            }
+        },
         Task::Down(which) => Lab::open(which.topology.name())?.down(),
         Task::Exec {
             which,
@@ -100,10 +115,35 @@ fn up(workspace: &Workspace, kind: Kind, with_daemon: bool) -> Result<()> {
     Ok(())
 }
 
+fn up_in_three_locations(workspace: &Workspace) -> Result<()> {
+    programs::provide(workspace, &["etcd", "bird"])?;
+    let binary = run::daemon(workspace)?;
+    run::helpers(workspace, false)?;
+    let lab = Cities::start(&Plan {
+        binary: Some(binary),
+        persistent: true,
+        ..Plan::whole(cities::resources(7_000, 9_000))
+    })?;
+    let (server, ..) = cities::SERVERS[0];
+    let origin = cities::ORIGINS[0].1;
+    let config = lab.gateways[0].files().config().display().to_string();
+    println!(
+        "lab {name} is up; for example:\n  \
+         cargo xtask lab exec --topology {name} client-{server} -- curl -s --interface {source} http://{origin}/ip\n  \
+         cargo xtask lab exec --topology {name} {server} -- target/release/egress why {source} {origin}:{HTTP_PORT} --config {config}\n  \
+         cargo xtask lab exec --topology {name} net -- ip route show proto bird\n  \
+         cargo xtask lab down --topology {name}",
+        name = cities::NAME,
+        source = cities::inside(1),
+    );
+    lab.keep();
+    Ok(())
+}
+
 /// Becomes the command, on the node.
-fn exec(kind: Kind, node: &str, command: &[String]) -> Result<()> {
-    let lab = Lab::open(kind.name())?;
-    run::known_node(node, standard::topology(&options(kind)).nodes())?;
+fn exec(topology: Topology, node: &str, command: &[String]) -> Result<()> {
+    let lab = Lab::open(topology.name())?;
+    run::known_node(node, topology.nodes().iter().map(String::as_str))?;
     let (program, arguments) = command.split_first().context("no command")?;
     let mut command: Command = lab.node(node).command(program)?;
     let error = command.args(arguments).exec();
@@ -112,20 +152,8 @@ fn exec(kind: Kind, node: &str, command: &[String]) -> Result<()> {
 
 fn list() -> Result<()> {
     for name in registry::persistent()? {
-        let kind: Kind = name.parse()?;
-        let nodes: Vec<_> = standard::topology(&options(kind))
-            .nodes()
-            .map(str::to_owned)
-            .collect();
-        println!("{name}: {}", nodes.join(" "));
+        let topology: Topology = name.parse()?;
+        println!("{name}: {}", topology.nodes().join(" "));
     }
     Ok(())
-}
-
-fn options(kind: Kind) -> Options {
-    Options {
-        kind,
-        masquerade: Masquerade::Unbound,
-        ..Options::default()
-    }
 }

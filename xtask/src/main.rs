@@ -22,6 +22,7 @@ mod simulate;
 mod story;
 mod test;
 mod toolchain;
+mod topology;
 mod workspace;
 
 /// Sets up, builds, runs, tests and measures egress.

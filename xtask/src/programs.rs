@@ -124,6 +124,38 @@ pub(crate) fn unpack(workspace: &Workspace) -> PathBuf {
     root
 }
 
+/// Unpacks what a lab cannot do without, and lets it be found.
+///
+/// # Errors
+/// When one is not there and cannot be had; the message names its package.
+pub(crate) fn provide(workspace: &Workspace, commands: &[&str]) -> Result<()> {
+    let root = workspace.target.join("programs");
+    if std::env::var_os(egress_tests::programs::VARIABLE).is_none() {
+        egress_tests::programs::use_folder(root.clone());
+    }
+    for tool in PROGRAMS
+        .iter()
+        .filter(|tool| commands.contains(&tool.command))
+    {
+        if egress_tests::programs::find(tool.command).is_some() {
+            continue;
+        }
+        eprintln!(
+            "xtask: unpacking {} into {} (for {}; it is not installed, nothing is started)",
+            tool.package,
+            root.display(),
+            tool.purpose
+        );
+        fetch(&root, tool).with_context(|| {
+            format!(
+                "this lab needs {} (for {}): install the package {}, or let apt reach its mirrors",
+                tool.command, tool.purpose, tool.package
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// Whether a command is among those unpacked before.
 fn is_unpacked(root: &Path, command: &str) -> bool {
     ["usr/bin", "usr/sbin", "bin", "sbin"]

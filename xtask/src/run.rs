@@ -18,12 +18,17 @@ use egress_tests::{
     config::Resources,
     interrupt,
     site::{Plan, Site},
-    standard::{Kind, Masquerade, Options},
+    standard::Kind,
     worker,
 };
 
-use crate::{build, setup, workspace::Workspace};
+use crate::{
+    build, setup,
+    topology::{Topology, options},
+    workspace::Workspace,
+};
 
+mod locations;
 mod show;
 mod traffic;
 
@@ -41,14 +46,15 @@ pub(crate) struct Args {
     /// Run the daemon on this host with this configuration, in the foreground, instead of a lab
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What is between gateway and origins: `routed` or `segment`
+    /// `routed` or `segment`: one gateway, and what is between it and the origins; `three-locations`: eight servers that
+    /// share egress IPs
     #[arg(
         long,
         value_name = "NAME",
         default_value = "routed",
         conflicts_with = "config"
     )]
-    topology: Kind,
+    topology: Topology,
 }
 
 /// Builds, then runs the lab or the daemon.
@@ -56,7 +62,10 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let workspace = setup::ready("run")?;
     match &args.config {
         Some(config) => on_this_host(&workspace, config),
-        None => in_a_lab(&workspace, args),
+        None => match args.topology {
+            Topology::Standard(kind) => in_a_lab(&workspace, kind, args.once),
+            Topology::ThreeLocations => locations::show(&workspace, args.once),
+        },
     }
 }
 
@@ -70,19 +79,15 @@ fn on_this_host(workspace: &Workspace, config: &Path) -> Result<()> {
     Err(error).with_context(|| format!("cannot run {}", binary.display()))
 }
 
-fn in_a_lab(workspace: &Workspace, args: &Args) -> Result<()> {
+fn in_a_lab(workspace: &Workspace, kind: Kind, once: bool) -> Result<()> {
     let plan = Plan {
-        network: Options {
-            kind: args.topology,
-            masquerade: Masquerade::Unbound,
-            ..Options::default()
-        },
+        network: options(kind),
         resources: Resources::both_families(),
         binary: Some(daemon(workspace)?),
         ..Plan::default()
     };
     helpers(workspace, false)?;
-    let live = !args.once && stdout().is_terminal();
+    let live = !once && stdout().is_terminal();
     interrupt::defer();
     let start = Instant::now();
     let mut site = Site::start(&plan)?;
@@ -138,17 +143,24 @@ pub(crate) fn helpers(workspace: &Workspace, optimised: bool) -> Result<()> {
 
 /// Shows what the daemon says, again and again, until Ctrl-C.
 fn watch(site: &Site) -> Result<()> {
+    watch_with("the lab", || {
+        traffic::again(site)?;
+        show::live(site)
+    })
+}
+
+/// Draws what is said, again and again, until Ctrl-C.
+fn watch_with(what: &str, view: impl Fn() -> Result<String>) -> Result<()> {
     while !interrupt::caught() {
-        let view = show::live(site)?;
+        let view = view()?;
         let mut out = stdout().lock();
         // Home, draw each line over the old one, clear the rest.
-        write!(out, "\x1b[H\x1b[2J{view}\nCtrl-C ends the lab.")?;
+        write!(out, "\x1b[H\x1b[2J{view}\nCtrl-C ends {what}.")?;
         out.flush()?;
         let next = Instant::now() + FRAME;
         while Instant::now() < next && !interrupt::caught() {
             thread::sleep(GLANCE);
         }
-        traffic::again(site)?;
     }
     println!();
     Ok(())

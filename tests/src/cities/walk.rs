@@ -115,8 +115,8 @@ impl Walk {
 }
 
 impl Cities {
-    /// Where the first server of the SERVERS with nothing of the first pool is, and its neighbour that has something: of two
-    /// servers one has the only slice of their data center.
+    /// The server of the first data center that has a slice of the first pool, and the one that has none: it is the only
+    /// slice there.
     ///
     /// # Errors
     /// When `egress why` fails, or neither or both have.
