@@ -250,7 +250,7 @@ impl Cities {
         } else {
             Vec::new()
         };
-        let gateways = gateways(&lab, plan, etcd.as_ref().map(Etcd::endpoint))?;
+        let gateways = gateways(&lab, plan, etcd.as_ref().map(Etcd::endpoint).as_deref())?;
         let mut origins = Vec::new();
         for (node, address) in ORIGINS {
             let at = lab.node(node);
@@ -390,7 +390,7 @@ impl Cities {
 }
 
 /// The daemons: all are launched before one is waited for.
-fn gateways(lab: &Lab, plan: &Plan, etcd: Option<String>) -> Result<Vec<Gateway>> {
+fn gateways(lab: &Lab, plan: &Plan, etcd: Option<&str>) -> Result<Vec<Gateway>> {
     let binary = plan.binary.clone().map_or_else(gateway::binary, Ok)?;
     let sections = if plan.bgp {
         format!("{}[announce]\ntable = {}\n", plan.sections, routes::TABLE)
@@ -414,7 +414,7 @@ fn gateways(lab: &Lab, plan: &Plan, etcd: Option<String>) -> Result<Vec<Gateway>
             inside: vec!["in0".to_owned()],
             max_flows: plan.max_flows,
             sections: sections.clone(),
-            etcd: etcd.clone(),
+            etcd: etcd.map(ToOwned::to_owned),
             ..Server::default()
         };
         let mut gateway = Gateway::on(lab.node(name), files, &binary, &server, &plan.resources)?;
