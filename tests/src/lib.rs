@@ -26,6 +26,7 @@
 //! | [`api`] | the HTTP API by curl |
 //! | [`site`] | the standard network with origins and daemon |
 //! | [`pair`] | two servers that share an egress IP |
+//! | [`systemd`] | a machine with a real systemd, on a node |
 //! | [`cgroup`] | running a command in a cgroup of its own |
 //! | [`programs`] | where other people's programs are |
 //! | [`bird`] | BGP by BIRD |
@@ -72,6 +73,7 @@ pub mod seed;
 pub mod service;
 pub mod site;
 pub mod standard;
+pub mod systemd;
 pub mod terminal;
 pub mod topology;
 pub mod tun;

@@ -47,30 +47,57 @@ if [ \"$1\" = remove ]; then
     egress detach || true
 fi
 ";
+/// Run after the package is gone: systemd forgets its units, and what is purged leaves no files of ours.
+const POSTRM: &str = "#!/bin/sh
+set -e
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+fi
+if [ \"$1\" = remove ]; then
+    rm -rf /run/egress
+fi
+if [ \"$1\" = purge ]; then
+    rm -rf /etc/egress /var/lib/egress /var/log/egress
+fi
+";
 
 /// Builds the package and says where it is.
 pub(crate) fn main(_args: &Args) -> Result<()> {
     let workspace = Workspace::find()?;
-    let package = package(&workspace)?;
+    let binary = build::release(&workspace)?;
+    let package = package(&workspace, &binary, Compression::Best)?;
     let shown = package.strip_prefix(&workspace.root).unwrap_or(&package);
     println!("{}", shown.display());
     Ok(())
 }
 
-fn package(workspace: &Workspace) -> Result<PathBuf> {
+/// How much work to put into a small package.
+#[derive(Clone, Copy)]
+pub(crate) enum Compression {
+    /// As small as can be, for those who download it.
+    Best,
+    /// None, for tests.
+    None,
+}
+
+/// The package of a binary.
+pub(crate) fn package(
+    workspace: &Workspace,
+    binary: &Path,
+    compression: Compression,
+) -> Result<PathBuf> {
     packages::ensure_commands(&[packages::Tool {
         command: "dpkg-deb",
         package: "dpkg",
         purpose: "the package",
     }])?;
-    let binary = build::release(workspace)?;
     let dist = workspace.target.join("dist");
     let root = dist.join("root");
     if root.exists() {
         fs::remove_dir_all(&root)?;
     }
     let installed = root.join("usr/bin/egress");
-    put(&binary, &installed, 0o755)?;
+    put(binary, &installed, 0o755)?;
     strip(&installed)?;
     for unit in ["egress.service", "egress-forwarding.service"] {
         let from = workspace.root.join("packaging").join(unit);
@@ -88,15 +115,13 @@ fn package(workspace: &Workspace) -> Result<PathBuf> {
     }
     let manual = root.join("usr/share/man/man1");
     fs::create_dir_all(&manual)?;
-    run(Command::new(&binary).arg("manual").arg(&manual))?;
+    run(Command::new(binary).arg("manual").arg(&manual))?;
     for (shell, place) in [
         ("bash", "usr/share/bash-completion/completions/egress"),
         ("zsh", "usr/share/zsh/vendor-completions/_egress"),
         ("fish", "usr/share/fish/vendor_completions.d/egress.fish"),
     ] {
-        let output = Command::new(&binary)
-            .args(["completions", shell])
-            .output()?;
+        let output = Command::new(binary).args(["completions", shell]).output()?;
         ensure!(output.status.success(), "no completions for {shell}");
         write(&root.join(place), &output.stdout, 0o644)?;
     }
@@ -118,8 +143,14 @@ fn package(workspace: &Workspace) -> Result<PathBuf> {
     )?;
     write(&root.join("DEBIAN/postinst"), POSTINST.as_bytes(), 0o755)?;
     write(&root.join("DEBIAN/prerm"), PRERM.as_bytes(), 0o755)?;
+    write(&root.join("DEBIAN/postrm"), POSTRM.as_bytes(), 0o755)?;
     let package = dist.join(format!("egress_{version}_{architecture}.deb"));
+    let compress: &[&str] = match compression {
+        Compression::Best => &[],
+        Compression::None => &["-Znone"],
+    };
     run(Command::new("dpkg-deb")
+        .args(compress)
         .args(["--root-owner-group", "--build"])
         .args([&root, &package]))?;
     Ok(package)

@@ -4,8 +4,8 @@
 //! Each test binary runs by itself, so that one that crashes or hangs hides no other; those that wait more than they
 //! compute run two at a time. Tests find in their
 //! environment `EGRESS_BIN`, the release binary, `EGRESS_BIN_NEXT`, the same with kernel programs of other tags, to
-//! upgrade to, `EGRESS_PROGRAMS`, the folder where other people's programs are unpacked, and `EGRESS_PYTHON` and
-//! `EGRESS_NODE_MODULES`, where libraries are.
+//! upgrade to, `EGRESS_PACKAGE`, the Debian package, `EGRESS_PROGRAMS`, the folder where other people's programs are
+//! unpacked, and `EGRESS_PYTHON` and `EGRESS_NODE_MODULES`, where libraries are.
 
 use std::{
     fs,
@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     build,
+    dist::{self, Compression},
     libraries::Libraries,
     programs,
     report::{Report, Tally},
@@ -82,6 +83,11 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let libraries = Libraries::ensure(&workspace);
     let next = report.step("release binary for the upgrade test", || next(&workspace));
     let current = report.step("release binary", || build::release(&workspace));
+    let package = current.as_deref().and_then(|binary| {
+        report.step("package", || {
+            dist::package(&workspace, binary, Compression::None)
+        })
+    });
     let binaries = report.step("test binaries", || test_binaries(&workspace, &EVERYTHING));
 
     let mut labs = Vec::new();
@@ -95,7 +101,11 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         let mut command = test.command();
         command.env("EGRESS_PROGRAMS", &programs);
         libraries.tell(&mut command);
-        for (variable, binary) in [("EGRESS_BIN", &current), ("EGRESS_BIN_NEXT", &next)] {
+        for (variable, binary) in [
+            ("EGRESS_BIN", &current),
+            ("EGRESS_BIN_NEXT", &next),
+            ("EGRESS_PACKAGE", &package),
+        ] {
             if let Some(binary) = binary {
                 command.env(variable, binary);
             }
