@@ -1,6 +1,7 @@
 //! API-4, OBS-3: how the API serves: by TLS, within limits, whatever others do; and what a scrape says.
 
 use std::{
+    env, fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
@@ -15,6 +16,7 @@ use egress_tests::{
     needs, netns,
     peer::{self, Caller, Peers},
     programs,
+    site::Site,
     standard::{A, BOUND, GATEWAY, POOL},
     wait,
 };
@@ -24,6 +26,8 @@ use serde_json::Value;
 const PORT: u16 = 9_000;
 /// What may take its time on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Where the page goes that somebody wants to look at.
+const PAGE: &str = "EGRESS_PAGE";
 /// What changes settings.
 const WRITE: &str = "zone-settings:write";
 
@@ -191,6 +195,63 @@ fn a_scrape_says_what_is() -> Result<()> {
     }
     ensure!(dropped > 0, "nothing was dropped: {status}");
     println!("{} lines a scrape", scrape.text.lines().count());
+    the_page_says_what_is(&site)
+}
+
+/// OBS-5: the page for people: to whom, under which policy, and that nothing can be done by it.
+fn the_page_says_what_is(site: &Site) -> Result<()> {
+    let anonymous = Api::without_token(site);
+    let page = anonymous.get("/status")?;
+    ensure!(page.status == 200, "{page:?}");
+    if let Some(path) = env::var_os(PAGE) {
+        let reader = Api::new(site, "acme", &["metrics:read"])?;
+        fs::write(path, reader.get("/status")?.text)?;
+    }
+    for header in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; style-src 'sha256-",
+        "cache-control: no-store",
+        "x-content-type-options: nosniff",
+    ] {
+        ensure!(page.headers.contains(header), "{header}: {page:?}");
+    }
+    let origin = site.at_a(PORT).to_string();
+    let pool = POOL[0].to_string();
+    for word in ["ready", "partners", &pool, "uplink_egress", "unsolicited"] {
+        ensure!(page.text.contains(word), "{word}: {page:?}");
+    }
+    // Zones and origins are for a token: as a browser shows it, too.
+    for secret in [&origin, "shop.example"] {
+        ensure!(!page.text.contains(secret), "{secret}: {page:?}");
+    }
+    let asked = anonymous.get("/status?all")?;
+    ensure!(
+        asked.outcome()? == (401, 10000) && asked.headers.contains("www-authenticate: basic "),
+        "{asked:?}"
+    );
+    let reader = Api::new(site, "acme", &["metrics:read"])?;
+    let user = format!("me:{}", reader.token());
+    let known = anonymous.call("/status?all", &["--user", &user])?;
+    ensure!(known.status == 200, "{known:?}");
+    for word in [&origin, "shop.example"] {
+        ensure!(known.text.contains(word), "{word}: {known:?}");
+    }
+    let wrong = anonymous.call("/status", &["--user", "me:nonsense"])?;
+    ensure!(wrong.outcome()? == (401, 10000), "{wrong:?}");
+    let other = Api::new(site, "acme", &[WRITE])?;
+    ensure!(
+        other.get("/status")?.outcome()? == (403, 10000),
+        "another permission"
+    );
+    // A name that a stranger's web page lets lead here.
+    for path in ["/status", "/metrics"] {
+        let rebound = anonymous.call(path, &["--header", "Host: evil.example"])?;
+        ensure!(rebound.outcome()? == (401, 10000), "{path}: {rebound:?}");
+    }
+    for method in ["POST", "PUT", "PATCH", "DELETE"] {
+        let written = anonymous.call("/status", &["--request", method])?;
+        ensure!(written.outcome()? == (405, 7001), "{method}: {written:?}");
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::Call;
+use super::{Call, page};
 use crate::control::Failure;
 use crate::control::protocol::Cause;
 
@@ -185,6 +185,8 @@ pub(super) enum Answer {
     Page(Vec<Value>, Value),
     /// Text of some type, without an envelope.
     Text(&'static str, String),
+    /// The page for people.
+    Html(String),
 }
 
 impl IntoResponse for Answer {
@@ -214,6 +216,7 @@ impl IntoResponse for Answer {
                 let kind = HeaderValue::from_static(kind);
                 ([(header::CONTENT_TYPE, kind)], text).into_response()
             }
+            Self::Html(html) => (page::headers(), html).into_response(),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A request's way: [`listen`] accepts it (with [`tls`] beyond loopback; [`linger`] ends connections so that answers arrive), [`routes`] finds what it asks for,
 //! [`authority`] says whether its token may, [`limit`] whether it may yet; then one of the answering files
-//! ([`settings`], [`egress`], [`pools`], [`leases`], [`placements`], [`addressing`], [`gateway`], [`graphql`], [`metrics`]) does the work with the controller that the command line also uses, and
+//! ([`settings`], [`egress`], [`pools`], [`leases`], [`placements`], [`addressing`], [`gateway`], [`graphql`], [`metrics`], [`page`]) does the work with the controller that the command line also uses, and
 //! [`envelope`] wraps the answer. What there is stands in one table, `routes::ROUTES`; [`openapi`] describes it.
 
 mod addressing;
@@ -18,6 +18,7 @@ mod linger;
 mod listen;
 mod metrics;
 mod openapi;
+mod page;
 mod placements;
 mod pools;
 mod routes;

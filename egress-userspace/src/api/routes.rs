@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{RawPathParams, Request};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
 use tokio::sync::Semaphore;
@@ -17,7 +17,9 @@ use tokio::time::timeout;
 use super::authority::{Authority, authorise};
 use super::envelope::{Answer, ApiError, Code};
 use super::listen::Peer;
-use super::{Access, Api, Call, egress, gateway, graphql, leases, metrics, openapi, settings};
+use super::{
+    Access, Api, Call, egress, gateway, graphql, leases, metrics, openapi, page, settings,
+};
 use crate::store::Permission;
 
 /// The most bytes of a body: settings are a line, and lists of them a page.
@@ -65,7 +67,7 @@ fn all() -> impl Iterator<Item = &'static Route> {
 }
 
 /// What there is of settings, policies, analytics and the daemon, and what can be seen of an account.
-static ROUTES: [Route; 20] = [
+static ROUTES: [Route; 21] = [
     route(
         Method::GET,
         "/client/v4/zones/{zone_id}/settings/{setting_id}",
@@ -181,6 +183,12 @@ static ROUTES: [Route; 20] = [
         Access::Local(Permission::MetricsRead),
         metrics::metrics,
     ),
+    route(
+        Method::GET,
+        "/status",
+        Access::Local(Permission::MetricsRead),
+        page::page,
+    ),
 ];
 
 fn verify(_: &Api, call: &Call) -> Result<Answer, ApiError> {
@@ -240,6 +248,7 @@ async fn answer(
             if let Some(left) = left {
                 left.tell(response.headers_mut());
             }
+            ask_browsers(route, &mut response);
             return response;
         }
     };
@@ -256,7 +265,17 @@ async fn answer(
     if let Some(left) = left {
         left.tell(response.headers_mut());
     }
+    ask_browsers(route, &mut response);
     response
+}
+
+/// Lets a browser ask its user for a token, as a password: it cannot be told to show one in any other way.
+fn ask_browsers(route: &Route, response: &mut Response) {
+    if matches!(route.access, Access::Local(_)) && response.status() == StatusCode::UNAUTHORIZED {
+        let challenge = HeaderValue::from_static("Basic realm=\"egress\", charset=\"UTF-8\"");
+        let headers = response.headers_mut();
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
+    }
 }
 
 /// Does `work` when there is a place for it, which must be within `patience`.
