@@ -16,6 +16,7 @@
 //! Zone K has the sources 10.1.K.0/24, at every server, and pool K. The servers reach each other by their uplinks, through
 //! the routers of their data centers and the one between those, `net`.
 
+mod load;
 mod network;
 mod routes;
 mod walk;
@@ -25,7 +26,8 @@ use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::PathBuf, time::Duratio
 use anyhow::{Context as _, Result, ensure};
 
 pub use self::{
-    network::topology,
+    load::{Known, Load, News, Ports},
+    network::{routers, topology},
     walk::{Case, Walk},
 };
 use crate::{
@@ -325,6 +327,25 @@ impl Cities {
         let (router, port) = self.port(server);
         let state = if up { "up" } else { "down" };
         router.ip(&format!("link set {port} {state}")).map(drop)
+    }
+
+    /// Cuts a data center, numbered from 0, off from all others and the origins, or gives it back.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn data_center_link(&self, data_center: usize, up: bool) -> Result<()> {
+        let (net, name) = (self.lab.node(NET), DATA_CENTERS[data_center]);
+        let state = if up { "up" } else { "down" };
+        net.ip(&format!("link set {name} {state}"))?;
+        if up {
+            // The kernel has forgotten what was behind it.
+            for server in
+                (0..SERVERS.len()).filter(|one| routes::data_center_of(*one) == data_center)
+            {
+                net.ip(&format!("-4 route replace {}", network::way_to(server)))?;
+            }
+        }
+        Ok(())
     }
 
     /// The routers bring everything for a pool's egress IP to this server, numbered from 0.

@@ -44,7 +44,11 @@ impl Caller {
         node.run(move || caller.open(to))?
     }
 
-    fn open(&self, to: SocketAddr) -> Result<TcpStream> {
+    /// Connects in the network namespace of this thread.
+    ///
+    /// # Errors
+    /// Whatever `connect` says.
+    pub fn open(&self, to: SocketAddr) -> Result<TcpStream> {
         let (family, any) = match to {
             SocketAddr::V4(_) => (AddressFamily::Inet, IpAddr::from([0; 4])),
             SocketAddr::V6(_) => (AddressFamily::Inet6, IpAddr::from([0; 16])),

@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    DATA_CENTERS, ETCD, ETCD_ADDRESS, ORIGINS, POOLS, SERVERS, crowd, inside, server_address,
+    DATA_CENTERS, ETCD, ETCD_ADDRESS, ORIGINS, POOLS, SERVERS, crowd, inside,
+    routes::data_center_of, server_address,
 };
 use crate::{
     pair::NET,
@@ -31,6 +32,23 @@ pub(super) fn wan(data_center: usize) -> [Ipv4Addr; 2] {
 /// The router's end of the link to a server.
 pub(super) fn gateway_of(server: usize) -> Ipv4Addr {
     Ipv4Addr::new(203, 0, server as u8 + 1, 1)
+}
+
+/// The route of the router between the data centers to a server, in the words of `ip route`.
+pub(super) fn way_to(server: usize) -> String {
+    let [via, _] = wan(data_center_of(server));
+    format!("203.0.{}.0/24 via {via}", server + 1)
+}
+
+/// The routers' own addresses from which they may complain to an origin.
+#[must_use]
+pub fn routers() -> Vec<Ipv4Addr> {
+    let wans = (0..DATA_CENTERS.len()).flat_map(wan);
+    let origins = ORIGINS.into_iter().map(|(_, address)| {
+        let [a, b, c, _] = address.octets();
+        Ipv4Addr::new(a, b, c, 1)
+    });
+    wans.chain(origins).collect()
 }
 
 /// All nodes and links.
@@ -69,9 +87,7 @@ pub fn topology() -> Topology {
             .route(&client, "default via 10.1.1.1")
             .route(name, &format!("default via {gateway}"))
             .sysctl(&client, "net.ipv4.ip_local_port_range", "1024 65535");
-        let data_center = DATA_CENTERS.iter().position(|name| name == data_center);
-        let [via, _] = wan(data_center.unwrap_or_default());
-        topology = topology.route(NET, &format!("203.0.{}.0/24 via {via}", number + 1));
+        topology = topology.route(NET, &way_to(number));
     }
     for (node, address) in ORIGINS.into_iter().chain([(ETCD, ETCD_ADDRESS)]) {
         let [a, b, c, _] = address.octets();

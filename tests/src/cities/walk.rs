@@ -360,7 +360,7 @@ fn follow(way: &mut Vec<usize>, hops: &[(usize, usize)]) -> Result<()> {
     }
 }
 
-fn ends(packet: &Packet) -> Option<(SocketAddr, SocketAddr)> {
+pub(super) fn ends(packet: &Packet) -> Option<(SocketAddr, SocketAddr)> {
     Some((
         (packet.source, packet.source_port()?).into(),
         (packet.destination, packet.destination_port()?).into(),

@@ -28,8 +28,12 @@ const PATIENCE: Duration = if cfg!(test) {
 };
 /// Between two attempts to hear of changes.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A connection on which nothing comes back for this long is dead.
-const PING: Duration = Duration::from_secs(2);
+/// Between two pings on a connection on which nothing is said. etcd takes those of less than five seconds for an attack, and
+/// ends the connection (`--grpc-keepalive-min-time`).
+const PING: Duration = Duration::from_secs(7);
+const _: () = assert!(PING.as_secs() > 5);
+/// A ping that is not answered within this time says that the connection is dead.
+const PONG: Duration = Duration::from_secs(2);
 /// Keys of one page: a row has a few hundred bytes, and a message may have 4 MiB.
 const PAGE: i64 = 1_000;
 /// Messages of the largest page: a row of a pool with thousands of addresses.
@@ -258,7 +262,7 @@ fn options(config: &Etcd) -> Outcome<ConnectOptions> {
     let mut options = ConnectOptions::new()
         .with_timeout(PATIENCE)
         .with_connect_timeout(PATIENCE)
-        .with_keep_alive(PING, PING)
+        .with_keep_alive(PING, PONG)
         .with_keep_alive_while_idle(true)
         .with_require_leader(true)
         .with_auto_token_refresh(true);

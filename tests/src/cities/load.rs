@@ -1,0 +1,394 @@
+//! Load on the cities: connections that are held, some of which are known one by one, and new ones all the time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use serde_json::Value;
+
+use super::{Cities, ORIGINS, POOLS, SERVERS, crowd, egress_ip, server_named};
+use crate::{
+    capture::{Frame, Tap},
+    client::{Clients, Options, Outcome},
+    origin::ECHO_PORT,
+    peer::{Caller, Peers},
+    site::CONNECT_LIMIT,
+};
+
+/// Between two attempts of a prober.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Connections known one by one, of each server's client and zone.
+const KNOWN: usize = 4;
+
+/// A connection whose servers are known, numbered from 0.
+#[derive(Debug)]
+pub struct Known {
+    /// Where it came in.
+    pub entry: usize,
+    /// Who translates it.
+    pub owner: usize,
+    /// It.
+    pub live: Peers,
+}
+
+/// One attempt to connect and to get a byte back.
+#[derive(Clone, Debug)]
+struct Attempt {
+    /// When it began.
+    began: Instant,
+    /// When it had succeeded or failed.
+    ended: Instant,
+    /// Why it failed.
+    error: Option<String>,
+}
+
+/// New connections of one zone behind one server, one after the other.
+#[derive(Debug)]
+struct Prober {
+    server: usize,
+    attempts: Arc<Mutex<Vec<Attempt>>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// What became of new connections in some time.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Attempts.
+    pub attempts: usize,
+    /// Those that failed.
+    pub failed: usize,
+    /// The longest time in which nothing succeeded, of any zone behind any server.
+    pub longest: Duration,
+    /// How many failed in which way.
+    pub errors: BTreeMap<String, usize>,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct Load {
+    /// Those that are held, by the server that their client is behind.
+    pub held: Vec<Clients>,
+    /// Those that are known.
+    pub known: Vec<Known>,
+    probers: Vec<Prober>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Load {
+    /// Opens `count` connections, half to each origin, and as many as there are zones and servers times four that are known,
+    /// and begins with new ones, each of which may take `patience`.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn start(
+        lab: &Cities,
+        count: usize,
+        listener: &TcpListener,
+        patience: Duration,
+    ) -> Result<Self> {
+        let mut held = Vec::new();
+        for server in 0..SERVERS.len() {
+            // One process for each zone, each with an address that no other client uses.
+            let bind = (1..=POOLS).map(|zone| IpAddr::from(crowd(zone)[server]));
+            let options = Options {
+                bind: bind.collect(),
+                ..Options::default()
+            };
+            let mut clients = Clients::start(&lab.client(server), POOLS, &options)?;
+            for (_, origin) in ORIGINS {
+                let share = count / SERVERS.len() / ORIGINS.len();
+                let at = SocketAddr::from((origin, ECHO_PORT));
+                let opened = clients.open(at, share, CONNECT_LIMIT)?;
+                ensure!(
+                    opened.succeeded == share,
+                    "{}: {opened:?}",
+                    SERVERS[server].0
+                );
+            }
+            held.push(clients);
+        }
+        let known = known(lab, listener)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let probers = (0..SERVERS.len())
+            .flat_map(|server| (1..=POOLS).map(move |zone| (server, zone)))
+            .map(|(server, zone)| prober(lab, server, zone, patience, &stop))
+            .collect();
+        Ok(Self {
+            held,
+            known,
+            probers,
+            stop,
+        })
+    }
+
+    /// Has an echo on each connection that is held; what was lost is no longer held. By the server of the client.
+    ///
+    /// # Errors
+    /// When a process fails.
+    pub fn check(&mut self, timeout: Duration) -> Result<Vec<Outcome>> {
+        self.held.iter_mut().map(|one| one.check(timeout)).collect()
+    }
+
+    /// Exchanges a byte on each known connection that `chosen` wants; how many, and how long the slowest took.
+    ///
+    /// # Errors
+    /// When one does not answer.
+    pub fn exchange(&mut self, chosen: impl Fn(&Known) -> bool) -> Result<(usize, Duration)> {
+        let mut slowest = Duration::ZERO;
+        let mut count = 0;
+        for one in self.known.iter_mut().filter(|one| chosen(one)) {
+            let began = Instant::now();
+            one.live.exchange().with_context(|| {
+                let name = |server: usize| SERVERS[server].0;
+                format!("from {} by {}", name(one.entry), name(one.owner))
+            })?;
+            slowest = slowest.max(began.elapsed());
+            count += 1;
+        }
+        Ok((count, slowest))
+    }
+
+    /// What became of new connections that began in some time, without those from behind some servers.
+    #[must_use]
+    pub fn news(&self, from: Instant, to: Instant, without: &[usize]) -> News {
+        let mut news = News::default();
+        for prober in &self.probers {
+            if without.contains(&prober.server) {
+                continue;
+            }
+            let attempts = prober
+                .attempts
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let mut last = from;
+            for one in attempts
+                .iter()
+                .filter(|one| one.began >= from && one.began < to)
+            {
+                news.attempts += 1;
+                match &one.error {
+                    None => {
+                        news.longest = news.longest.max(one.ended - last);
+                        last = one.ended;
+                    }
+                    Some(error) => {
+                        news.failed += 1;
+                        *news.errors.entry(error.clone()).or_default() += 1;
+                    }
+                }
+            }
+            news.longest = news.longest.max(to.saturating_duration_since(last));
+        }
+        news
+    }
+
+    /// Ends the new connections.
+    ///
+    /// # Errors
+    /// When a prober could not go on.
+    pub fn stop(&mut self) -> Result<()> {
+        self.stop.store(true, Ordering::SeqCst);
+        for prober in &mut self.probers {
+            if let Some(thread) = prober.thread.take() {
+                thread.join().map_err(|_| anyhow!("a prober panicked"))??;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}
+
+fn prober(
+    lab: &Cities,
+    server: usize,
+    zone: usize,
+    patience: Duration,
+    stop: &Arc<AtomicBool>,
+) -> Prober {
+    let attempts = Arc::new(Mutex::new(Vec::new()));
+    let (node, told, stop) = (lab.client(server), Arc::clone(&attempts), Arc::clone(stop));
+    let thread = thread::spawn(move || {
+        node.run(|| {
+            // Connections of one address all go to one server.
+            let places = crowd(zone).into_iter().cycle();
+            let places = places.zip(ORIGINS.into_iter().cycle().skip(server));
+            for (address, (_, origin)) in places {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let began = Instant::now();
+                let caller = Caller {
+                    address: Some(address.into()),
+                    patience: Some(patience),
+                    ..Caller::default()
+                };
+                let done = attempt(caller, (origin, ECHO_PORT).into(), patience);
+                told.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(Attempt {
+                        began,
+                        ended: Instant::now(),
+                        error: done.err().map(|error| error.root_cause().to_string()),
+                    });
+                thread::sleep(PAUSE);
+            }
+        })
+    });
+    Prober {
+        server,
+        attempts,
+        thread: Some(thread),
+    }
+}
+
+/// Connects in the network namespace of this thread, and has a byte sent back.
+fn attempt(caller: Caller, to: SocketAddr, patience: Duration) -> Result<()> {
+    let mut stream = caller.open(to)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"?")?;
+    stream.read_exact(&mut [0])?;
+    Ok(())
+}
+
+/// Opens the connections that are known, and finds out whose they are.
+fn known(lab: &Cities, listener: &TcpListener) -> Result<Vec<Known>> {
+    let at = listener.local_addr()?;
+    let mut all = Vec::new();
+    for entry in 0..SERVERS.len() {
+        let mut opened = Vec::new();
+        for zone in 1..=POOLS {
+            for address in crowd(zone).into_iter().step_by(2).take(KNOWN) {
+                let caller = Caller {
+                    address: Some(address.into()),
+                    ..Caller::default()
+                };
+                opened.push(Peers::connect(&lab.client(entry), caller, listener)?);
+            }
+        }
+        let paths = lab.paths(entry, &[at])?;
+        for live in opened {
+            let inside = live.inside.local_addr()?;
+            let path = paths
+                .iter()
+                .find(|(end, _)| *end == inside.to_string())
+                .map(|(_, path)| path.as_str());
+            let owner = owner(entry, path.with_context(|| format!("no flow of {inside}"))?);
+            all.push(Known {
+                entry,
+                owner: owner.with_context(|| format!("{path:?}"))?,
+                live,
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// Who translates a flow that came in at a server, by its path.
+fn owner(entry: usize, path: &str) -> Option<usize> {
+    match path.strip_prefix("peer ") {
+        Some(name) => server_named(name),
+        None => (path == "local").then_some(entry),
+    }
+}
+
+impl Cities {
+    /// The flows to some origins that came in at a server: their inside ends, and paths.
+    ///
+    /// # Errors
+    /// When `egress flows` fails.
+    pub fn paths(&self, server: usize, origins: &[SocketAddr]) -> Result<Vec<(String, String)>> {
+        let origins: Vec<String> = origins.iter().map(ToString::to_string).collect();
+        let text = self.gateways[server].text(["flows", "--json"])?;
+        let mut found = Vec::new();
+        for line in text.lines() {
+            let flow: Value = serde_json::from_str(line)?;
+            let word = |key: &str| flow[key].as_str().unwrap_or_default().to_owned();
+            let (origin, path) = (word("origin"), word("path"));
+            if origins.contains(&origin) && !path.starts_with("from ") {
+                found.push((word("inside"), path));
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many of a crowd's connections that came in at a server another one translates; all, if it is the same one.
+    ///
+    /// # Errors
+    /// As [`Cities::paths`].
+    pub fn on(&self, entry: usize, server: usize) -> Result<usize> {
+        let origins = ORIGINS.map(|(_, address)| SocketAddr::from((address, ECHO_PORT)));
+        let paths = self.paths(entry, &origins)?;
+        let is = |path: &str| entry == server || owner(entry, path) == Some(server);
+        Ok(paths.iter().filter(|(_, path)| is(path)).count())
+    }
+}
+
+/// Who has used which source port, and for which origin, by captures at the routers of the data centers.
+#[derive(Debug)]
+pub struct Ports {
+    taps: Vec<Tap>,
+    used: Arc<Mutex<Used>>,
+}
+
+/// By source, and destination: the servers.
+type Used = BTreeMap<(SocketAddr, SocketAddr), BTreeSet<usize>>;
+
+impl Ports {
+    /// Begins to watch.
+    ///
+    /// # Errors
+    /// When a capture does not start.
+    pub fn start(lab: &Cities) -> Result<Self> {
+        let used = Arc::new(Mutex::new(Used::new()));
+        let taps = (0..SERVERS.len()).map(|server| {
+            let (router, port) = lab.port(server);
+            let used = Arc::clone(&used);
+            Tap::start(&router, &port, move |frame: Frame| {
+                let Some(packet) = frame.packet().filter(|_| frame.received) else {
+                    return;
+                };
+                let ours = (1..=POOLS).any(|pool| packet.source == IpAddr::from(egress_ip(pool)));
+                if let Some((from, to)) = super::walk::ends(&packet).filter(|_| ours) {
+                    let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
+                    used.entry((from, to)).or_default().insert(server);
+                }
+            })
+        });
+        let taps = taps.collect::<Result<_>>()?;
+        Ok(Self { taps, used })
+    }
+
+    /// How many were used, and those that more than one server used.
+    ///
+    /// # Errors
+    /// When a capture lost packets, so that nothing can be said.
+    pub fn finish(self) -> Result<(usize, Vec<String>)> {
+        for tap in self.taps {
+            let lost = tap.stop()?.lost;
+            ensure!(lost == 0, "a capture lost {lost} packets");
+        }
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        // A slice has one owner, so a port has, whatever origin it is used for.
+        let mut by_port: BTreeMap<SocketAddr, BTreeSet<usize>> = BTreeMap::new();
+        for ((from, _), servers) in used.iter() {
+            by_port.entry(*from).or_default().extend(servers);
+        }
+        let twice = by_port.iter().filter(|(_, servers)| servers.len() > 1);
+        let twice = twice.map(|(from, servers)| format!("{from} by {servers:?}"));
+        Ok((used.len(), twice.collect()))
+    }
+}
