@@ -96,7 +96,7 @@ impl Load {
         patience: Duration,
     ) -> Result<Self> {
         let mut held = Vec::new();
-        for server in 0..SERVERS.len() {
+        for (server, (name, ..)) in SERVERS.iter().enumerate() {
             // One process for each zone, each with an address that no other client uses.
             let bind = (1..=POOLS).map(|zone| IpAddr::from(crowd(zone)[server]));
             let options = Options {
@@ -108,11 +108,7 @@ impl Load {
                 let share = count / SERVERS.len() / ORIGINS.len();
                 let at = SocketAddr::from((origin, ECHO_PORT));
                 let opened = clients.open(at, share, CONNECT_LIMIT)?;
-                ensure!(
-                    opened.succeeded == share,
-                    "{}: {opened:?}",
-                    SERVERS[server].0
-                );
+                ensure!(opened.succeeded == share, "{name}: {opened:?}");
             }
             held.push(clients);
         }
