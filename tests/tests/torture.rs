@@ -30,6 +30,8 @@ const GONE: Duration = Duration::from_secs(6);
 const PROMISE: Duration = Duration::from_millis(3_000 + 500);
 /// How long a new connection may take, each time.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// Whether a node routes.
+const FORWARDING: &str = "net.ipv4.ip_forward";
 /// How long etcd is away.
 const AWAY: Duration = Duration::from_secs(300);
 
@@ -143,10 +145,13 @@ impl Scene {
             |lab| {
                 lab.link(server, false)?;
                 lab.gateways[server].kill()?;
-                lab.gateways[server].text(["detach"]).map(drop)
+                lab.gateways[server].text(["detach"])?;
+                lab.lab.node(name).sysctl(FORWARDING, "0")
             },
             |lab| {
                 lab.gateways[server].restart()?;
+                // Not before: nothing is bound until then.
+                lab.lab.node(name).sysctl(FORWARDING, "1")?;
                 lab.link(server, true)
             },
         )?;

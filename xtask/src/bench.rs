@@ -22,6 +22,7 @@ use crate::{run, setup};
 
 mod bpf;
 mod flood;
+mod forwarding;
 mod generator;
 mod instruction;
 mod latency;
@@ -53,7 +54,7 @@ const MANY_FLOWS: u32 = 1_048_576;
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which: established, many-flows, new-flow, policies, connections, round-trip, flood, memory, memory-ipv6; all if none is named
+    /// Which: established, many-flows, new-flow, policies, connections, round-trip, flood, forwarding, replies, memory, memory-ipv6; all if none is named
     names: Vec<String>,
     /// Samples of each variant
     #[arg(long, default_value_t = 7)]
@@ -76,7 +77,7 @@ struct Setting {
 type Benchmark = fn(&Setting) -> Result<Table>;
 
 /// All benchmarks by name.
-const BENCHMARKS: [(&str, Benchmark); 9] = [
+const BENCHMARKS: [(&str, Benchmark); 11] = [
     ("established", established),
     ("many-flows", many_flows),
     ("new-flow", new_flow),
@@ -84,6 +85,8 @@ const BENCHMARKS: [(&str, Benchmark); 9] = [
     ("connections", connections),
     ("round-trip", round_trip),
     ("flood", flood),
+    ("forwarding", forwarding::out),
+    ("replies", forwarding::back),
     ("memory", |setting| memory(setting, Family::V4)),
     ("memory-ipv6", |setting| memory(setting, Family::V6)),
 ];

@@ -23,11 +23,11 @@ const FRAME: usize = 64;
 /// Where the UDP header starts.
 const UDP: usize = 34;
 /// The first source port of the flows.
-const FIRST_PORT: u16 = 2048;
+pub(crate) const FIRST_PORT: u16 = 2048;
 /// Flows to one destination port: fewer than fit behind one address, also with a cap of 40,000.
 pub(crate) const FLOWS_PER_ORIGIN: u32 = 30_000;
 /// The first destination port.
-const FIRST_ORIGIN: u16 = 9000;
+pub(crate) const FIRST_ORIGIN: u16 = 9000;
 /// `XDP_TX`: out of the interface that it "came" from.
 const XDP_TX: i32 = 3;
 
@@ -47,6 +47,9 @@ pub(crate) struct Route {
     pub(crate) destination: Ipv4Addr,
     pub(crate) source_mac: [u8; 6],
     pub(crate) next_hop_mac: [u8; 6],
+    /// The first flow's; others have the next ones.
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
 }
 
 impl Generator {
@@ -55,7 +58,7 @@ impl Generator {
         ensure!(flows > 0, "a generator needs a flow");
         let frame = frame(route);
         let count = bpf::counter()?;
-        let program = bpf::load(Kind::Xdp, &program(&frame, flows, &count))?;
+        let program = bpf::load(Kind::Xdp, &program(&frame, route, flows, &count))?;
         Ok(Self { program, frame })
     }
 
@@ -84,7 +87,7 @@ fn frame(route: &Route) -> [u8; FRAME] {
 }
 
 /// The program: writes all headers of the packet for the next flow, and sends it.
-fn program(frame: &[u8; FRAME], flows: u32, count: &OwnedFd) -> Vec<Instruction> {
+fn program(frame: &[u8; FRAME], route: &Route, flows: u32, count: &OwnedFd) -> Vec<Instruction> {
     // r6 packet, r7 its end, r9 number of the flow; r1, r2, r3: ports and checksum.
     let mut body: Vec<Instruction> = Vec::new();
     body.extend(value_of(4, count));
@@ -111,10 +114,10 @@ fn program(frame: &[u8; FRAME], flows: u32, count: &OwnedFd) -> Vec<Instruction>
 
     body.push(by(Op::Move, 1, 9));
     body.push(with(Op::Mod, 1, FLOWS_PER_ORIGIN.cast_signed()));
-    body.push(with(Op::Add, 1, FIRST_PORT.into()));
+    body.push(with(Op::Add, 1, route.source_port.into()));
     body.push(by(Op::Move, 2, 9));
     body.push(with(Op::Div, 2, FLOWS_PER_ORIGIN.cast_signed()));
-    body.push(with(Op::Add, 2, FIRST_ORIGIN.into()));
+    body.push(with(Op::Add, 2, route.destination_port.into()));
     // The checksum of everything but the ports is known; the ports are added.
     body.push(set(3, unported_sum(frame).cast_signed()));
     body.push(by(Op::Add, 3, 1));
@@ -223,6 +226,8 @@ mod tests {
             destination: Ipv4Addr::new(203, 0, 113, 1),
             source_mac: [2; 6],
             next_hop_mac: [4; 6],
+            source_port: FIRST_PORT,
+            destination_port: FIRST_ORIGIN,
         };
         let frame = frame(&route);
         assert_eq!(

@@ -23,7 +23,7 @@ use egress_tests::{
 
 use super::{
     bpf,
-    generator::{Generator, Meter, Route},
+    generator::{FIRST_ORIGIN, FIRST_PORT, Generator, Meter, Route},
     policies,
 };
 
@@ -40,6 +40,8 @@ const ROUTE: Route = Route {
     destination: ORIGIN_ADDRESS,
     source_mac: CLIENT_MAC,
     next_hop_mac: INSIDE_MAC,
+    source_port: FIRST_PORT,
+    destination_port: FIRST_ORIGIN,
 };
 /// How long the first packets may take.
 const VERIFY_LIMIT: Duration = Duration::from_secs(5);
@@ -57,6 +59,16 @@ pub(crate) enum Variant {
     Fast,
     /// As [`Self::Egress`], with this many egress policies.
     Policies(usize),
+    /// The client's own server translates.
+    Local,
+    /// The other server does.
+    Forwarded,
+    /// A reply comes to the server that translates, whose client it is for.
+    AtOwner,
+    /// It comes to the other one.
+    Steered,
+    /// It comes to the server that translates, and is for the other one's client.
+    Returned,
 }
 
 impl fmt::Display for Variant {
@@ -66,6 +78,11 @@ impl fmt::Display for Variant {
             Self::Snat => "nftables snat",
             Self::Egress => "egress",
             Self::Fast => "egress, fast path",
+            Self::Local => "local",
+            Self::Forwarded => "forwarded",
+            Self::AtOwner => "at the owner",
+            Self::Steered => "steered",
+            Self::Returned => "of a forwarded flow",
             Self::Policies(1) => "1 policy",
             Self::Policies(count) => return f.pad(&format!("{count} policies")),
         })
@@ -136,6 +153,8 @@ impl Rig {
             Variant::Route => source == CLIENT_ADDRESS,
             Variant::Snat | Variant::Policies(_) => source == POOL[0],
             Variant::Egress | Variant::Fast => POOL.iter().any(|address| source == *address),
+            // Two servers have a network of their own.
+            _ => false,
         };
         capture
             .wait_for("packets with the right source", VERIFY_LIMIT, |frames| {
@@ -170,9 +189,9 @@ impl Rig {
         if warm_up > 0 {
             spent(warm_up)?;
         }
-        let before = self.arrived()?;
+        let before = received(&self.origin())?;
         let time = spent(packets)?;
-        let arrived = self.arrived()? - before;
+        let arrived = received(&self.origin())? - before;
         Ok((time.as_nanos() as f64 / arrived.max(1) as f64, arrived))
     }
 
@@ -196,22 +215,6 @@ impl Rig {
         SocketAddr::new(ORIGIN_ADDRESS.into(), port)
     }
 
-    /// Packets that the origin's interface has received.
-    fn arrived(&self) -> Result<u64> {
-        let text = self
-            .origin()
-            .run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
-        let line = text
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("eth0:"))
-            .context("the origin has no eth0")?;
-        let packets = line
-            .split_whitespace()
-            .nth(1)
-            .context("an odd /proc/net/dev")?;
-        Ok(packets.parse()?)
-    }
-
     fn index(&self, node: &str, interface: &str) -> Result<u32> {
         let text = self
             .lab
@@ -220,6 +223,20 @@ impl Rig {
         let number = text.split(':').next().context("ip printed nothing")?;
         Ok(number.trim().parse()?)
     }
+}
+
+/// Packets that a node's `eth0` has received.
+pub(crate) fn received(node: &Namespace) -> Result<u64> {
+    let text = node.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("eth0:"))
+        .context("the node has no eth0")?;
+    let packets = line
+        .split_whitespace()
+        .nth(1)
+        .context("an odd /proc/net/dev")?;
+    Ok(packets.parse()?)
 }
 
 fn topology(variant: Variant) -> Topology {
