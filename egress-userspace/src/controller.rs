@@ -57,6 +57,8 @@ pub struct Controller {
     flow_log: Arc<Shared>,
     /// Why what the store holds is not in force here, if it is not.
     behind: Option<Behind>,
+    /// Why an empty store is not put in force, while it is not: the data plane that was taken over binds zones.
+    kept: Option<String>,
     /// Why the store cannot be had, if it cannot.
     trouble: Trouble,
     /// What is known of the other servers.
@@ -129,6 +131,7 @@ impl Controller {
             detached: false,
             flow_log: Arc::default(),
             behind: None,
+            kept: None,
             trouble,
             healths: Healths::new(),
         }
@@ -246,6 +249,7 @@ impl Controller {
         }
         let desired =
             resolve::resolve_among(&stored.resources(), config, &stored.numbers, &healths)?;
+        self.allows(&desired)?;
         let report = self.dataplane.apply(&desired)?;
         tracing::info!(
             version = report.version,
@@ -254,12 +258,37 @@ impl Controller {
             pools = desired.pools.len(),
             "configuration in force"
         );
+        self.kept = None;
         self.desired = desired;
         self.in_force = Arc::clone(stored);
         self.config = Arc::clone(config);
         self.healths = healths;
         self.publish_names(report.version);
         Ok(())
+    }
+
+    /// Keeps in force what was taken over where the store it came from is empty: lost, wiped, or another one. Nobody asked
+    /// for all zones to be unbound (SAFE-1, SAFE-5).
+    fn keep_bound(&mut self) -> Result<(), DataPlaneError> {
+        let bound = self.dataplane.bound()?;
+        if bound > 0 && self.stored.objects.is_empty() {
+            self.kept = Some(format!(
+                "the store is empty, and the data plane that was taken over binds {bound} zones, which stay bound"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether this may be put in force.
+    fn allows(&self, desired: &Desired) -> Result<(), Failure> {
+        match &self.kept {
+            Some(reason) if !desired.zones.iter().any(|zone| zone.enabled) => Err(Failure::failed(
+                reason.clone(),
+                "restore the store and start again; or `egress apply -f FILE` with all that is to be in force, or with \
+                 `account = []` alone to let go of everything",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Tells the flow log the names that go with this version in the maps.

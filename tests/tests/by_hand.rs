@@ -241,6 +241,16 @@ fn without_program(attach: &str, masquerade: Masquerade) -> Result<()> {
     })?;
     ensure!(total(&outcomes) > 0, "{case}: {outcomes:?}");
 
+    if attach == "tcx" {
+        // Where both programs of the uplink go at once nothing is translated until they are back: nobody sends meanwhile.
+        std::fs::remove_dir_all(site.gateway.pin().join("links"))?;
+        std::fs::remove_dir_all(site.gateway.pin().join("maps"))?;
+        site.gateway
+            .wait_in_place(HOOK_LIMIT)
+            .with_context(|| format!("{case}: without pins"))?;
+        seen_from_pool(&site, site.at_a(HTTP_PORT)).with_context(|| format!("{case}: no pins"))?;
+    }
+
     // Nobody is there to put it back.
     site.gateway.kill()?;
     for (interface, program) in [(UPLINK, "uplink_egress"), (INSIDE_BOUND, "inside_ingress")] {

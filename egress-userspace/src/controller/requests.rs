@@ -55,7 +55,8 @@ impl Service {
         open_view: OpenView,
     ) -> Result<(Self, Applied), Failure> {
         let stored = store.load()?;
-        let controller = Controller::new(config, stored, store.trouble(), dataplane);
+        let mut controller = Controller::new(config, stored, store.trouble(), dataplane);
+        controller.keep_bound()?;
         let service = Self {
             config_path: config_path.to_owned(),
             controller: Mutex::new(controller),
@@ -66,7 +67,14 @@ impl Service {
         let applied = {
             let mut writer = service.writer()?;
             let config = Arc::clone(&writer.config);
-            writer.take_over(&config)?
+            // After a boot nothing is in force: a file that is wrong by now keeps nothing bound that was.
+            writer.bind(&config)?;
+            match writer.take_over(&config) {
+                Ok(applied) => applied,
+                // Only a daemon that runs can be told what is to be bound.
+                Err(failure) if writer.keeps_bound(&failure) => Applied::default(),
+                Err(failure) => return Err(failure),
+            }
         };
         Ok((service, applied))
     }

@@ -1,4 +1,5 @@
 mod change;
+mod kept;
 
 use std::net::IpAddr;
 use std::ops::ControlFlow;
@@ -32,12 +33,14 @@ struct FakeState {
     applied: Vec<Desired>,
     reset: Vec<ipnet::IpNet>,
     broken: bool,
+    /// As after a boot.
+    unconfigured: bool,
 }
 
 impl DataPlaneView for Fake {
     fn status(&self) -> Result<DataPlaneStatus, DataPlaneError> {
         Ok(DataPlaneStatus {
-            configured: true,
+            configured: !self.0.lock().unwrap().unconfigured,
             ..DataPlaneStatus::default()
         })
     }
@@ -85,6 +88,14 @@ impl DataPlaneView for Fake {
 }
 
 impl DataPlane for Fake {
+    fn bound(&self) -> Result<usize, DataPlaneError> {
+        let state = self.0.lock().unwrap();
+        let last = state.applied.last();
+        Ok(last.map_or(0, |last| {
+            last.zones.iter().filter(|zone| zone.enabled).count()
+        }))
+    }
+
     fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError> {
         match addresses.iter().find(|one| one.to_string() == OWN) {
             None => Ok(()),

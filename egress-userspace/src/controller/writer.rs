@@ -70,14 +70,60 @@ impl<'s> Writer<'s> {
             warnings,
             notes: Vec::new(),
         };
+        self.is_meant(source)?;
         if dry_run {
             let addresses = resolve::addresses(applied.plan.after(), config);
             self.controller().dataplane().check(&addresses)?;
             return Ok(applied);
         }
-        self.commit_under(config, applied.plan.changes())?;
+        // Whoever writes a file says what is to be bound.
+        let kept = self.controller().kept.take();
+        self.commit_under(config, applied.plan.changes())
+            .inspect_err(|_| self.controller().kept = kept)?;
         applied.applied = true;
         Ok(applied)
+    }
+
+    /// Puts in force what is stored where nothing is, before the resources file is read.
+    pub(super) fn bind(&mut self, config: &Arc<Config>) -> Result<(), Failure> {
+        let is_in_force = self.controller().dataplane().status()?.configured;
+        if is_in_force || self.stored.objects.is_empty() {
+            return Ok(());
+        }
+        if let Err(failure) = self.commit_under(config, &[]) {
+            tracing::warn!("what is stored could not be put in force: {failure}");
+        }
+        Ok(())
+    }
+
+    /// Whether this is why what was taken over stays in force; says so.
+    pub(super) fn keeps_bound(&self, failure: &Failure) -> bool {
+        let mut controller = self.controller();
+        let keeps = controller.kept.as_ref() == Some(&failure.reason);
+        if keeps {
+            tracing::error!("{failure}");
+            controller.behind = Some(Behind::Refused(failure.reason.clone()));
+        }
+        keeps
+    }
+
+    /// A file without any key is one that was cut off: it does not unbind what is bound.
+    fn is_meant(&self, source: &Source) -> Result<(), Failure> {
+        let is_blank = source
+            .text()
+            .parse::<toml::Table>()
+            .is_ok_and(|table| table.is_empty());
+        let bound = self.controller().dataplane().bound()?;
+        if !is_blank || bound == 0 {
+            return Ok(());
+        }
+        Err(Failure::usage(
+            format!(
+                "{} is empty, and {bound} zones are bound: a file that was cut off unbinds nothing",
+                source.name()
+            ),
+            "write the file anew; or `account = []` in it, to let go of everything",
+        ))
     }
 
     /// Applies the resources file, where there is one, and puts what is then stored in force under this
@@ -234,9 +280,11 @@ impl<'s> Writer<'s> {
 fn could_be_in_force(service: &Service, config: &Config, after: &Stored) -> Result<(), Failure> {
     let resources = after.resources();
     let healths = service.controller().healths().clone();
-    resolve::resolve_among(&resources, config, &after.numbers, &healths)?;
+    let desired = resolve::resolve_among(&resources, config, &after.numbers, &healths)?;
     let addresses = resolve::addresses(&resources, config);
-    service.controller().dataplane().check(&addresses)?;
+    let controller = service.controller();
+    controller.allows(&desired)?;
+    controller.dataplane().check(&addresses)?;
     Ok(())
 }
 

@@ -67,6 +67,10 @@ pub trait DataPlaneView {
 
 /// Changing the data plane.
 pub trait DataPlane: DataPlaneView + Send {
+    /// How many zones' connections go through a pool, as the programs have it now: also before anything was applied by
+    /// this daemon.
+    fn bound(&self) -> Result<usize, DataPlaneError>;
+
     /// Refuses egress IPs that this host or one of its routers has, as [`Self::apply`] would; changes nothing.
     fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError>;
 

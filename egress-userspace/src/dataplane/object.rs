@@ -19,6 +19,7 @@ use super::births::{self, Tracepoint};
 use super::first;
 use super::hook::Hook;
 use super::maps::Maps;
+use super::pins::Pins;
 use crate::config::Dataplane;
 use crate::dataplane::api::DataPlaneError;
 
@@ -139,6 +140,8 @@ pub(super) struct Object {
     load: u64,
     /// Whether this kernel takes the programs of the tracepoints, and why not.
     tracepoints: Result<(), String>,
+    /// The maps that are pinned.
+    pinned: Vec<String>,
 }
 
 /// A program in the kernel.
@@ -189,6 +192,7 @@ impl Object {
             ebpf,
             load,
             tracepoints: Ok(()),
+            pinned: shapes.into_keys().collect(),
         };
         for name in Hook::ALL.map(Hook::program).into_iter().chain(RUN) {
             load_program(object.classifier(name)?)
@@ -200,6 +204,31 @@ impl Object {
             Err(error) => Err(error.to_string()),
         };
         Ok(object)
+    }
+
+    /// Pins again what somebody has removed from the pin directory: the programs go on with these maps, and the next
+    /// daemon has to find them. Says how many.
+    pub(super) fn pin_again(&self, pins: &Pins) -> Result<usize, DataPlaneError> {
+        let mut missing = Vec::new();
+        for name in &self.pinned {
+            if !pins.map(name).exists() {
+                missing.push(name);
+            }
+        }
+        if missing.is_empty() && pins.has_links() {
+            return Ok(0);
+        }
+        pins.create()?;
+        for name in &missing {
+            let path = pins.map(name);
+            let map = self.ebpf.map(name).ok_or_else(|| {
+                DataPlaneError::failed(format!("pinning {}", path.display()), "it is not loaded")
+            })?;
+            map.pin(&path).map_err(|error| {
+                DataPlaneError::failed(format!("pinning {}", path.display()), error)
+            })?;
+        }
+        Ok(missing.len())
     }
 
     /// The program of a hook.

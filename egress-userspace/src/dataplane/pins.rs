@@ -98,6 +98,11 @@ impl Pins {
         self.root.join("links")
     }
 
+    /// Whether there is a directory for links.
+    pub(super) fn has_links(&self) -> bool {
+        self.links().is_dir()
+    }
+
     pub(super) fn link(&self, interface: &str, hook: Hook) -> PathBuf {
         self.links()
             .join(format!("{}:{}", escape(interface), hook.program()))

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::maps::{MapData, RingBuf};
 use egress_common::peer::Tunnel;
 use egress_common::record::Cause;
-use egress_common::settings::Device;
+use egress_common::settings::{Device, MAX_ZONES, Zone, zone_flag};
 use egress_common::tag::TagField;
 use ipnet::IpNet;
 
@@ -548,6 +548,7 @@ impl Plane {
 
     /// Puts back what is missing; returns what that was.
     fn mend(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        let pinned = self.object.pin_again(&self.pins);
         let seen = self.seen.clone();
         let ready = self.ready.clone();
         let attached = self.attach();
@@ -561,6 +562,12 @@ impl Plane {
         let put_back = self.guard.look_after()?;
         self.follow_rules()?;
         let mut done = attached?;
+        let pinned = pinned?;
+        if pinned > 0 {
+            done.push(format!(
+                "{pinned} maps were pinned again: somebody had removed their pins"
+            ));
+        }
         if put_back {
             done.push("the guard was missing or changed, and was put back".to_owned());
         }
@@ -618,6 +625,15 @@ fn chain(error: &DataPlaneError) -> String {
 }
 
 impl DataPlane for Plane {
+    fn bound(&self) -> Result<usize, DataPlaneError> {
+        let version = versions::in_force(&self.maps)?;
+        let zones: Vec<Zone> = self.maps.range("ZONES", version * MAX_ZONES, MAX_ZONES)?;
+        let bound = zones
+            .iter()
+            .filter(|zone| zone.flags & zone_flag::ENABLED != 0);
+        Ok(bound.count())
+    }
+
     fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError> {
         taken::check_free(addresses)
     }

@@ -33,6 +33,8 @@ fn take_over(pins: &Pins, config: &Dataplane) -> Result<(Layout, Object), DataPl
         tracing::warn!("{sentence}");
     }
     let object = Object::load(&pins.maps(), &layout, config.accelerate)?;
+    // Somebody may have removed the links' directory.
+    pins.create()?;
     Ok((layout, object))
 }
 

@@ -83,6 +83,17 @@ impl EtcdStore {
             .read()
             .map_err(|reason| unavailable(&self.source, reason))?;
         content.check(&self.path())?;
+        if content.is_new()
+            && let Some(before) = self.copy().generation()?
+        {
+            return Err(unavailable(
+                &self.source,
+                format!(
+                    "it holds nothing at all, and held generation {before}: restore etcd from a backup; to begin anew, \
+                     stop egress and move its copy (`[store] sqlite`) away"
+                ),
+            ));
+        }
         Ok(content)
     }
 

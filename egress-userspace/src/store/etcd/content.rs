@@ -82,6 +82,11 @@ impl Content {
         }
     }
 
+    /// Whether nobody has ever committed anything.
+    pub(super) fn is_new(&self) -> bool {
+        !self.keys.contains_key(SCHEMA_KEY)
+    }
+
     /// What is read once these are carried out.
     pub(super) fn with(&self, ops: &[Op]) -> Self {
         let mut after = self.clone();
