@@ -120,8 +120,13 @@ pub struct Exit {
     /// The pool that the address belongs to; 0: the default egress.
     pub pool: u32,
     /// The address: a candidate, counted from the beginning of the version's part, from 1. 0: this server has none,
-    /// and new flows are refused.
+    /// and new flows are refused. With [`Exit::ELSEWHERE`] the number of an exit: another server has it.
     pub candidate: u32,
+}
+
+impl Exit {
+    /// Bit of [`Exit::candidate`]: other servers translate, by the exit with this number (FWD-2).
+    pub const ELSEWHERE: u32 = 1 << 31;
 }
 
 #[cfg(test)]

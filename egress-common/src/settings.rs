@@ -11,6 +11,11 @@ use crate::family::Address;
 pub const MAX_ZONES: u32 = 16_384;
 /// Pools a configuration may have; pool numbers are 1..MAX_POOLS.
 pub const MAX_POOLS: u32 = 16_384;
+/// Ends of the numbers of exits, which begin at MAX_POOLS: what some traffic may use of a pool, for which it stands
+/// among the pools. A zone that is confined to locations (FWD-8) has one, and a policy's address (POLICY-3).
+pub const MAX_EXITS: u32 = 2 * MAX_POOLS;
+/// The exit by which nothing leaves.
+pub const NO_EXIT: u32 = MAX_POOLS;
 /// Candidates (address and slices this server owns) of all pools of a configuration.
 pub const MAX_CANDIDATES: u32 = 65_536;
 /// Mark selectors of a configuration.
@@ -87,6 +92,8 @@ pub struct Zone {
     pub flags: u32,
     /// Pool number, 0 for none.
     pub pool: u32,
+    /// What the zone may use of the pool: the number of an exit; 0: all of it.
+    pub exit: u32,
 }
 
 /// Bits of [`Zone::flags`].
@@ -103,7 +110,7 @@ pub mod zone_flag {
     pub const UDP: u32 = 1 << 4;
 }
 
-/// A pool; element `number` of its version.
+/// A pool, or an exit; element `number` of its version.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pool {

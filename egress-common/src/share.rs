@@ -18,17 +18,19 @@ pub const FIRST_TARGET: u32 = 16;
 /// And below this: a VXLAN network identifier has 24 bits (RFC 7348).
 pub const END_OF_TARGETS: u32 = 1 << 24;
 
-/// The servers that translate a pool's new connections.
+/// The servers that translate the new connections of a pool, or of an exit ([`crate::settings::MAX_EXITS`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forward {
-    /// The pool's tunnel id, the same on all servers.
+    /// The tunnel id of the pool, or of the address that the exit is; the same on all servers.
     pub target: u32,
+    /// What tells exits of the same tunnel id apart: a digest of the locations that are allowed; 0 for all.
+    pub regions: u32,
     /// By share: the server's number ([`crate::peer`]), 0 for none.
     pub peers: [u16; SHARES],
 }
 
-const _: () = assert!(size_of::<Forward>() == 4 + 2 * SHARES);
+const _: () = assert!(size_of::<Forward>() == 8 + 2 * SHARES);
 
 impl Forward {
     /// The server that gets the connections of an inside address; 0 for none.
@@ -48,6 +50,8 @@ impl Forward {
 pub struct Target {
     /// This server's number of the pool.
     pub pool: u32,
+    /// The number of the exit by which its connections leave; 0: by the pool.
+    pub exit: u32,
 }
 
 /// Which share an inside address falls into: the same at all servers.

@@ -211,7 +211,7 @@ pub struct Slot<A> {
     /// Counter record that holds this flow's place, and by that stays this flow's.
     pub count: u32,
     /// Interface the flow entered by; 0 for the host's own sockets. Of a forwarded flow the number of the server that
-    /// translates it.
+    /// translates it, and above it that of the exit if there is one: see [`forwarded_by`].
     pub interface: u32,
     /// Timestamp value last seen from the inside while closing (RFC 7323).
     pub timestamp: u32,
@@ -229,6 +229,19 @@ pub struct Slot<A> {
     pub bytes_in: u64,
 }
 
+/// What stands in the `interface` of a forwarded flow: the server's number and the exit's.
+#[inline(always)]
+pub const fn forwarded_by(server: u32, exit: u32) -> u32 {
+    server & 0xffff | exit << 16
+}
+
+/// The server's number and the exit's in the `interface` of a forwarded flow.
+#[inline(always)]
+pub const fn server_and_exit(interface: u32) -> (u32, u32) {
+    (interface & 0xffff, interface >> 16)
+}
+
+const _: () = assert!(crate::peer::MAX_PEERS <= 1 << 16 && crate::settings::MAX_EXITS <= 1 << 16);
 const _: () = assert!(size_of::<Slot<crate::family::V4>>() == 96);
 const _: () = assert!(size_of::<Slot<crate::family::V6>>() == 136);
 const _: () = assert!(size_of::<FlowKey<crate::family::V4>>() == 16);
@@ -246,7 +259,8 @@ impl<A: Address> Slot<A> {
     #[inline(always)]
     pub fn counted(&self) -> OriginKey<A> {
         if self.flags & flag::FORWARDED != 0 {
-            return OriginKey::of_peer(self.interface, self.flow.protocol);
+            let (server, _) = server_and_exit(self.interface);
+            return OriginKey::of_peer(server, self.flow.protocol);
         }
         self.flow.counted(self.egress)
     }

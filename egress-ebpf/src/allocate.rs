@@ -15,7 +15,7 @@ use egress_common::family::{V4, V6};
 use egress_common::key::{FlowKey, Reference, TCP};
 use egress_common::port::{Sequence, preferred};
 use egress_common::reason::Reason;
-use egress_common::settings::{Candidate, MAX_POOLS, MAX_TRIED, Pool};
+use egress_common::settings::{Candidate, MAX_EXITS, MAX_TRIED, Pool};
 use egress_common::slot::{Slot, SlotWord, State, advance, flag};
 use egress_common::tcp;
 use egress_common::word::Word;
@@ -162,7 +162,12 @@ fn begin<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
 fn try_begin<A: Scratch>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), Reason> {
     let configuration = Configuration::of(packet.version).ok_or(Reason::Blocked)?;
     let open = A::scratch().ok_or(Reason::TableFull)?;
-    let pool = pool(&configuration, packet.pool).ok_or(Reason::Blocked)?;
+    let number = if packet.exit == 0 {
+        packet.pool
+    } else {
+        packet.exit
+    };
+    let pool = pool(&configuration, number).ok_or(Reason::Blocked)?;
     if packet.kind != flag::FORWARDED && A::candidates(&pool).1 == 0 {
         return Err(Reason::NoAddress);
     }
@@ -248,11 +253,11 @@ fn reason(number: u32) -> Reason {
 
 #[inline(always)]
 fn pool(configuration: &Configuration, number: u32) -> Option<Pool> {
-    if number == 0 || number >= MAX_POOLS {
+    if number == 0 || number >= MAX_EXITS {
         return None;
     }
     POOLS
-        .get(configuration.version * MAX_POOLS + number)
+        .get(configuration.version * MAX_EXITS + number)
         .copied()
 }
 

@@ -15,7 +15,7 @@ use egress_common::peer::{GOING_ON, Peer};
 use egress_common::reason::Reason;
 use egress_common::settings::zone_flag;
 use egress_common::share::Forward;
-use egress_common::slot::flag;
+use egress_common::slot::{flag, server_and_exit};
 use egress_common::tag::Tag;
 use egress_common::tcp::Way;
 
@@ -164,7 +164,7 @@ fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
 #[inline(always)]
 fn is_reached<A: Family>(found: &Found<A>) -> bool {
     // SAFETY: a live map value that was checked to be this packet's.
-    let number = unsafe { (*found.slot).interface };
+    let (number, _) = server_and_exit(unsafe { (*found.slot).interface });
     PEERS
         .get(number)
         .is_some_and(|peer| *peer != Peer::default())
@@ -183,6 +183,7 @@ fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 
         return report::drop(ctx, Reason::Blocked);
     };
     packet.pool = zone.pool;
+    packet.exit = zone.exit;
     packet.only = 0;
     packet.policy = 0;
     packet.options = Options::default();
@@ -199,13 +200,15 @@ fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 
     }
     // The uplink's program asked all this a moment ago, or it met a flow that has ended since. If the answer is
     // another one by now, the next packet gets it there (SAFE-1).
-    if uplink::exempt(packet, &configuration, &zone, packet.key.origin_port)
-        || policy::decide(&configuration, packet) != next::ADMIT
-        || packet.only != 0
-    {
+    if uplink::exempt(packet, &configuration, &zone, packet.key.origin_port) {
         return report::drop(ctx, Reason::Contended);
     }
-    packet.peer = forward(zone.pool).map_or(0, |forward| forward.peer(packet.key.inside));
+    let decided = policy::decide(&configuration, packet);
+    if decided != next::FORWARD && (decided != next::ADMIT || packet.only != 0) {
+        return report::drop(ctx, Reason::Contended);
+    }
+    let forward = forward(packet.pool, packet.exit);
+    packet.peer = forward.map_or(0, |forward| forward.peer(packet.key.inside));
     if packet.peer == 0 {
         packet.reason = Reason::NoAddress;
         return next::REFUSE;
@@ -214,11 +217,11 @@ fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 
     next::ADMIT
 }
 
-/// Where a pool's new connections go.
+/// Where the new connections of a pool, or of an exit, go.
 #[inline(always)]
-fn forward(pool: u32) -> Option<&'static Forward> {
+fn forward(pool: u32, exit: u32) -> Option<&'static Forward> {
     // SAFETY: the daemon replaces values as a whole.
-    unsafe { FORWARDS.get(pool) }
+    unsafe { FORWARDS.get(if exit == 0 { pool } else { exit }) }
 }
 
 /// Advances the flow, and notes where the packet goes.
@@ -228,14 +231,15 @@ fn leave<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
         return report::drop(ctx, Reason::Contended);
     };
     // SAFETY: a live map value that was checked to be this packet's.
-    let (number, pool) = unsafe { ((*found.slot).interface, (*found.slot).pool) };
+    let (interface, pool) = unsafe { ((*found.slot).interface, (*found.slot).pool) };
+    let (number, exit) = server_and_exit(interface);
     if !found.word.has(flag::FORWARDED) {
         // Another CPU has admitted the same flow otherwise.
         return report::drop(ctx, Reason::PeerUnreachable);
     }
     packet.peer = number;
     // A pool that is gone takes no live flow along (POOL-9).
-    packet.target = forward(pool as u32).map_or(GOING_ON, |forward| forward.target);
+    packet.target = forward(pool as u32, exit).map_or(GOING_ON, |forward| forward.target);
     if packet.ip.protocol == TCP
         && packet.segment.has(control::SYN)
         && !mss::fit(

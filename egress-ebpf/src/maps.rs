@@ -30,7 +30,7 @@ use egress_common::record::Head;
 use egress_common::reply;
 use egress_common::settings::{
     Candidate, CgroupKey, CgroupPath, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES,
-    MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, Pool, PrefixV4, PrefixV6, Selected, Settings,
+    MAX_EXITS, MAX_MARKS, MAX_ZONES, MarkSelector, Pool, PrefixV4, PrefixV6, Selected, Settings,
     Switch, Zone,
 };
 use egress_common::share::{Forward, Target};
@@ -65,7 +65,7 @@ pub static SETTINGS: Array<Settings, 2> = Array::new();
 #[btf_map]
 pub static ZONES: Array<Zone, { 2 * MAX_ZONES as usize }> = Array::new();
 #[btf_map]
-pub static POOLS: Array<Pool, { 2 * MAX_POOLS as usize }> = Array::new();
+pub static POOLS: Array<Pool, { 2 * MAX_EXITS as usize }> = Array::new();
 #[btf_map]
 pub static CANDIDATES4: Array<Candidate<V4>, { 2 * MAX_CANDIDATES as usize }> = Array::new();
 #[btf_map]
@@ -131,12 +131,13 @@ pub static PEER_TRAFFIC: PerCpuArray<Traffic, { MAX_PEERS as usize }> = PerCpuAr
 /// Of IPv6 ranges the owner stands in `EGRESS6`.
 #[btf_map]
 pub static SLICES4: HashMap<V4, Owners, 65_536, NO_PREALLOC> = HashMap::new();
-/// Where new connections of pools go that this server owns nothing of, by this server's number of the pool (FWD-2).
+/// Where new connections of pools go that this server owns nothing of, by this server's number of the pool, or of the
+/// exit (FWD-2).
 #[btf_map]
-pub static FORWARDS: HashMap<u32, Forward, { MAX_POOLS as usize }, NO_PREALLOC> = HashMap::new();
+pub static FORWARDS: HashMap<u32, Forward, { MAX_EXITS as usize }, NO_PREALLOC> = HashMap::new();
 /// What tunnel ids of other servers' connections mean here.
 #[btf_map]
-pub static TARGETS: HashMap<u32, Target, { MAX_POOLS as usize }, NO_PREALLOC> = HashMap::new();
+pub static TARGETS: HashMap<u32, Target, { MAX_EXITS as usize }, NO_PREALLOC> = HashMap::new();
 
 // Flows and counts.
 #[btf_map]

@@ -33,6 +33,8 @@ pub struct Outgoing<A> {
     pub zone: u32,
     /// Pool number once it is known.
     pub pool: u32,
+    /// What it may use of the pool: the number of an exit; 0: all of it.
+    pub exit: u32,
     /// The one candidate that a policy or a probe lets it leave by, from 1; 0: any of the pool's.
     pub only: u32,
     /// The policy that decided, from 1; 0: none.

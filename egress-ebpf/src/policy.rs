@@ -62,9 +62,10 @@ impl Policed for V6 {
     }
 }
 
-/// Decides for a packet whose zone is known, or for what it quotes as an ICMP error. Policies are about TCP and UDP. [`next::ADMIT`]: a new flow leaves by the packet's pool, of which a
-/// policy may have chosen one address. [`next::PASS`]: a policy leaves it on the default egress.
-/// [`next::REFUSE`]: for the packet's reason.
+/// Decides for a packet whose zone is known, or for what it quotes as an ICMP error. Policies are about TCP and UDP.
+/// [`next::ADMIT`]: a new flow leaves by the packet's pool, of which a policy may have chosen one address.
+/// [`next::FORWARD`]: a policy has chosen an address that other servers have. [`next::PASS`]: a policy leaves it on the
+/// default egress. [`next::REFUSE`]: for the packet's reason.
 #[inline(always)]
 pub fn decide<A: Policed>(configuration: &Configuration, packet: &mut Outgoing<A>) -> i32 {
     if configuration.settings().rules == 0 || !packet::translated(packet.about) {
@@ -106,6 +107,11 @@ fn look_up<A: Policed>(packet: &mut Outgoing<A>) -> i32 {
         return next::PASS;
     }
     packet.pool = exit.pool;
+    packet.exit = 0;
+    if exit.candidate & Exit::ELSEWHERE != 0 {
+        packet.exit = exit.candidate & !Exit::ELSEWHERE;
+        return next::FORWARD;
+    }
     if exit.candidate == 0 {
         packet.reason = Reason::NoAddress;
         return next::REFUSE;

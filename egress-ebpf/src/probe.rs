@@ -30,6 +30,7 @@ pub fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     packet.probe = cookie;
     packet.zone = 0;
     packet.pool = probe.pool;
+    packet.exit = 0;
     packet.only = probe.candidate.saturating_add(1);
     packet.policy = 0;
     packet.kind = 0;

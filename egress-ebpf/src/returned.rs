@@ -6,7 +6,7 @@ use egress_common::icmp;
 use egress_common::key::{FlowKey, TCP, realm};
 use egress_common::packet::{self, Fragment, control};
 use egress_common::reason::Reason;
-use egress_common::slot::flag;
+use egress_common::slot::{flag, server_and_exit};
 use egress_common::tcp::Way;
 
 use crate::family::Family;
@@ -113,7 +113,7 @@ fn message<A: Family>(ctx: &TcContext, ip: &packet::Ip<A>, sender: u32) -> Resul
 fn forwarded<A: Family>(key: &FlowKey<A>, server: u32) -> Result<Found<A>, Reason> {
     let found = flow::outgoing(key).ok_or(Reason::Unsolicited)?;
     // SAFETY: a live map value that was checked to be this packet's.
-    let number = unsafe { (*found.slot).interface };
+    let (number, _) = server_and_exit(unsafe { (*found.slot).interface });
     if found.word.has(flag::FORWARDED) && number == server {
         Ok(found)
     } else {

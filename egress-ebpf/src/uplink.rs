@@ -292,6 +292,7 @@ fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 
     }
     packet.zone = number;
     packet.pool = zone.pool;
+    packet.exit = zone.exit;
     packet.only = 0;
     packet.policy = 0;
     packet.redirect = false;

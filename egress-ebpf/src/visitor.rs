@@ -120,6 +120,7 @@ fn first<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
         return report::drop(ctx, Reason::TunnelStray);
     };
     packet.pool = target.pool;
+    packet.exit = target.exit;
     next::ADMIT
 }
 

@@ -3,6 +3,7 @@
 //! Names are resolved, references followed, defaults filled in; what is left are numbers and addresses that
 //! translate to map entries one to one. [`crate::resolve`] makes it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 pub use egress_common::forward::Tier;
@@ -35,6 +36,28 @@ pub struct Desired {
     pub refuse: Refuse,
     /// The other servers, if they reach each other.
     pub tunnel: Option<DesiredTunnel>,
+    /// The zones that are confined to locations, by number (FWD-8).
+    pub confined: BTreeMap<u16, Confinement>,
+}
+
+/// Where a zone may leave, and what that makes of its pool on this server (FWD-8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confinement {
+    /// The names of the locations.
+    pub regions: Vec<String>,
+    /// What it may use.
+    pub part: Part,
+}
+
+/// What some traffic may use of its pool on this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    All,
+    /// One of [`DesiredTunnel::exits`].
+    Exit(usize),
+    /// Nothing.
+    Nothing,
 }
 
 /// The way to the other servers, and what is theirs (FWD-5, FWD-6).
@@ -50,6 +73,26 @@ pub struct DesiredTunnel {
     pub peers: Vec<DesiredPeer>,
     /// What pools are between servers.
     pub pools: Vec<DesiredForward>,
+    /// What certain traffic may use of them.
+    pub exits: Vec<DesiredPart>,
+}
+
+/// What certain traffic may use of a pool: a policy's address, or what is left to a zone that is confined to locations
+/// where this server has no IPv4 address for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredPart {
+    /// This server's number of the pool.
+    pub pool: u16,
+    /// The one address; without it all of the pool's.
+    pub only: Option<Ipv4Addr>,
+    /// The locations where it may leave; anywhere if there are none.
+    pub regions: Vec<String>,
+    /// The tunnel id, of the address or of the pool; the same on all servers.
+    pub target: u32,
+    /// Whether it may leave here: by the address if this server has it, by the pool's IPv6 ranges.
+    pub here: bool,
+    /// As [`DesiredForward::shares`].
+    pub shares: Option<Vec<(usize, Tier)>>,
 }
 
 /// A pool among servers: its tunnel id, and where its new connections go (FWD-2).
@@ -149,7 +192,14 @@ pub enum DesiredExit {
         /// What of the pool.
         address: Address,
     },
-    /// This server has no part of it: they are refused.
+    /// By an IPv4 address that other servers have (FWD-2).
+    Elsewhere {
+        /// Number of the pool that has it.
+        pool: u16,
+        /// The one of [`DesiredTunnel::exits`].
+        exit: usize,
+    },
+    /// Nobody who may translate has it: they are refused.
     Nowhere {
         /// Number of the pool that has it.
         pool: u16,
@@ -228,8 +278,14 @@ impl Desired {
     pub fn forwarded(&self, pool: u16, inside: Ipv4Addr) -> Option<(&DesiredPeer, Tier)> {
         let tunnel = self.tunnel.as_ref()?;
         let pool = tunnel.pools.iter().find(|one| one.pool == pool)?;
-        let (peer, tier) = *pool.shares.as_ref()?.get(share_of(inside.octets()))?;
-        Some((tunnel.peers.get(peer)?, tier))
+        tunnel.share(pool.shares.as_ref()?, inside)
+    }
+
+    /// The server that translates new connections of an inside address which leave by an exit.
+    pub fn forwarded_by(&self, exit: usize, inside: Ipv4Addr) -> Option<(&DesiredPeer, Tier)> {
+        let tunnel = self.tunnel.as_ref()?;
+        let exit = tunnel.exits.get(exit)?;
+        tunnel.share(exit.shares.as_ref()?, inside)
     }
 
     /// The pool with this number.
@@ -245,5 +301,12 @@ impl Desired {
             .iter()
             .any(|net| net.contains(&destination))
             || (port == crate::config::DNS_PORT && self.exempt.resolvers.contains(&destination))
+    }
+}
+
+impl DesiredTunnel {
+    fn share(&self, shares: &[(usize, Tier)], inside: Ipv4Addr) -> Option<(&DesiredPeer, Tier)> {
+        let (peer, tier) = *shares.get(share_of(inside.octets()))?;
+        Some((self.peers.get(peer)?, tier))
     }
 }

@@ -24,7 +24,9 @@ use crate::config::IcmpQueries;
 use crate::dataplane::api::{
     DataPlaneView, Exit, FlowKey, FlowRecord, OriginFilter, OriginMatch, Protocol, Traveller, Way,
 };
-use crate::desired::{Candidate, Desired, DesiredExit, DesiredPrefix, DesiredZone, Tier};
+use crate::desired::{
+    Candidate, Desired, DesiredExit, DesiredPeer, DesiredPrefix, DesiredZone, Part, Tier,
+};
 use crate::resource::Address;
 
 /// What a packet is, as far as decisions depend on it.
@@ -228,6 +230,9 @@ pub struct Explanation {
     /// [`UNKNOWN_PORT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub by_source_port: Vec<ByPort>,
+    /// The locations to which the zone is confined (FWD-8).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub regions: Vec<String>,
     /// The pool it leaves by: that of its zone's setting, or that of the policy's address.
     pub pool: Option<String>,
     /// The pool's egress IPs in the order in which they are tried.
@@ -295,6 +300,9 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
         zone: zone.map(|zone| zone.name.clone()),
         policy: None,
         by_source_port: Vec::new(),
+        regions: zone
+            .and_then(|zone| desired.confined.get(&zone.number))
+            .map_or_else(Vec::new, |confined| confined.regions.clone()),
         pool: pool.map(|pool| pool.id.clone()),
         candidates: Vec::new(),
         path: None,
@@ -347,8 +355,31 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
             explanation.outcome = refused(Reason::NoAddress);
             return explanation;
         }
+        Some(DesiredExit::Elsewhere { pool, exit }) => {
+            explanation.pool = desired.pool(pool).map(|pool| pool.id.clone());
+            let to = forwarded_by(desired, exit, query);
+            explanation.set_forwarded(to, realm);
+            return explanation;
+        }
         Some(DesiredExit::Default) | None => (pool, None),
     };
+    // What a zone's confinement leaves of its pool; a policy's address was chosen by it.
+    let confined = desired
+        .confined
+        .get(&zone.number)
+        .filter(|_| exit.is_none());
+    match confined.map_or(Part::All, |confined| confined.part) {
+        Part::Nothing => {
+            explanation.outcome = refused(Reason::NoAddress);
+            return explanation;
+        }
+        Part::Exit(exit) if query.source.is_ipv4() || !leaves_here(desired, exit) => {
+            let to = forwarded_by(desired, exit, query);
+            explanation.set_forwarded(to, realm);
+            return explanation;
+        }
+        Part::Exit(_) | Part::All => {}
+    }
     explanation.pool = pool.map(|pool| pool.id.clone());
     let Some(pool) = pool else {
         explanation.outcome = refused(Reason::Blocked);
@@ -378,22 +409,49 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
         }
     };
     if let IpAddr::V4(source) = query.source
-        && let Some((peer, tier)) = desired.forwarded(pool.number, source)
+        && let Some(to) = desired.forwarded(pool.number, source)
     {
-        if realm.is_some() {
-            explanation.outcome = refused(Reason::ForwardedRealm);
-            return explanation;
-        }
-        explanation.path = Some(format!("peer {}", peer.name));
-        explanation.outcome = Outcome::Forwarded {
-            server: peer.name.clone(),
-            nearness: nearness(tier).to_owned(),
-        };
+        explanation.set_forwarded(Some(to), realm);
         return explanation;
     }
     explanation.path = Some("local".into());
     explanation.outcome = admit(&explanation.candidates);
     explanation
+}
+
+impl Explanation {
+    /// Another server translates it, if any does.
+    fn set_forwarded(&mut self, to: Option<(&DesiredPeer, Tier)>, realm: Option<u16>) {
+        self.outcome = match to {
+            None => refused(Reason::NoAddress),
+            Some(_) if realm.is_some() => refused(Reason::ForwardedRealm),
+            Some((peer, tier)) => {
+                self.path = Some(format!("peer {}", peer.name));
+                Outcome::Forwarded {
+                    server: peer.name.clone(),
+                    nearness: nearness(tier).to_owned(),
+                }
+            }
+        };
+    }
+}
+
+/// IPv6 is never forwarded (FWD-1).
+fn forwarded_by<'d>(
+    desired: &'d Desired,
+    exit: usize,
+    query: &Query,
+) -> Option<(&'d DesiredPeer, Tier)> {
+    match query.source {
+        IpAddr::V4(source) => desired.forwarded_by(exit, source),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn leaves_here(desired: &Desired, exit: usize) -> bool {
+    let tunnel = desired.tunnel.as_ref();
+    let exit = tunnel.and_then(|tunnel| tunnel.exits.get(exit));
+    exit.is_some_and(|exit| exit.here)
 }
 
 /// What no policy that names an address makes leave.

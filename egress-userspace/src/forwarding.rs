@@ -2,91 +2,245 @@
 //! inside addresses from locations and placements alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use egress_common::family::V4;
-use egress_common::forward::{Regions, Site};
+use egress_common::forward::{MAX_REGIONS, Regions, Site};
 use egress_common::placement::digest;
 use egress_common::share::{self, END_OF_TARGETS, FIRST_TARGET, Offer, SHARES};
 
-use crate::desired::{DesiredForward, DesiredPeer, Tier};
+use crate::desired::{DesiredForward, DesiredPart, DesiredPeer, Part, Tier};
 use crate::liveness::{Healths, State};
 use crate::placed::{self, Standing};
 use crate::resource::{Address, Pool, Resources};
 use crate::store::Numbers;
 
-/// What this server does with the new connections of each pool.
-pub fn pools(
-    resources: &Resources,
-    server: &str,
-    peers: &[DesiredPeer],
-    numbers: &Numbers,
-    healths: &Healths,
-) -> Vec<DesiredForward> {
-    let known = Known::of(resources, peers, healths);
-    let targets = targets(resources);
-    let sites = sites(resources);
-    resources
-        .pools
-        .iter()
-        .filter_map(|pool| {
-            Some(DesiredForward {
-                pool: *numbers.pools.get(&pool.id)?,
-                target: *targets.get(pool.id.as_str())?,
-                shares: shares(resources, pool, server, peers, &sites, &known),
-            })
-        })
-        .collect()
+/// Decides where this server's new connections go.
+pub struct Planner<'r> {
+    resources: &'r Resources,
+    server: &'r str,
+    peers: &'r [DesiredPeer],
+    sites: BTreeMap<&'r str, Site>,
+    known: Known<'r>,
+    targets: BTreeMap<String, u32>,
+    /// What certain traffic may use of pools, once it was asked for.
+    pub exits: Vec<DesiredPart>,
 }
 
-/// Where the shares of a pool go; `None` if this server may use something of it, or nobody else may.
-fn shares(
-    resources: &Resources,
-    pool: &Pool,
-    server: &str,
-    peers: &[DesiredPeer],
-    sites: &BTreeMap<&str, Site>,
-    known: &Known<'_>,
-) -> Option<Vec<(usize, Tier)>> {
-    let here = *sites.get(server)?;
-    let mut offers = Vec::new();
-    for address in &pool.addresses {
-        let Address::V4(single) = *address else {
-            continue;
-        };
-        // What drains takes nothing new, here and elsewhere (POOL-9).
-        if resources.drains(pool, address) {
-            continue;
-        }
-        if placed::slices_of(resources, server, single) != 0 {
-            return None;
-        }
-        for (owner, slices) in placed::owners(resources, single) {
-            // Who has no tunnel cannot be reached.
-            if peers.iter().any(|peer| peer.name == owner.server.name)
-                && let Some(site) = sites.get(owner.server.name.as_str())
-            {
-                offers.push(Offer {
-                    owner: Site {
-                        out: u16::from(known.out.contains(owner.server.name.as_str())),
-                        ..*site
-                    },
-                    address: u64::from(single.to_bits()),
-                    slices,
-                    distance: known.distance(resources, server, &owner),
-                });
-            }
+/// Where a policy's IPv4 address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// This server has it.
+    Here,
+    /// Others have it: by this one of [`Planner::exits`].
+    Elsewhere(usize),
+    /// Others have it, whom this server cannot send anything.
+    OutOfReach,
+    /// It drains, nobody who has it is there, or nobody who has it may translate.
+    Down,
+}
+
+impl<'r> Planner<'r> {
+    /// Begins with what is known of the others: none of them, if the servers do not reach each other.
+    pub fn new(
+        resources: &'r Resources,
+        server: &'r str,
+        peers: &'r [DesiredPeer],
+        healths: &Healths,
+    ) -> Self {
+        Self {
+            resources,
+            server,
+            peers,
+            sites: sites(resources),
+            known: Known::of(resources, peers, healths),
+            targets: targets(resources),
+            exits: Vec::new(),
         }
     }
-    let peer_of = |number: u16| {
-        let (name, _) = sites.iter().find(|(_, site)| site.server == number)?;
-        peers.iter().position(|peer| peer.name == *name)
-    };
-    (0..SHARES)
-        .map(|share| {
-            let choice = share::decide::<V4>(here, Regions::default(), &offers, share)?;
-            Some((peer_of(choice.server)?, choice.tier))
+
+    /// What this server does with the new connections of each pool.
+    pub fn pools(&self, numbers: &Numbers) -> Vec<DesiredForward> {
+        let pools = self.resources.pools.iter();
+        pools
+            .filter_map(|pool| {
+                Some(DesiredForward {
+                    pool: *numbers.pools.get(&pool.id)?,
+                    target: *self.targets.get(&pool.id)?,
+                    shares: self.shares(&self.usable(pool), &[]),
+                })
+            })
+            .collect()
+    }
+
+    /// What a zone may use of its pool that is confined to these locations (FWD-8).
+    pub fn confined(&mut self, pool: &Pool, number: u16, regions: &[String]) -> Part {
+        let here = self.allows_here(regions);
+        let usable = self.usable(pool);
+        if here && (self.peers.is_empty() || usable.iter().any(|one| self.owns(*one))) {
+            return Part::All;
+        }
+        let shares = self.shares(&usable, regions);
+        let Some(target) = self.targets.get(&pool.id).copied() else {
+            return Part::Nothing;
+        };
+        if self.peers.is_empty() || !here && shares.is_none() {
+            return Part::Nothing;
+        }
+        Part::Exit(self.exit(DesiredPart {
+            pool: number,
+            only: None,
+            regions: regions.to_vec(),
+            target,
+            here,
+            shares,
+        }))
+    }
+
+    /// Where a policy's address of a pool is, for zones that are confined to these locations.
+    pub fn address(
+        &mut self,
+        (pool, number): (&Pool, u16),
+        address: Ipv4Addr,
+        regions: &[String],
+    ) -> Whereabouts {
+        if self.resources.drains(pool, &Address::V4(address)) {
+            return Whereabouts::Down;
+        }
+        if self.owns(address) && self.allows_here(regions) {
+            return Whereabouts::Here;
+        }
+        let owners = placed::owners(self.resources, address);
+        let allowed = |owner: &&Standing<'_>| is_among(regions, &owner.location.name);
+        let reached = |owner: &&Standing<'_>| {
+            let name = &owner.server.name;
+            self.peers.iter().any(|peer| peer.name == *name)
+        };
+        let mut allowed = owners
+            .iter()
+            .map(|(owner, _)| owner)
+            .filter(allowed)
+            .peekable();
+        if allowed.peek().is_some() && !allowed.any(|owner| reached(&owner)) {
+            return Whereabouts::OutOfReach;
+        }
+        let target = self.targets.get(&called(address)).copied();
+        let Some((target, shares)) = target.zip(self.shares(&[address], regions)) else {
+            return Whereabouts::Down;
+        };
+        Whereabouts::Elsewhere(self.exit(DesiredPart {
+            pool: number,
+            only: Some(address),
+            regions: regions.to_vec(),
+            target,
+            here: false,
+            shares: Some(shares),
+        }))
+    }
+
+    /// Has a policy's address ready for others who forward to this server.
+    pub fn serve(&mut self, number: u16, address: Ipv4Addr) {
+        if self.peers.is_empty() || !self.owns(address) {
+            return;
+        }
+        if let Some(target) = self.targets.get(&called(address)).copied() {
+            self.exit(DesiredPart {
+                pool: number,
+                only: Some(address),
+                regions: Vec::new(),
+                target,
+                here: true,
+                shares: None,
+            });
+        }
+    }
+
+    /// Whether what is confined to these locations may leave here.
+    pub fn allows_here(&self, regions: &[String]) -> bool {
+        let here = placed::servers(self.resources).find(|one| one.server.name == self.server);
+        regions.is_empty() || here.is_some_and(|here| is_among(regions, &here.location.name))
+    }
+
+    /// The number of an exit, which is noted once.
+    fn exit(&mut self, wanted: DesiredPart) -> usize {
+        let found = self.exits.iter().position(|one| *one == wanted);
+        found.unwrap_or_else(|| {
+            self.exits.push(wanted);
+            self.exits.len() - 1
         })
-        .collect()
+    }
+
+    fn owns(&self, address: Ipv4Addr) -> bool {
+        placed::slices_of(self.resources, self.server, address) != 0
+    }
+
+    /// A pool's IPv4 addresses that take anything new: what drains does not, here and elsewhere (POOL-9).
+    fn usable(&self, pool: &Pool) -> Vec<Ipv4Addr> {
+        let all = pool.addresses.iter();
+        all.filter(|address| !self.resources.drains(pool, address))
+            .filter_map(|address| match *address {
+                Address::V4(single) => Some(single),
+                Address::V6(_) => None,
+            })
+            .collect()
+    }
+
+    /// Where the shares of these addresses go; `None` if this server may translate by one of them, or nobody else may.
+    fn shares(&self, addresses: &[Ipv4Addr], regions: &[String]) -> Option<Vec<(usize, Tier)>> {
+        let here = *self.sites.get(self.server)?;
+        let may_stay = self.allows_here(regions);
+        let mut offers = Vec::new();
+        for address in addresses {
+            if may_stay && self.owns(*address) {
+                return None;
+            }
+            for (owner, slices) in placed::owners(self.resources, *address) {
+                // Who has no tunnel cannot be reached.
+                if self.peers.iter().any(|peer| peer.name == owner.server.name)
+                    && let Some(site) = self.sites.get(owner.server.name.as_str())
+                {
+                    offers.push(Offer {
+                        owner: Site {
+                            out: u16::from(self.known.out.contains(owner.server.name.as_str())),
+                            ..*site
+                        },
+                        address: u64::from(address.to_bits()),
+                        slices,
+                        distance: self.known.distance(self.resources, self.server, &owner),
+                    });
+                }
+            }
+        }
+        let regions = self.regions(regions)?;
+        let peer_of = |number: u16| {
+            let (name, _) = self.sites.iter().find(|(_, site)| site.server == number)?;
+            self.peers.iter().position(|peer| peer.name == *name)
+        };
+        (0..SHARES)
+            .map(|share| {
+                let choice = share::decide::<V4>(here, regions, &offers, share)?;
+                Some((peer_of(choice.server)?, choice.tier))
+            })
+            .collect()
+    }
+
+    /// Locations by their numbers; `None` if there is none of these, since no number means everywhere.
+    fn regions(&self, names: &[String]) -> Option<Regions> {
+        let mut regions = Regions::default();
+        let numbers: BTreeSet<u16> = placed::servers(self.resources)
+            .filter(|one| names.contains(&one.location.name))
+            .filter_map(|one| Some(self.sites.get(one.server.name.as_str())?.location))
+            .collect();
+        for (place, number) in regions.0.iter_mut().zip(&numbers) {
+            *place = *number;
+        }
+        let fits = numbers.len() <= MAX_REGIONS && (names.is_empty() || !numbers.is_empty());
+        fits.then_some(regions)
+    }
+}
+
+fn is_among(regions: &[String], location: &str) -> bool {
+    regions.is_empty() || regions.iter().any(|one| one == location)
 }
 
 /// What probes say about the other servers.
@@ -164,26 +318,40 @@ fn sites(resources: &Resources) -> BTreeMap<&str, Site> {
         .collect()
 }
 
-/// The tunnel id of a pool: a digest of the pool's id and of nothing else, because a server may know of other pools than
-/// another one does, and pools' numbers are each server's own.
-pub fn target(pool: &str) -> u32 {
+/// The tunnel id of a pool, by its id, or of a policy's address, by what it is [`called`]: a digest of that and of nothing
+/// else, because a server may know of other pools than another one does, and pools' numbers are each server's own.
+pub fn target(name: &str) -> u32 {
     let room = END_OF_TARGETS - FIRST_TARGET;
-    FIRST_TARGET + (digest(pool) % u64::from(room)) as u32
+    FIRST_TARGET + (digest(name) % u64::from(room)) as u32
 }
 
-/// Tunnel ids by the pools' ids. Two that meet are refused when resources are checked; had they come here all the
-/// same, neither would have one.
-fn targets(resources: &Resources) -> BTreeMap<&str, u32> {
-    let mut pools: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
-    for pool in &resources.pools {
-        pools.entry(target(&pool.id)).or_default().push(&pool.id);
+/// What a policy's address is called in the tunnel.
+pub fn called(address: Ipv4Addr) -> String {
+    format!("address {address}")
+}
+
+/// The IPv4 addresses that policies name, each once.
+pub fn named(resources: &Resources) -> BTreeSet<Ipv4Addr> {
+    let egress = resources
+        .policies
+        .iter()
+        .filter_map(|one| one.egress.as_ref());
+    let both = egress.flat_map(|egress| [egress.ipv4, egress.ipv4_fallback]);
+    both.filter(|address| !address.is_unspecified()).collect()
+}
+
+/// Tunnel ids of pools and of policies' addresses. Two that meet are refused when resources are checked; had they come
+/// here all the same, neither would have one.
+fn targets(resources: &Resources) -> BTreeMap<String, u32> {
+    let pools = resources.pools.iter().map(|pool| pool.id.clone());
+    let mut found: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for name in pools.chain(named(resources).into_iter().map(called)) {
+        found.entry(target(&name)).or_default().push(name);
     }
-    let single = pools
-        .into_iter()
-        .filter_map(|(target, pools)| match *pools {
-            [pool] => Some((pool, target)),
-            _ => None,
-        });
+    let single = found.into_iter().filter_map(|(target, names)| {
+        let [name] = <[String; 1]>::try_from(names).ok()?;
+        Some((name, target))
+    });
     single.collect()
 }
 

@@ -1,15 +1,21 @@
 //! From resources and configuration to what the data plane shall do: a pure function.
 
 pub use crate::desired::{
-    Candidate, Desired, DesiredExit, DesiredMark, DesiredPeer, DesiredPolicy, DesiredPool,
-    DesiredPrefix, DesiredTunnel, DesiredZone, Selectors,
+    Candidate, Confinement, Desired, DesiredExit, DesiredMark, DesiredPeer, DesiredPolicy,
+    DesiredPool, DesiredPrefix, DesiredTunnel, DesiredZone, Selectors,
 };
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use egress_common::port;
 use egress_common::settings::MAX_POOLS;
 
+use ipnet::Ipv6Net;
+
 use crate::config::Config;
-use crate::forwarding;
+use crate::desired::Part;
+use crate::forwarding::{self, Planner, Whereabouts};
 use crate::liveness::Healths;
 use crate::placed;
 use crate::policy::Mistake;
@@ -145,7 +151,15 @@ pub fn resolve_among(
     }
     zones.sort_by_key(|zone| zone.number);
     pools.sort_by_key(|pool| pool.number);
-    let policies = resolve_policies(resources, &zones, &pools)?;
+    let (own, peers) = match placed::others(resources, name) {
+        Some((own, peers)) => (Some(own), peers),
+        None => (None, Vec::new()),
+    };
+    let mut planner = Planner::new(resources, name, &peers, healths);
+    let confined = confine(resources, &zones, &mut planner);
+    let policies = resolve_policies(resources, &zones, &pools, &mut planner)?;
+    let forwards = planner.pools(numbers);
+    let exits = planner.exits;
     Ok(Desired {
         zones,
         pools,
@@ -154,14 +168,45 @@ pub fn resolve_among(
         timers: config.timers,
         log: config.flow_log.as_ref().map_or(0, |log| log.events),
         refuse: config.dataplane.refuse,
-        tunnel: placed::others(resources, name).map(|(own, peers)| DesiredTunnel {
+        tunnel: own.map(|own| DesiredTunnel {
             own,
             device: config.tunnel.device.clone(),
             port: config.tunnel.port,
-            pools: forwarding::pools(resources, name, &peers, numbers, healths),
+            pools: forwards,
+            exits,
             peers,
         }),
+        confined,
     })
+}
+
+/// What is left of their pools to zones that are confined to locations (FWD-8).
+fn confine(
+    resources: &Resources,
+    zones: &[DesiredZone],
+    planner: &mut Planner<'_>,
+) -> BTreeMap<u16, Confinement> {
+    let mut confined = BTreeMap::new();
+    for zone in zones {
+        let regions = regions(resources, zone);
+        if regions.is_empty() {
+            continue;
+        }
+        let setting = resources.zone(&zone.id).map(|found| resources.aegis(found));
+        let pool = setting.and_then(|setting| resources.pool(setting.pool_id.as_deref()?));
+        let part = match pool.zip(zone.pool) {
+            Some((pool, number)) => planner.confined(pool, number, regions),
+            None => Part::Nothing,
+        };
+        let regions = regions.to_vec();
+        confined.insert(zone.number, Confinement { regions, part });
+    }
+    confined
+}
+
+fn regions<'r>(resources: &'r Resources, zone: &DesiredZone) -> &'r [String] {
+    let found = resources.zone(&zone.id);
+    found.map_or(&[], |found| found.regions.as_slice())
 }
 
 /// The addresses and ranges that would be this server's egress IPs.
@@ -266,11 +311,13 @@ fn resolve_pool(resources: &Resources, pool: &Pool, number: u16, server: &str) -
 }
 
 /// The policies that are asked, by precedence. Those of several accounts never meet (ZONE-5), so their order among each
-/// other is nobody's business.
+/// other is nobody's business. One that does not leave in the same way for all of its zones, since some are confined to
+/// locations, is there once for each way.
 fn resolve_policies(
     resources: &Resources,
     zones: &[DesiredZone],
     pools: &[DesiredPool],
+    planner: &mut Planner<'_>,
 ) -> Result<Vec<DesiredPolicy>, ResolveError> {
     let mut asked: Vec<&Policy> = resources
         .policies
@@ -286,87 +333,143 @@ fn resolve_policies(
                 policy: policy.name.clone(),
                 mistake,
             })?;
-        let of_account = |zone: &&DesiredZone| {
+        let of_account = zones.iter().filter(|zone| {
             resources
                 .zone(&zone.id)
                 .is_some_and(|zone| resources.same_account(&zone.account, &policy.account))
-        };
-        let (ipv4, ipv6) = match &policy.egress {
-            None => (DesiredExit::Default, DesiredExit::Default),
-            Some(egress) => {
-                let primary = Address::V4(egress.ipv4);
-                let available = |address: Address| {
-                    let pool = resources
-                        .pools
-                        .iter()
-                        .find(|pool| pool.addresses.contains(&address));
-                    pool.is_some_and(|pool| !resources.drains(pool, &address))
-                };
-                // The secondary takes the place of a primary that drains (POLICY-4).
-                let ipv4 = if available(primary) {
-                    exit(resources, pools, policy, primary)?
-                } else if egress.ipv4_fallback.is_unspecified() {
-                    DesiredExit::Default
-                } else {
-                    exit(resources, pools, policy, Address::V4(egress.ipv4_fallback))?
-                };
-                (
-                    ipv4,
-                    exit(resources, pools, policy, Address::V6(egress.ipv6))?,
-                )
-            }
-        };
-        resolved.push(DesiredPolicy {
-            name: policy.name.clone(),
-            zones: zones
-                .iter()
-                .filter(of_account)
-                .map(|zone| zone.number)
-                .collect(),
-            traffic,
-            ipv4,
-            ipv6,
         });
+        // One of no zone is there as well: it is listed, and nothing meets it.
+        let mut ways: Vec<(&[String], Vec<u16>)> = vec![(&[], Vec::new())];
+        for zone in of_account {
+            let regions = regions(resources, zone);
+            match ways.iter_mut().find(|(one, _)| *one == regions) {
+                Some((_, zones)) => zones.push(zone.number),
+                None => ways.push((regions, vec![zone.number])),
+            }
+        }
+        let mut found: Vec<DesiredPolicy> = Vec::new();
+        for (regions, zones) in ways {
+            let (ipv4, ipv6) = exits(resources, pools, policy, regions, planner)?;
+            let same = found
+                .iter_mut()
+                .find(|one| one.zones.is_empty() || (one.ipv4, one.ipv6) == (ipv4, ipv6));
+            match same {
+                Some(same) if !zones.is_empty() => {
+                    (same.ipv4, same.ipv6) = (ipv4, ipv6);
+                    same.zones.extend(zones);
+                    same.zones.sort_unstable();
+                }
+                Some(_) => {}
+                None => found.push(DesiredPolicy {
+                    name: policy.name.clone(),
+                    zones,
+                    traffic: traffic.clone(),
+                    ipv4,
+                    ipv6,
+                }),
+            }
+        }
+        resolved.append(&mut found);
+    }
+    for address in forwarding::named(resources) {
+        if let Some((_, number)) = member(resources, pools, Address::V4(address)) {
+            planner.serve(number, address);
+        }
     }
     Ok(resolved)
 }
 
-/// How flows leave by an address: this server may have no part of it.
-fn exit(
+/// How a policy's flows of both families leave, from zones that are confined to these locations.
+fn exits(
     resources: &Resources,
     pools: &[DesiredPool],
     policy: &Policy,
-    address: Address,
-) -> Result<DesiredExit, ResolveError> {
-    let pool = resources
-        .pools
-        .iter()
-        .find(|pool| pool.addresses.contains(&address))
-        .and_then(|pool| pools.iter().find(|resolved| resolved.id == pool.id))
-        .ok_or_else(|| ResolveError::NoMember {
-            policy: policy.name.clone(),
-            address,
-        })?;
-    let here = match address {
-        Address::V4(address) => pool
-            .candidates
-            .iter()
-            .find(|candidate| candidate.address == address)
-            .map(|candidate| Address::V4(candidate.address)),
-        Address::V6(range) => pool
-            .prefixes
-            .iter()
-            .find(|part| range.contains(&part.prefix))
-            .map(|part| Address::V6(part.prefix)),
+    regions: &[String],
+    planner: &mut Planner<'_>,
+) -> Result<(DesiredExit, DesiredExit), ResolveError> {
+    let here = planner.allows_here(regions);
+    let Some(egress) = &policy.egress else {
+        // The default egress is here, wherever else it would be allowed (FWD-8).
+        let exit = if here {
+            DesiredExit::Default
+        } else {
+            DesiredExit::Nowhere { pool: NO_POOL }
+        };
+        return Ok((exit, exit));
     };
-    Ok(
-        here.map_or(DesiredExit::Nowhere { pool: pool.number }, |address| {
-            DesiredExit::By {
-                pool: pool.number,
-                address,
-            }
-        }),
-    )
+    let mut of = |address: Ipv4Addr| -> Result<Option<DesiredExit>, ResolveError> {
+        let (pool, number) = member(resources, pools, Address::V4(address))
+            .ok_or_else(|| no_member(policy, Address::V4(address)))?;
+        let nowhere = DesiredExit::Nowhere { pool: number };
+        Ok(match planner.address((pool, number), address, regions) {
+            Whereabouts::Here => Some(DesiredExit::By {
+                pool: number,
+                address: Address::V4(address),
+            }),
+            Whereabouts::Elsewhere(exit) => Some(DesiredExit::Elsewhere { pool: number, exit }),
+            Whereabouts::OutOfReach => Some(nowhere),
+            Whereabouts::Down => None,
+        })
+    };
+    // The secondary takes the place of a primary that drains, or whose locations are down (POLICY-4).
+    let ipv4 = match of(egress.ipv4)? {
+        Some(exit) => exit,
+        None if egress.ipv4_fallback.is_unspecified() && here => DesiredExit::Default,
+        None if egress.ipv4_fallback.is_unspecified() => DesiredExit::Nowhere { pool: NO_POOL },
+        None => {
+            let (_, pool) = member(resources, pools, Address::V4(egress.ipv4_fallback))
+                .ok_or_else(|| no_member(policy, Address::V4(egress.ipv4_fallback)))?;
+            of(egress.ipv4_fallback)?.unwrap_or(DesiredExit::Nowhere { pool })
+        }
+    };
+    Ok((ipv4, range(resources, pools, policy, egress.ipv6, here)?))
+}
+
+/// Where nothing leaves and no pool is to blame: the number of no pool.
+const NO_POOL: u16 = 0;
+
+/// The pool that has an address, and its number.
+fn member<'r>(
+    resources: &'r Resources,
+    pools: &[DesiredPool],
+    address: Address,
+) -> Option<(&'r Pool, u16)> {
+    let all = resources.pools.iter();
+    let pool = all
+        .into_iter()
+        .find(|pool| pool.addresses.contains(&address))?;
+    let resolved = pools.iter().find(|resolved| resolved.id == pool.id)?;
+    Some((pool, resolved.number))
+}
+
+fn no_member(policy: &Policy, address: Address) -> ResolveError {
+    ResolveError::NoMember {
+        policy: policy.name.clone(),
+        address,
+    }
+}
+
+/// How IPv6 leaves by a range: this server may have no part of it. It is never forwarded (FWD-1).
+fn range(
+    resources: &Resources,
+    pools: &[DesiredPool],
+    policy: &Policy,
+    range: Ipv6Net,
+    here: bool,
+) -> Result<DesiredExit, ResolveError> {
+    let address = Address::V6(range);
+    let (_, number) =
+        member(resources, pools, address).ok_or_else(|| no_member(policy, address))?;
+    let parts = pools.iter().filter(|pool| pool.number == number);
+    let mut parts = parts.flat_map(|pool| &pool.prefixes);
+    let part = parts.find(|part| range.contains(&part.prefix));
+    Ok(match part.filter(|_| here) {
+        Some(part) => DesiredExit::By {
+            pool: number,
+            address: Address::V6(part.prefix),
+        },
+        None => DesiredExit::Nowhere { pool: number },
+    })
 }
 
 fn pool_number(numbers: &Numbers, id: &str, limits: Limits) -> Result<u16, ResolveError> {

@@ -165,6 +165,13 @@ pub fn resources_of(amsterdam: u32, paris: u32, pools: usize) -> Resources {
     }
 }
 
+/// Confines the first zone to a location, by its name (FWD-8).
+#[must_use]
+pub fn confined(mut resources: Resources, region: &str) -> Resources {
+    resources.selectors += &format!("\nregions = [\"{region}\"]");
+    resources
+}
+
 /// What differs from lab to lab.
 #[derive(Clone, Debug)]
 pub struct Plan {

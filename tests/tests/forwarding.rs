@@ -319,6 +319,7 @@ fn nearest(lab: &mut Cities) -> Result<()> {
     let check = LeakCheck::start(&lab.lab.node(ORIGIN), "eth0", rules)?;
     numbers_are_nobody_elses(lab)?;
     let (owner, other) = lab.owner_and_neighbour(at)?;
+    where_it_may(lab, owner, &listener)?;
     let cases = [
         (1, owner, Case::Here),
         (1, other, Case::DataCenter),
@@ -483,6 +484,7 @@ fn numbers_are_nobody_elses(lab: &Cities) -> Result<()> {
     Ok(())
 }
 
+    where_it_may(lab, owner, &listener)?;
 /// NAT-5: between servers whose network takes 1,500 bytes like everything else, TCP's segments fit the tunnel both
 /// ways, and a datagram as long as the link takes arrives all the same.
 #[test]

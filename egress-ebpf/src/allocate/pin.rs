@@ -4,6 +4,7 @@ use egress_common::key::OriginKey;
 use egress_common::port::EVERY_PORT;
 use egress_common::reason::Reason;
 use egress_common::settings::Candidate;
+use egress_common::slot::forwarded_by;
 
 use super::Scratch;
 use crate::count;
@@ -28,7 +29,7 @@ pub fn place<A: Scratch>(packet: &Outgoing<A>) -> bool {
         let Some(slot) = A::slot((*open).mine.index) else {
             return false;
         };
-        (*slot).interface = packet.peer;
+        (*slot).interface = forwarded_by(packet.peer, packet.exit);
         (*open).candidate = Candidate {
             address: packet.key.inside,
             // Every port, those below 2048 too: it is the client's own.

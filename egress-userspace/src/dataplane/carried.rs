@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use egress_common::family::V4;
 use egress_common::key::realm;
-use egress_common::slot::{Slot, SlotWord, State, flag};
+use egress_common::slot::{Slot, SlotWord, State, flag, server_and_exit};
 
 use super::maps::Maps;
 use super::sys;
@@ -18,6 +18,8 @@ use crate::dataplane::api::DataPlaneError;
 pub(super) struct Carried {
     /// Of servers.
     pub(super) peers: BTreeSet<u32>,
+    /// Of exits; 0 stands for none.
+    pub(super) exits: BTreeSet<u32>,
 }
 
 impl Carried {
@@ -42,13 +44,17 @@ impl Carried {
     fn add(&mut self, slot: &Slot<V4>) {
         self.peers.extend(realm::peer(slot.flow.realm));
         if slot.word().has(flag::FORWARDED) {
-            self.peers.insert(slot.interface);
+            let (server, exit) = server_and_exit(slot.interface);
+            self.peers.insert(server);
+            self.exits.insert(exit);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use egress_common::slot::forwarded_by;
+
     use super::*;
 
     #[test]
@@ -60,7 +66,7 @@ mod tests {
         };
         let forwarded = Slot {
             flags: flag::FORWARDED,
-            interface: 7,
+            interface: forwarded_by(7, 20_000),
             ..local
         };
         let mut visitor = local;
@@ -71,5 +77,6 @@ mod tests {
             carried.add(&slot);
         }
         assert_eq!(carried.peers, [7, 9].into());
+        assert_eq!(carried.exits, [20_000].into());
     }
 }

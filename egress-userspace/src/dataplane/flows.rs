@@ -11,7 +11,7 @@ use egress_common::count::{Count, Tally};
 use egress_common::family::{Address, V4, V6};
 use egress_common::index::{self, Bucket, HashKey, Place};
 use egress_common::key::{self, OriginKey, Reference, realm};
-use egress_common::slot::{Slot, SlotWord, State, flag};
+use egress_common::slot::{Slot, SlotWord, State, flag, server_and_exit};
 use egress_common::usage::{self, ERAS, Peak, Period};
 
 use super::clock;
@@ -143,7 +143,7 @@ impl<'n> Named<'n> {
             )
         };
         if slot.flags & flag::FORWARDED != 0 {
-            return format!("peer {}", name(slot.interface));
+            return format!("peer {}", name(server_and_exit(slot.interface).0));
         }
         realm::peer(slot.flow.realm).map_or_else(
             || LOCAL.to_owned(),

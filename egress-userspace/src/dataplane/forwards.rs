@@ -10,58 +10,79 @@ use aya::Pod;
 use aya::maps::MapError;
 use egress_common::share::{Forward, SHARES, Target};
 
+use super::exits::{self, ExitNumbers};
 use super::maps::Maps;
 use super::peers::{self, Numbers};
 use crate::dataplane::api::DataPlaneError;
-use crate::desired::DesiredTunnel;
+use crate::desired::{DesiredTunnel, Tier};
 
-/// Enters what tunnel ids mean and where pools' new connections go; returns how many entries changed.
+/// Enters what tunnel ids mean and where new connections go; returns how many entries changed.
 pub(super) fn enter(
     maps: &Maps,
     tunnel: &DesiredTunnel,
     numbers: &Numbers,
+    exits: &ExitNumbers,
 ) -> Result<u64, DataPlaneError> {
-    Ok(
-        put(maps, "TARGETS", &targets(tunnel))?
-            + put(maps, "FORWARDS", &forwards(tunnel, numbers))?,
-    )
+    Ok(put(maps, "TARGETS", &targets(tunnel, exits))?
+        + put(maps, "FORWARDS", &forwards(tunnel, numbers, exits))?)
 }
 
 /// Takes out what is not wanted any more; returns how many entries.
-pub(super) fn forget(maps: &Maps, tunnel: Option<&DesiredTunnel>) -> Result<u64, DataPlaneError> {
-    let targets = tunnel.map(targets).unwrap_or_default();
-    // Their numbers do not matter here.
-    let forwards = tunnel.map(|tunnel| forwards(tunnel, &Numbers::new()));
-    Ok(keep(maps, "TARGETS", &targets)? + keep(maps, "FORWARDS", &forwards.unwrap_or_default())?)
+pub(super) fn forget(
+    maps: &Maps,
+    tunnel: Option<&DesiredTunnel>,
+    exits: &ExitNumbers,
+) -> Result<u64, DataPlaneError> {
+    let targets = tunnel.map(|tunnel| targets(tunnel, exits));
+    // The servers' numbers do not matter here.
+    let forwards = tunnel.map(|tunnel| forwards(tunnel, &Numbers::new(), exits));
+    Ok(keep(maps, "TARGETS", &targets.unwrap_or_default())?
+        + keep(maps, "FORWARDS", &forwards.unwrap_or_default())?)
 }
 
-fn targets(tunnel: &DesiredTunnel) -> BTreeMap<u32, Target> {
-    let all = tunnel.pools.iter();
-    all.map(|one| {
+fn targets(tunnel: &DesiredTunnel, exits: &ExitNumbers) -> BTreeMap<u32, Target> {
+    let pools = tunnel.pools.iter().map(|one| {
         let pool = u32::from(one.pool);
-        (one.target, Target { pool })
-    })
-    .collect()
+        (one.target, Target { pool, exit: 0 })
+    });
+    let served = tunnel.exits.iter().enumerate().filter_map(|(nth, one)| {
+        let pool = u32::from(one.pool);
+        let exit = exits.of(nth);
+        (one.only.is_some() && one.here).then_some((one.target, Target { pool, exit }))
+    });
+    pools.chain(served).collect()
 }
 
-fn forwards(tunnel: &DesiredTunnel, numbers: &Numbers) -> BTreeMap<u32, Forward> {
+fn forwards(
+    tunnel: &DesiredTunnel,
+    numbers: &Numbers,
+    exits: &ExitNumbers,
+) -> BTreeMap<u32, Forward> {
     let number = |peer: usize| {
         let peer = tunnel.peers.get(peer)?;
         let number = numbers.get(&peers::underlay(peer.address))?;
         u16::try_from(*number).ok()
     };
-    let mut found = BTreeMap::new();
-    for one in &tunnel.pools {
+    let forward = |target, regions, shares: &Option<Vec<(usize, Tier)>>| {
         let mut peers = [0; SHARES];
-        // A pool that this server owns something of has its entry too: flows that were forwarded before stay where
-        // they are (FWD-4).
-        for (place, (peer, _)) in peers.iter_mut().zip(one.shares.iter().flatten()) {
+        // What this server owns something of has its entry too: flows that were forwarded before stay where they are
+        // (FWD-4).
+        for (place, (peer, _)) in peers.iter_mut().zip(shares.iter().flatten()) {
             *place = number(*peer).unwrap_or(0);
         }
-        let target = one.target;
-        found.insert(u32::from(one.pool), Forward { target, peers });
-    }
-    found
+        Forward {
+            target,
+            regions,
+            peers,
+        }
+    };
+    let pools = tunnel.pools.iter();
+    let pools = pools.map(|one| (u32::from(one.pool), forward(one.target, 0, &one.shares)));
+    let parts = tunnel.exits.iter().enumerate().map(|(nth, one)| {
+        let forward = forward(one.target, exits::regions(one), &one.shares);
+        (exits.of(nth), forward)
+    });
+    pools.chain(parts).collect()
 }
 
 fn put<T: Pod + PartialEq>(
@@ -104,7 +125,7 @@ fn failed(name: &'static str) -> impl Fn(MapError) -> DataPlaneError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{DesiredForward, DesiredPeer, Tier};
+    use crate::desired::{DesiredForward, DesiredPart, DesiredPeer};
 
     /// FWD-4: what was forwarded before this server got something of the pool needs the pool's tunnel id still.
     #[test]
@@ -120,6 +141,14 @@ mod tests {
             target,
             shares,
         };
+        let part = |only, target, here| DesiredPart {
+            pool: 3,
+            only,
+            regions: Vec::new(),
+            target,
+            here,
+            shares: (!here).then(|| vec![(0, Tier::Location); SHARES]),
+        };
         let tunnel = DesiredTunnel {
             own: [10, 9, 0, 1].into(),
             device: "egress0".into(),
@@ -129,15 +158,29 @@ mod tests {
                 one(3, 77, Some(vec![(0, Tier::Location); SHARES])),
                 one(4, 88, None),
             ],
+            exits: vec![
+                part(None, 77, false),
+                part(Some([192, 0, 2, 1].into()), 99, true),
+            ],
         };
         let numbers = [(peers::underlay([10, 9, 0, 2].into()), 9)].into();
-        let found = forwards(&tunnel, &numbers);
+        let exits = ExitNumbers(vec![20_000, 20_001]);
+        let found = forwards(&tunnel, &numbers, &exits);
         let expected = |target, peer| Forward {
             target,
+            regions: 0,
             peers: [peer; SHARES],
         };
-        assert_eq!(found, [(3, expected(77, 9)), (4, expected(88, 0))].into());
-        let pools = [(77, Target { pool: 3 }), (88, Target { pool: 4 })];
-        assert_eq!(targets(&tunnel), pools.into());
+        let all = [
+            (3, expected(77, 9)),
+            (4, expected(88, 0)),
+            (20_000, expected(77, 9)),
+            (20_001, expected(99, 0)),
+        ];
+        assert_eq!(found, all.into());
+        let of = |pool, exit| Target { pool, exit };
+        // What is only sent elsewhere means nothing here.
+        let known = [(77, of(3, 0)), (88, of(4, 0)), (99, of(3, 20_001))];
+        assert_eq!(targets(&tunnel, &exits), known.into());
     }
 }

@@ -42,6 +42,7 @@ mod clsact;
 mod detach;
 mod devices;
 mod events;
+mod exits;
 mod farewell;
 mod first;
 mod flows;

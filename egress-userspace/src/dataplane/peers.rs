@@ -16,6 +16,7 @@ use egress_common::peer::{
 use egress_common::placement;
 
 use super::carried::Carried;
+use super::exits::ExitNumbers;
 use super::forwards;
 use super::maps::Maps;
 use crate::dataplane::api::{DataPlaneError, PeerStatus};
@@ -42,7 +43,11 @@ pub(super) fn set_end(maps: &Maps, tunnel: Tunnel) -> Result<bool, DataPlaneErro
 
 /// Enters the servers and who owns which slices; returns their numbers, and how many entries changed. What is not
 /// wanted any more stays until [`forget`].
-pub(super) fn enter(maps: &Maps, tunnel: &DesiredTunnel) -> Result<(Numbers, u64), DataPlaneError> {
+pub(super) fn enter(
+    maps: &Maps,
+    tunnel: &DesiredTunnel,
+    exits: &ExitNumbers,
+) -> Result<(Numbers, u64), DataPlaneError> {
     let known = numbers(maps)?;
     let wanted: Vec<Underlay> = tunnel
         .peers
@@ -88,12 +93,16 @@ pub(super) fn enter(maps: &Maps, tunnel: &DesiredTunnel) -> Result<(Numbers, u64
             changed += 1;
         }
     }
-    changed += forwards::enter(maps, tunnel, &numbers)?;
+    changed += forwards::enter(maps, tunnel, &numbers, exits)?;
     Ok((numbers, changed))
 }
 
 /// Takes out what is not wanted any more; returns how many entries.
-pub(super) fn forget(maps: &Maps, tunnel: Option<&DesiredTunnel>) -> Result<u64, DataPlaneError> {
+pub(super) fn forget(
+    maps: &Maps,
+    tunnel: Option<&DesiredTunnel>,
+    exits: &ExitNumbers,
+) -> Result<u64, DataPlaneError> {
     let known = numbers(maps)?;
     let (mut addresses, mut owned) = (BTreeSet::new(), BTreeSet::new());
     for peer in tunnel.into_iter().flat_map(|tunnel| &tunnel.peers) {
@@ -101,7 +110,7 @@ pub(super) fn forget(maps: &Maps, tunnel: Option<&DesiredTunnel>) -> Result<u64,
         owned.extend(peer.slices.iter().map(|(address, _)| address.octets()));
     }
     let mut removed = 0;
-    removed += forwards::forget(maps, tunnel)?;
+    removed += forwards::forget(maps, tunnel, exits)?;
     let mut slices = maps.hash::<V4, Owners>("SLICES4")?;
     for address in read_owners(maps)?.keys() {
         if !owned.contains(address) {
@@ -269,6 +278,7 @@ mod tests {
             port: 4789,
             peers: vec![peer(2, 1 << 1 | 1 << 31), peer(3, 1 << 5)],
             pools: Vec::new(),
+            exits: Vec::new(),
         };
         let numbers = [(at(2), 7), (at(3), 9)].into();
         let found = owners(&tunnel, &numbers);

@@ -22,6 +22,7 @@ use super::clock;
 use super::detach;
 use super::devices;
 use super::events::Events;
+use super::exits::{self, ExitNumbers};
 use super::farewell;
 use super::gratuitous::Gratuitous;
 use super::guard::Guard;
@@ -313,11 +314,15 @@ impl Plane {
     }
 
     /// Enters the other servers in the maps; returns what addresses are theirs, and how much changed.
-    fn meet(&mut self, desired: &Desired) -> Result<(Theirs, u64), DataPlaneError> {
+    fn meet(
+        &mut self,
+        desired: &Desired,
+        exits: &ExitNumbers,
+    ) -> Result<(Theirs, u64), DataPlaneError> {
         let Some(tunnel) = &desired.tunnel else {
             return Ok((Theirs::default(), 0));
         };
-        let (numbers, mut changed) = peers::enter(&self.maps, tunnel)?;
+        let (numbers, mut changed) = peers::enter(&self.maps, tunnel, exits)?;
         let end = Tunnel {
             interface: self.index(&tunnel.device).unwrap_or(0),
             // Where there is none, packets are dropped.
@@ -334,11 +339,11 @@ impl Plane {
     }
 
     /// Takes out of the maps what is no server's any more, and the tunnel if nobody is left.
-    fn part(&mut self, desired: &Desired) -> Result<u64, DataPlaneError> {
+    fn part(&mut self, desired: &Desired, exits: &ExitNumbers) -> Result<u64, DataPlaneError> {
         if desired.tunnel.is_none() && peers::end(&self.maps)?.is_none() {
             return Ok(0);
         }
-        let mut changed = peers::forget(&self.maps, desired.tunnel.as_ref())?;
+        let mut changed = peers::forget(&self.maps, desired.tunnel.as_ref(), exits)?;
         if desired.tunnel.is_none() {
             changed += u64::from(peers::set_end(&self.maps, Tunnel::default())?);
             tunnel::remove(&self.pins)?;
@@ -380,9 +385,17 @@ impl Plane {
             .iter()
             .filter_map(|(name, interface)| Some((name.clone(), interface.as_ref()?.index)))
             .collect();
-        let tables = Tables::of(desired, &self.config, self.field, &interfaces, &cgroups)?;
+        let exits = exits::number(&self.maps, desired)?;
+        let tables = Tables::of(
+            desired,
+            &self.config,
+            self.field,
+            &interfaces,
+            &cgroups,
+            &exits,
+        )?;
         let surroundings = self.surroundings(cgroups);
-        let (theirs, met) = self.meet(desired)?;
+        let (theirs, met) = self.meet(desired, &exits)?;
         let egress_ips = addresses::wanted(
             tables.addresses(),
             self.config.answer_arp,
@@ -430,7 +443,7 @@ impl Plane {
                 tracing::warn!(error = %chain(&error), "addresses that left the pools remain egress IPs for now");
             }
         }
-        match self.part(desired) {
+        match self.part(desired, &exits) {
             Ok(parted) => report.changed += parted,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "what is known of servers that are gone remains for now");

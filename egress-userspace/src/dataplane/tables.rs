@@ -8,16 +8,17 @@ use egress_common::family::{V4, V6};
 use egress_common::key::realm;
 use egress_common::policy::Exit;
 use egress_common::settings::{
-    Candidate, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, Pool, Settings,
-    Timers, Zone, candidate_flag, zone_flag,
+    Candidate, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS, MAX_ZONES, MarkSelector, NO_EXIT, Pool,
+    Settings, Timers, Zone, candidate_flag, zone_flag,
 };
 use egress_common::tag::TagField;
 use ipnet::{IpNet, Ipv6Net};
 
 use super::cgroups::{self, Cgroups};
+use super::exits::ExitNumbers;
 use crate::config::{DNS_PORT, Dataplane, IcmpQueries, Refuse};
 use crate::dataplane::api::DataPlaneError;
-use crate::desired::{Desired, DesiredExit, DesiredPolicy, DesiredZone};
+use crate::desired::{Confinement, Desired, DesiredExit, DesiredPolicy, DesiredZone, Part};
 use crate::policy::compile;
 use crate::resource::Address;
 
@@ -85,6 +86,7 @@ impl Tables {
         field: TagField,
         interfaces: &BTreeMap<String, u32>,
         cgroups: &Cgroups,
+        exits: &ExitNumbers,
     ) -> Result<Self, DataPlaneError> {
         let mut tables = Self::default();
         for zone in &desired.zones {
@@ -96,7 +98,8 @@ impl Tables {
                     zone.name, field.mask
                 )));
             }
-            tables.zones.insert(number, record(zone));
+            let confined = desired.confined.get(&zone.number);
+            tables.zones.insert(number, record(zone, confined, exits));
             tables.select(zone, interfaces, cgroups);
         }
         for pool in &desired.pools {
@@ -145,8 +148,9 @@ impl Tables {
                 },
             );
         }
+        tables.parts(desired, exits);
         tables.exempt(desired);
-        tables.policies = compile::compile(desired, |policy| tables.exits(policy))
+        tables.policies = compile::compile(desired, |policy| tables.exits(policy, exits))
             .map_err(|error| too_many(&error.to_string()))?;
         // The more bits a selector looks at, the earlier it is asked; equal ones never overlap (ZONE-3).
         tables
@@ -180,13 +184,41 @@ impl Tables {
         Ok(tables)
     }
 
+    /// Exits stand among the pools, with what may leave here by them.
+    fn parts(&mut self, desired: &Desired, exits: &ExitNumbers) {
+        let all = desired.tunnel.iter().flat_map(|tunnel| &tunnel.exits);
+        for (nth, exit) in all.enumerate().filter(|(_, exit)| exit.here) {
+            let whole = self.pools.get(&u32::from(exit.pool)).copied();
+            let candidate = exit.only.map(|only| self.candidate(Address::V4(only)));
+            let part = match (whole, candidate) {
+                (_, Some(1..)) => Pool {
+                    first: candidate.unwrap_or(1) - 1,
+                    count: 1,
+                    ..Pool::default()
+                },
+                (Some(whole), None) if whole.count6 > 0 => Pool {
+                    first: 0,
+                    count: 0,
+                    ..whole
+                },
+                _ => continue,
+            };
+            self.pools.insert(exits.of(nth), part);
+        }
+    }
+
     /// How a policy's flows of either family leave.
-    fn exits(&self, policy: &DesiredPolicy) -> (Exit, Exit) {
+    fn exits(&self, policy: &DesiredPolicy, exits: &ExitNumbers) -> (Exit, Exit) {
         let of = |exit: DesiredExit| match exit {
             DesiredExit::Default => Exit::default(),
+            // No pool is not the default egress.
             DesiredExit::Nowhere { pool } => Exit {
-                pool: u32::from(pool),
+                pool: if pool == 0 { NO_EXIT } else { u32::from(pool) },
                 candidate: 0,
+            },
+            DesiredExit::Elsewhere { pool, exit } => Exit {
+                pool: u32::from(pool),
+                candidate: Exit::ELSEWHERE | exits.of(exit),
             },
             DesiredExit::By { pool, address } => Exit {
                 pool: u32::from(pool),
@@ -337,9 +369,10 @@ impl Tables {
         self.candidates.iter().map(single).chain(ranges).collect()
     }
 
-    /// The pools with their candidates of both families.
+    /// The pools with their candidates of both families; exits are none.
     pub(super) fn pools(&self) -> impl Iterator<Item = (u32, &[Candidate<V4>], &[Candidate<V6>])> {
-        self.pools.iter().map(|(number, pool)| {
+        let pools = self.pools.range(..MAX_POOLS);
+        pools.map(|(number, pool)| {
             (
                 *number,
                 part(&self.candidates, pool.first, pool.count),
@@ -402,7 +435,7 @@ fn changed<T: PartialEq>(a: &[T], b: &[T]) -> usize {
     a.iter().zip(b).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len())
 }
 
-fn record(zone: &DesiredZone) -> Zone {
+fn record(zone: &DesiredZone, confined: Option<&Confinement>, exits: &ExitNumbers) -> Zone {
     let flag = |set: bool, bit: u32| if set { bit } else { 0 };
     Zone {
         flags: zone_flag::KNOWN
@@ -411,6 +444,11 @@ fn record(zone: &DesiredZone) -> Zone {
             | flag(zone.egress_tcp, zone_flag::TCP)
             | flag(zone.egress_udp, zone_flag::UDP),
         pool: zone.pool.map_or(0, u32::from),
+        exit: match confined.map(|confined| confined.part) {
+            None | Some(Part::All) => 0,
+            Some(Part::Exit(exit)) => exits.of(exit),
+            Some(Part::Nothing) => NO_EXIT,
+        },
     }
 }
 

@@ -10,7 +10,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, MapData, MapError};
 use egress_common::family::{V4, V6};
 use egress_common::settings::{
-    Candidate, CgroupKey, CgroupPath, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
+    Candidate, CgroupKey, CgroupPath, InterfaceKey, MAX_CANDIDATES, MAX_EXITS, MAX_MARKS,
     MAX_ZONES, MarkSelector, Pool, Prefixed, Selected, Settings, Switch, VERSION_BITS, Zone,
 };
 
@@ -59,7 +59,7 @@ impl Tables {
     pub(super) fn read(maps: &Maps, version: u32) -> Result<Self, DataPlaneError> {
         let numbered = |count: u32| 0..count;
         let zones: Vec<Zone> = maps.range("ZONES", version * MAX_ZONES, MAX_ZONES)?;
-        let pools: Vec<Pool> = maps.range("POOLS", version * MAX_POOLS, MAX_POOLS)?;
+        let pools: Vec<Pool> = maps.range("POOLS", version * MAX_EXITS, MAX_EXITS)?;
         let settings: Settings = maps
             .range("SETTINGS", version, 1)?
             .first()
@@ -81,7 +81,7 @@ impl Tables {
                 .zip(zones)
                 .filter(|(_, zone)| *zone != Zone::default())
                 .collect(),
-            pools: numbered(MAX_POOLS)
+            pools: numbered(MAX_EXITS)
                 .zip(pools)
                 .filter(|(_, pool)| *pool != Pool::default())
                 .collect(),
@@ -115,7 +115,7 @@ impl Tables {
             maps,
             "POOLS",
             version,
-            MAX_POOLS,
+            MAX_EXITS,
             self.pools.iter().map(|(n, v)| (*n, *v)),
         )?;
         write_array(

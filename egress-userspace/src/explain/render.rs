@@ -66,6 +66,9 @@ impl fmt::Display for Explanation {
             writeln!(f, "            ({rule} too, but comes later)")?;
         }
         writeln!(f, "zone        {}", self.zone.as_deref().unwrap_or("none"))?;
+        if !self.regions.is_empty() {
+            writeln!(f, "regions     {} (FWD-8)", self.regions.join(", "))?;
+        }
         if let Some(policy) = &self.policy {
             writeln!(f, "policy      {policy}")?;
         }

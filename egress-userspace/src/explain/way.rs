@@ -75,6 +75,7 @@ mod tests {
             zone: None,
             policy: None,
             by_source_port: Vec::new(),
+            regions: Vec::new(),
             pool: None,
             candidates: vec![CandidateVerdict {
                 egress_ip: [192, 0, 2, 1].into(),

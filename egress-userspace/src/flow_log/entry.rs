@@ -7,7 +7,7 @@ use egress_common::family::{Address, V4, V6};
 use egress_common::key::realm;
 use egress_common::reason::Reason;
 use egress_common::record::{self, Cause, Flow, Head, Refusal, kind};
-use egress_common::slot::{State, flag};
+use egress_common::slot::{State, flag, server_and_exit};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Entry {
         let other = if slot.flags & flag::FORWARDED == 0 {
             realm::peer(slot.flow.realm).map(Other::From)
         } else {
-            Some(Other::To(slot.interface))
+            Some(Other::To(server_and_exit(slot.interface).0))
         };
         let egress = SocketAddr::new(slot.egress.into(), slot.egress_port);
         Self {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::Config;
-use crate::desired::Desired;
+use crate::desired::{Desired, DesiredExit};
 use crate::diagnostic::Source;
 use crate::liveness::Healths;
 use crate::{resolve, resource};
@@ -44,13 +44,18 @@ fn model(text: &str) -> Resources {
 }
 
 fn desired(resources: &Resources, server: &str) -> Desired {
+    among(resources, server, &Healths::new())
+}
+
+fn among(resources: &Resources, server: &str, healths: &Healths) -> Desired {
     let mut config = Config::default();
     config.server.name = server.to_owned();
     let numbers = Numbers {
-        pools: [("both".to_owned(), 3)].into(),
+        zones: [("shop".to_owned(), 5), ("free".to_owned(), 6)].into(),
+        pools: [("both".to_owned(), 3), ("a".to_owned(), 4)].into(),
         ..Numbers::default()
     };
-    resolve::resolve_among(resources, &config, &numbers, &Healths::new()).unwrap()
+    resolve::resolve_among(resources, &config, &numbers, healths).unwrap()
 }
 
 #[test]
@@ -80,4 +85,177 @@ fn fwd_6_a_tunnel_id_is_made_of_the_pools_id_alone() {
     let found = targets(&resources);
     assert_eq!(found["both"], alone[0].target);
     assert_eq!(found.len(), 2);
+}
+
+/// Two zones of the pool; the first one is confined.
+fn confined(regions: &str) -> Resources {
+    model(&format!(
+        "{FILE}
+[[zone]]
+id = \"shop\"
+account = \"acme\"
+sources = [\"10.1.0.0/16\"]
+regions = [{regions}]
+[zone.aegis]
+enabled = true
+pool_id = \"both\"
+[[zone]]
+id = \"free\"
+account = \"acme\"
+sources = [\"10.2.0.0/16\"]
+[zone.aegis]
+enabled = true
+pool_id = \"both\"
+"
+    ))
+}
+
+const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+
+#[test]
+fn fwd_8_a_zone_leaves_in_its_regions_only() {
+    let part = |regions: &str, server: &str| {
+        let desired = desired(&confined(regions), server);
+        assert!(!desired.confined.contains_key(&6), "the other zone is not");
+        let part = desired.confined.get(&5)?.part;
+        Some(match part {
+            Part::Exit(exit) => {
+                let to = desired.forwarded_by(exit, INSIDE);
+                let exit = &desired.tunnel.as_ref().unwrap().exits[exit];
+                let name = to.map_or("nobody", |(peer, _)| &peer.name);
+                format!("{name}, {}", if exit.here { "or IPv6" } else { "alone" })
+            }
+            part => format!("{part:?}"),
+        })
+    };
+    for (regions, frankfurt, amsterdam) in [
+        ("", None, None),
+        ("\"frankfurt\"", Some("All"), Some("fra01-s1, alone")),
+        ("\"amsterdam\"", Some("ams01-s1, alone"), Some("All")),
+        ("\"amsterdam\", \"frankfurt\"", Some("All"), Some("All")),
+    ] {
+        assert_eq!(part(regions, "fra01-s1").as_deref(), frankfurt, "{regions}");
+        assert_eq!(part(regions, "ams01-s1").as_deref(), amsterdam, "{regions}");
+    }
+    // What it had there drains: nowhere else, from there neither.
+    let mut resources = confined("\"frankfurt\"");
+    resources.pools[0].draining = vec!["192.0.2.1".parse().unwrap()];
+    let left = |server| desired(&resources, server).confined[&5].part;
+    assert_eq!(left("ams01-s1"), Part::Nothing);
+    let Part::Exit(exit) = left("fra01-s1") else {
+        panic!("IPv6 may leave")
+    };
+    assert_eq!(
+        desired(&resources, "fra01-s1").forwarded_by(exit, INSIDE),
+        None
+    );
+}
+
+fn with_policy(mut resources: Resources, primary: &str, secondary: &str) -> Resources {
+    let text = format!(
+        "{FILE}
+[[pool]]
+id = \"a\"
+account = \"acme\"
+addresses = [\"2001:db8::/64\"]
+[[policy]]
+name = \"bank\"
+account = \"acme\"
+precedence = 1
+traffic = \"net.dst.port == 443\"
+egress = {{ ipv4 = \"{primary}\", ipv4_fallback = \"{secondary}\", ipv6 = \"2001:db8::/64\" }}
+"
+    );
+    let other = model(&text);
+    resources.policies = other.policies;
+    resources.pools = other.pools;
+    resources
+}
+
+fn health(state: State) -> crate::liveness::Health {
+    crate::liveness::Health {
+        state,
+        round_trip_us: None,
+    }
+}
+
+/// How the policy's IPv4 leaves the server in Frankfurt, by zone.
+fn exits(resources: &Resources, state: State) -> Vec<(Vec<u16>, String)> {
+    let healths = [([10, 9, 0, 2].into(), health(state))].into();
+    let desired = among(resources, "fra01-s1", &healths);
+    let exits = &desired.tunnel.as_ref().unwrap().exits;
+    let named = |exit: DesiredExit| match exit {
+        DesiredExit::Elsewhere { exit, .. } => {
+            let (peer, _) = desired.forwarded_by(exit, INSIDE).unwrap();
+            format!("{} by {}", exits[exit].only.unwrap(), peer.name)
+        }
+        DesiredExit::By { address, .. } => address.to_string(),
+        DesiredExit::Default => "default".to_owned(),
+        DesiredExit::Nowhere { .. } => "nowhere".to_owned(),
+    };
+    let all = desired.policies.iter();
+    all.map(|policy| (policy.zones.clone(), named(policy.ipv4)))
+        .collect()
+}
+
+#[test]
+fn policy_4_the_secondary_is_used_when_the_primarys_location_is_down() {
+    let here = "192.0.2.1";
+    let there = "192.0.2.2";
+    let free = || confined("");
+    let both = |text: &str| vec![(vec![5, 6], text.to_owned())];
+    let with = |primary, secondary| with_policy(free(), primary, secondary);
+    for (primary, secondary, alive, dead) in [
+        (there, here, "192.0.2.2 by ams01-s1", here),
+        (there, "0.0.0.0", "192.0.2.2 by ams01-s1", "default"),
+        (here, there, here, here),
+    ] {
+        let resources = with(primary, secondary);
+        assert_eq!(exits(&resources, State::Alive), both(alive));
+        assert_eq!(exits(&resources, State::Silent), both(dead));
+    }
+    // FWD-8: a zone that is confined uses neither an address nor the default egress elsewhere.
+    for (primary, secondary, confined_to, of_shop, of_free) in [
+        (here, there, "\"amsterdam\"", "192.0.2.2 by ams01-s1", here),
+        (
+            there,
+            "0.0.0.0",
+            "\"frankfurt\"",
+            "default",
+            "192.0.2.2 by ams01-s1",
+        ),
+        (here, "0.0.0.0", "\"amsterdam\"", "nowhere", here),
+    ] {
+        let resources = with_policy(confined(confined_to), primary, secondary);
+        let found = exits(&resources, State::Alive);
+        let of = |zone: u16| {
+            let found = found.iter().find(|(zones, _)| zones.contains(&zone));
+            found.unwrap().1.clone()
+        };
+        assert_eq!((of(5).as_str(), of(6).as_str()), (of_shop, of_free));
+    }
+}
+
+/// Who has the address makes it ready for the others, under the tunnel id that they use.
+#[test]
+fn policy_3_an_address_has_the_same_tunnel_id_at_both_ends() {
+    let resources = with_policy(confined(""), "192.0.2.2", "192.0.2.1");
+    let [here, there] = ["fra01-s1", "ams01-s1"].map(|server| {
+        let exits = desired(&resources, server).tunnel.unwrap().exits;
+        exits
+            .into_iter()
+            .map(|exit| (exit.only.unwrap().to_string(), (exit.here, exit.target)))
+            .collect::<BTreeMap<_, _>>()
+    });
+    assert_eq!(here.len(), 2, "{here:?}");
+    for address in ["192.0.2.1", "192.0.2.2"] {
+        let (here, there) = (here[address], there.get(address));
+        assert_eq!(here.0, address == "192.0.2.1");
+        assert_eq!(here.1, target(&called(address.parse().unwrap())));
+        // Frankfurt's own is only a secondary.
+        if let Some(there) = there {
+            assert_eq!(*there, (!here.0, here.1));
+        }
+    }
+    assert!(there.contains_key("192.0.2.2"));
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use egress_common::forward::MAX_REGIONS;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,9 @@ pub struct Zone {
     /// Origins that must let a pool's addresses in before the zone is enabled on it by API or command line (POOL-10).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub require_probe: Vec<SocketAddr>,
+    /// The names of the locations where it may leave by its pool or its policies; anywhere if there are none (FWD-8).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub regions: Vec<String>,
     /// The setting, if the file has `[zone.aegis]`; else it is left to API and command line.
     pub aegis: Option<Aegis>,
 }
@@ -66,6 +70,13 @@ impl Zone {
         let marks = list("marks", "marks = [161, \"0x50/0xf0\"]");
         let cgroups = list("cgroups", "cgroups = [\"system.slice/proxy.service\"]");
         let interfaces = list("interfaces", "interfaces = [\"in0\"]");
+        let regions = table.list("regions", REGIONS);
+        if let Some(value) = regions.get(MAX_REGIONS) {
+            value.refuse(
+                format!("`regions` names more than {MAX_REGIONS} locations"),
+                "name fewer; a zone without `regions` may leave at all locations",
+            );
+        }
         let required = table.list("require_probe", REQUIRED);
         if let Some(value) = required.get(MAX_REQUIRED) {
             value.refuse(
@@ -89,6 +100,9 @@ impl Zone {
             marks: collect(marks, "marks", places, mark::read),
             cgroups: collect(cgroups, "cgroups", places, cgroup),
             interfaces: collect(interfaces, "interfaces", places, interface),
+            regions: collect(regions, "regions", places, |value| {
+                name::checked(value, REGIONS)
+            }),
             require_probe: collect(required, "require_probe", places, required_origin),
             aegis: setting
                 .and_then(|value| value.table("[zone.aegis]"))
@@ -181,6 +195,8 @@ fn cgroup(value: Value<'_, '_>) -> Option<String> {
 }
 
 const EXAMPLE: &str = "write, for instance, cgroups = [\"system.slice/proxy.service\"]";
+
+const REGIONS: &str = "regions = [\"frankfurt\"]";
 
 /// Origins that one zone may require to be probed.
 const MAX_REQUIRED: usize = 16;

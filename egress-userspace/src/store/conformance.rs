@@ -27,6 +27,7 @@ fn zone(id: &str) -> Object {
         marks: vec!["0x50/0xf0".parse().unwrap()],
         cgroups: Vec::new(),
         interfaces: Vec::new(),
+        regions: Vec::new(),
         require_probe: Vec::new(),
         aegis: None,
     })

@@ -3,16 +3,20 @@
 
 use egress_common::key::{ReverseKey, TCP, UDP};
 use egress_common::peer::{Peer, Traffic, Tunnel, mapped};
+use egress_common::policy::Exit;
 use egress_common::reason::Reason;
-use egress_common::settings::candidate_flag;
+use egress_common::settings::{NO_EXIT, Zone, candidate_flag};
 use egress_common::share::{Forward, SHARES};
-use egress_common::slot::{State, flag};
+use egress_common::slot::{State, flag, forwarded_by};
+
+use egress_userspace::desired::{Desired, DesiredExit, DesiredPolicy, DesiredZone, Selectors};
+use egress_userspace::policy::{compile, parse};
 
 use crate::harness::{DataPlane, Hook, done, tagged};
 use crate::packet::{ACK, Body, Endpoint, FIN, Packet, RST, SYN};
 use crate::pieces::cut;
 use crate::run::{Meta, Outcome, Verdict};
-use crate::world::{EGRESS, EGRESS_2, INSIDE, ORIGIN, POOL, World, ZONE};
+use crate::world::{EGRESS, EGRESS_2, ENABLED, INSIDE, ORIGIN, POOL, World, ZONE};
 
 const MASK: u32 = 0xffff_0000;
 /// Two other servers.
@@ -41,11 +45,16 @@ fn without_addresses() -> Option<DataPlane> {
 }
 
 fn forward_to(plane: &mut DataPlane, server: u16) {
+    exit_to(plane, POOL, server);
+}
+
+fn exit_to(plane: &mut DataPlane, exit: u32, server: u16) {
     let forward = Forward {
         target: 77,
+        regions: 0,
         peers: [server; SHARES],
     };
-    plane.hash("FORWARDS", POOL, forward);
+    plane.hash("FORWARDS", exit, forward);
 }
 
 fn sent_to(plane: &DataPlane, server: u16) -> u64 {
@@ -201,6 +210,122 @@ fn pool_9_a_pool_that_is_gone_takes_no_forwarded_flow_along() {
     by_tunnel(&plane, &syn, (0, 0));
     assert_eq!(plane.reason(Reason::NoAddress), 1);
     assert_eq!(sent_to(&plane, FIRST), 4);
+    plane.consistent();
+}
+
+/// An exit, as the daemon numbers them.
+const EXIT: u32 = NO_EXIT + 5;
+
+/// FWD-8: what this server has of the pool is not for a zone that is confined to locations elsewhere.
+#[test]
+fn fwd_8_a_confined_zone_leaves_where_it_may_or_not_at_all() {
+    let Some(mut plane) = DataPlane::of(World::default()) else {
+        return;
+    };
+    plane.array("TUNNEL", 0, TUNNEL);
+    plane.array("PEERS", u32::from(FIRST), peer(9));
+    plane.array("PEERS", u32::from(SECOND), peer(11));
+    // The pool's own way is not the zone's.
+    forward_to(&mut plane, FIRST);
+    exit_to(&mut plane, EXIT, SECOND);
+    let confine = |plane: &mut DataPlane, exit| {
+        let zone = Zone {
+            flags: ENABLED,
+            pool: POOL,
+            exit,
+        };
+        plane.array("ZONES", ZONE, zone);
+    };
+    let left = plane.out(&Packet::tcp(INSIDE, ORIGIN, SYN));
+    assert_eq!(left.verdict, Verdict::Next);
+    confine(&mut plane, EXIT);
+    let other: Endpoint = (INSIDE.0, INSIDE.1 + 1);
+    forwarded(&plane, &Packet::tcp(other, ORIGIN, SYN));
+    forwarded(&plane, &Packet::udp(other, ORIGIN, b"question"));
+    forwarded(&plane, &Packet::tcp(other, ORIGIN, ACK));
+    assert_eq!((sent_to(&plane, FIRST), sent_to(&plane, SECOND)), (0, 3));
+    let slot = plane.slot(other, ORIGIN, TCP).unwrap();
+    assert_eq!(slot.interface, forwarded_by(SECOND.into(), EXIT));
+    assert_eq!((slot.zone, slot.pool), (ZONE as u16, POOL as u16));
+    // A live one stays where it is (FWD-4).
+    assert_eq!(
+        plane.out(&Packet::tcp(INSIDE, ORIGIN, ACK)).verdict,
+        Verdict::Next
+    );
+    assert_eq!(plane.all_reasons(), []);
+    // Nobody there, and nowhere at all.
+    let nth = |nth: u16| Packet::tcp((INSIDE.0, INSIDE.1 + nth), ORIGIN, SYN);
+    let meta = Meta {
+        mark: tagged(MASK, ZONE),
+        ..Meta::default()
+    };
+    exit_to(&mut plane, EXIT, 0);
+    assert_eq!(plane.out(&nth(2)).verdict, Verdict::Redirect);
+    plane.run(Hook::TunnelEgress, &nth(2), meta);
+    assert_eq!(plane.reason(Reason::NoAddress), 1);
+    confine(&mut plane, NO_EXIT);
+    plane.run(Hook::TunnelEgress, &nth(3), meta);
+    assert_eq!(plane.reason(Reason::NoAddress), 2);
+    plane.array("TUNNEL", 0, Tunnel::default());
+    plane.answered(&nth(4));
+    assert_eq!(plane.reason(Reason::NoAddress), 3);
+    assert_eq!((sent_to(&plane, FIRST), sent_to(&plane, SECOND)), (0, 3));
+    plane.consistent();
+}
+
+/// POLICY-3: the address that a policy names is another server's; what no policy names leaves here.
+#[test]
+fn policy_3_an_address_of_another_server_is_forwarded_there() {
+    let Some(mut plane) = DataPlane::of(World::default()) else {
+        return;
+    };
+    let exit = Exit {
+        pool: POOL,
+        candidate: Exit::ELSEWHERE | EXIT,
+    };
+    let zone = DesiredZone {
+        number: ZONE as u16,
+        id: "zone".into(),
+        name: "zone".into(),
+        enabled: true,
+        pool: Some(POOL as u16),
+        selectors: Selectors::default(),
+        realm: false,
+        egress_tcp: true,
+        egress_udp: true,
+    };
+    let policy = DesiredPolicy {
+        name: "bank".into(),
+        zones: vec![zone.number],
+        traffic: Some(parse("net.dst.port == 443").unwrap()),
+        ipv4: DesiredExit::Default,
+        ipv6: DesiredExit::Default,
+    };
+    let desired = Desired {
+        zones: vec![zone],
+        policies: vec![policy],
+        ..Desired::default()
+    };
+    let tables = compile::compile(&desired, |_| (exit, exit)).unwrap();
+    plane.police(0, &tables);
+    plane.array("TUNNEL", 0, TUNNEL);
+    plane.array("PEERS", u32::from(SECOND), peer(11));
+    exit_to(&mut plane, EXIT, SECOND);
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, SYN));
+    forwarded(&plane, &Packet::tcp(INSIDE, ORIGIN, ACK));
+    assert_eq!(sent_to(&plane, SECOND), 2);
+    let slot = plane.slot(INSIDE, ORIGIN, TCP).unwrap();
+    assert_eq!(slot.interface, forwarded_by(SECOND.into(), EXIT));
+    let elsewhere: Endpoint = (ORIGIN.0, 80);
+    let left = plane.out(&Packet::udp(INSIDE, elsewhere, b"question"));
+    assert_eq!(left.verdict, Verdict::Next);
+    assert_eq!(plane.all_reasons(), []);
+    // By its server, and by no address of the pool.
+    exit_to(&mut plane, EXIT, 0);
+    let syn = Packet::tcp((INSIDE.0, INSIDE.1 + 1), ORIGIN, SYN);
+    assert_eq!(plane.out(&syn).verdict, Verdict::Redirect);
+    by_tunnel(&plane, &syn, (0, 0));
+    assert_eq!(plane.reason(Reason::NoAddress), 1);
     plane.consistent();
 }
 

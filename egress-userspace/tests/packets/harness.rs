@@ -25,7 +25,7 @@ use egress_common::policy::{MAX_RULES, MAX_SETS, PORTS};
 use egress_common::reason::Counter;
 use egress_common::record::Cause;
 use egress_common::settings::{
-    Candidate, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_MARKS, MAX_POOLS,
+    Candidate, Device, EgressAddress, InterfaceKey, MAX_CANDIDATES, MAX_EXITS, MAX_MARKS,
     MAX_ZONES, MarkSelector, Pool, Prefixed as _, Selected, Settings, Switch, VERSION_BITS, Zone,
     egress_flag, role, zone_flag,
 };
@@ -241,6 +241,7 @@ where
             let zone = Zone {
                 flags: *flags,
                 pool: *pool,
+                exit: 0,
             };
             self.array("ZONES", version * MAX_ZONES + number, zone);
         }
@@ -281,7 +282,7 @@ where
                 first6,
                 count6,
             };
-            self.array("POOLS", version * MAX_POOLS + number, pool);
+            self.array("POOLS", version * MAX_EXITS + number, pool);
             for candidate in candidates {
                 self.array::<Candidate<V4>>(
                     "CANDIDATES4",

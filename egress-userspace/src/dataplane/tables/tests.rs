@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::dataplane::cgroups::Cgroup;
-use crate::desired::{ALL_SLICES, Candidate as Address, DesiredMark, DesiredPool, Selectors};
+use crate::desired::{
+    ALL_SLICES, Candidate as Address, DesiredMark, DesiredPart, DesiredPool, DesiredPrefix,
+    DesiredTunnel, Selectors,
+};
 
 fn desired() -> Desired {
     Desired {
@@ -64,6 +67,7 @@ fn tables(desired: &Desired) -> Result<Tables, DataPlaneError> {
         TagField::new(0xffff_0000).unwrap(),
         &BTreeMap::from([("in0".to_owned(), 5)]),
         &cgroups,
+        &ExitNumbers(vec![NO_EXIT + 1, NO_EXIT + 2]),
     )
 }
 
@@ -71,7 +75,17 @@ fn tables(desired: &Desired) -> Result<Tables, DataPlaneError> {
 fn a_zone_becomes_entries() {
     let tables = tables(&desired()).unwrap();
     let flags = zone_flag::KNOWN | zone_flag::ENABLED | zone_flag::REALM | zone_flag::TCP;
-    assert_eq!(tables.zones, BTreeMap::from([(3, Zone { flags, pool: 2 })]));
+    assert_eq!(
+        tables.zones,
+        BTreeMap::from([(
+            3,
+            Zone {
+                flags,
+                pool: 2,
+                exit: 0
+            }
+        )])
+    );
     assert_eq!(
         tables.pools,
         BTreeMap::from([(
@@ -168,4 +182,65 @@ fn nat_7_each_timer_reaches_the_programs_in_its_own_place() {
             udp: 5 * second,
         }
     );
+}
+
+/// FWD-8, POLICY-3: exits stand among the pools, with what may leave here by them, and are no pools themselves.
+#[test]
+fn an_exit_is_a_part_of_its_pool() {
+    let mut desired = desired();
+    desired.pools[0].prefixes = vec![DesiredPrefix {
+        prefix: "2001:db8:aa::/64".parse().unwrap(),
+        cap: 7,
+        draining: false,
+    }];
+    let part = |only: Option<&str>| DesiredPart {
+        pool: 2,
+        only: only.map(|only| only.parse().unwrap()),
+        regions: vec!["paris".into()],
+        target: 77,
+        here: true,
+        shares: None,
+    };
+    desired.tunnel = Some(DesiredTunnel {
+        own: [10, 9, 0, 1].into(),
+        device: "egress0".into(),
+        port: 4789,
+        peers: Vec::new(),
+        pools: Vec::new(),
+        exits: vec![part(None), part(Some("192.0.2.10"))],
+    });
+    let confined = |part| Confinement {
+        regions: vec!["paris".into()],
+        part,
+    };
+    for (part, exit) in [
+        (Part::All, 0),
+        (Part::Exit(1), NO_EXIT + 2),
+        (Part::Nothing, NO_EXIT),
+    ] {
+        desired.confined = [(3, confined(part))].into();
+        let tables = tables(&desired).unwrap();
+        assert_eq!((tables.zones[&3].pool, tables.zones[&3].exit), (2, exit));
+    }
+    let found = tables(&desired).unwrap();
+    let pool = |count, count6| Pool {
+        count,
+        count6,
+        ..Pool::default()
+    };
+    let expected = [
+        (2, pool(1, 1)),
+        (NO_EXIT + 1, pool(0, 1)),
+        (NO_EXIT + 2, pool(1, 0)),
+    ];
+    assert_eq!(found.pools, expected.into());
+    assert_eq!(
+        found.pools().map(|(number, ..)| number).collect::<Vec<_>>(),
+        [2]
+    );
+    // Where it may not leave, nothing stands for it.
+    if let Some(tunnel) = &mut desired.tunnel {
+        tunnel.exits.iter_mut().for_each(|exit| exit.here = false);
+    }
+    assert_eq!(tables(&desired).unwrap().pools.len(), 1);
 }

@@ -5,6 +5,7 @@ mod lease;
 mod placement;
 mod policy;
 mod pool;
+mod regions;
 mod server;
 mod tunnel;
 mod zone;
@@ -42,6 +43,7 @@ pub fn check(resources: &Resources, places: &Places, config: Option<&Config>, re
     policy::check(&checker);
     placement::check(&checker, config);
     tunnel::check(&checker);
+    regions::check(&checker);
     if let Some(config) = config {
         server::check(&checker, config);
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::super::{Kind, Place};
+use super::super::{Kind, Place, Policy};
 use super::Checker;
 use crate::{forwarding, placed};
 
@@ -50,23 +50,40 @@ pub(super) fn check(checker: &Checker<'_, '_>) {
     }
 }
 
-/// Between servers a pool is told by 24 bits of its id. Two that are the same there are refused by name: were one of
-/// them moved on, servers that know of both and servers that know of one would mean different pools (SAFE-1).
+/// Between servers a pool, or a policy's address, is told by 24 bits. Two that are the same there are refused by name:
+/// were one of them moved on, servers that know of both and servers that know of one would mean different ones (SAFE-1).
 fn targets(checker: &Checker<'_, '_>) {
-    let mut known: HashMap<u32, &str> = HashMap::new();
-    for (object, pool) in checker.resources.pools.iter().enumerate() {
-        if let Some(other) = known.insert(forwarding::target(&pool.id), &pool.id)
-            && other != pool.id
-        {
+    let mut known: HashMap<u32, String> = HashMap::new();
+    let mut meet = |name: &str, place: Place, called: String| {
+        let Some(other) = known.insert(forwarding::target(name), called.clone()) else {
+            return;
+        };
+        if other != called {
             checker.error(
-                Place::object(Kind::Pool, object).field("id"),
+                place,
                 format!(
-                    "pools {other} and {} have the same id in the tunnel between servers, which is made of theirs",
-                    pool.id
+                    "{other} and {called} have the same id in the tunnel between servers, which is made of their own"
                 ),
-                "give one of them another id",
+                "give a pool another id",
             );
         }
+    };
+    for (object, pool) in checker.resources.pools.iter().enumerate() {
+        let place = Place::object(Kind::Pool, object).field("id");
+        meet(&pool.id, place, format!("pool {}", pool.id));
+    }
+    for address in forwarding::named(checker.resources) {
+        let names = |policy: &Policy| {
+            let egress = policy.egress.as_ref();
+            egress.is_some_and(|egress| egress.ipv4 == address || egress.ipv4_fallback == address)
+        };
+        let policy = checker.resources.policies.iter().position(names);
+        let place = Place::object(Kind::Policy, policy.unwrap_or(0));
+        meet(
+            &forwarding::called(address),
+            place,
+            format!("a policy's address {address}"),
+        );
     }
 }
 

@@ -380,7 +380,7 @@ fn fwd_6_pools_that_cannot_be_told_apart_in_the_tunnel_are_refused_by_name() {
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(
         found[0].contains(&format!(
-            "pools {one} and {other} have the same id in the tunnel"
+            "pool {one} and pool {other} have the same id in the tunnel"
         )),
         "{found:?}"
     );
