@@ -484,7 +484,89 @@ fn numbers_are_nobody_elses(lab: &Cities) -> Result<()> {
     Ok(())
 }
 
-    where_it_may(lab, owner, &listener)?;
+/// FWD-8: the first zone is confined to Paris, and goes there from where its pool has an address as well; confined to where
+/// nobody has one, it is refused. POLICY-3: a policy's address that other servers have is used there.
+fn where_it_may(lab: &Cities, owner: usize, listener: &TcpListener) -> Result<()> {
+    let at = listener.local_addr()?;
+    let source = cities::inside(1).to_string();
+    let gateway = &lab.gateways[owner];
+    let why = |gateway: &Gateway| gateway.json(&["why", &source, &at.to_string()]);
+    let usual = cities::resources(7_000, 9_000);
+    for pool in [1, 3] {
+        lab.replies_to(pool, 7)?;
+    }
+    let is_in = |why: &Value, data_center: &str| {
+        let server = why["server"].as_str();
+        server.is_some_and(|server| server.starts_with(data_center))
+    };
+    let mut before = connect(lab, 1, owner, listener).context("before")?;
+
+    gateway.reload(&cities::confined(usual.clone(), "paris"), |gateway| {
+        let why = why(gateway)?;
+        Ok(is_in(&why, "par01") && why["regions"] == serde_json::json!(["paris"]))
+    })?;
+    let mut there = connect(lab, 1, owner, listener)?;
+    there.exchange()?;
+    ensure!(there.seen.ip() == IpAddr::from(cities::egress_ip(1)));
+    let path = |live: &Peers| lab.path_of(owner, at, "inside", live.inside.local_addr()?);
+    ensure!(path(&there)?.starts_with("peer par01") && path(&before)? == "local");
+
+    gateway.reload(&cities::confined(usual.clone(), "amsterdam"), |gateway| {
+        let why = why(gateway)?;
+        Ok(why["outcome"] == "refused" && why["reason"] == "no_address")
+    })?;
+    let refused = connect(lab, 1, owner, listener);
+    ensure!(refused.is_err(), "it left: {refused:?}");
+
+    // Of another pool, at a server that owns nothing of it: by the one address that the policy names.
+    let mut policed = usual.clone();
+    let primary = cities::egress_ip(3);
+    policed.sections += &format!(
+        "[[pool]]\nid = \"six\"\naccount = \"acme\"\nkind = \"leased\"\naddresses = [\"2001:db8:6::/64\"]\n\
+         [[policy]]\nname = \"bank\"\naccount = \"acme\"\nprecedence = 1\ntraffic = \"net.dst.port == {PORT}\"\n\
+         egress = {{ ipv4 = \"{primary}\", ipv4_fallback = \"0.0.0.0\", ipv6 = \"2001:db8:6::/64\" }}\n"
+    );
+    let to_amsterdam = |gateway: &Gateway| -> Result<bool> {
+        let why = why(gateway)?;
+        Ok(is_in(&why, "ams01") && why["policy"] == "bank" && why["pool"] == "pool3")
+    };
+    for server in [4, 5, owner] {
+        lab.gateways[server].reload(&policed, |gateway| {
+            let policies = gateway.json(&["why", &source, &at.to_string()])?;
+            Ok(policies["policy"] == "bank")
+        })?;
+    }
+    ensure!(to_amsterdam(gateway)?);
+    let mut by_policy = connect(lab, 1, owner, listener)?;
+    by_policy.exchange()?;
+    ensure!(
+        by_policy.seen.ip() == IpAddr::from(primary),
+        "{}",
+        by_policy.seen
+    );
+    ensure!(path(&by_policy)?.starts_with("peer ams01"));
+
+    // Those that live stay where they are (FWD-4).
+    for server in [4, 5, owner] {
+        lab.gateways[server].reload(&usual, |gateway| {
+            Ok(gateway.json(&["why", &source, &at.to_string()])?["policy"].is_null())
+        })?;
+    }
+    for live in [&mut before, &mut there, &mut by_policy] {
+        live.exchange()?;
+    }
+    Ok(())
+}
+
+/// Connects from a zone's address behind a server.
+fn connect(lab: &Cities, zone: usize, server: usize, listener: &TcpListener) -> Result<Peers> {
+    let caller = Caller {
+        address: Some(cities::inside(zone).into()),
+        ..Caller::default()
+    };
+    Peers::connect(&lab.client(server), caller, listener)
+}
+
 /// NAT-5: between servers whose network takes 1,500 bytes like everything else, TCP's segments fit the tunnel both
 /// ways, and a datagram as long as the link takes arrives all the same.
 #[test]
