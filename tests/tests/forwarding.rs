@@ -499,13 +499,13 @@ fn where_it_may(lab: &Cities, owner: usize, listener: &TcpListener) -> Result<()
         let server = why["server"].as_str();
         server.is_some_and(|server| server.starts_with(data_center))
     };
-    let mut before = connect(lab, 1, owner, listener).context("before")?;
+    let mut before = lab.connect(1, owner, listener).context("before")?;
 
     gateway.reload(&cities::confined(usual.clone(), "paris"), |gateway| {
         let why = why(gateway)?;
         Ok(is_in(&why, "par01") && why["regions"] == serde_json::json!(["paris"]))
     })?;
-    let mut there = connect(lab, 1, owner, listener)?;
+    let mut there = lab.connect(1, owner, listener)?;
     there.exchange()?;
     ensure!(there.seen.ip() == IpAddr::from(cities::egress_ip(1)));
     let path = |live: &Peers| lab.path_of(owner, at, "inside", live.inside.local_addr()?);
@@ -515,7 +515,7 @@ fn where_it_may(lab: &Cities, owner: usize, listener: &TcpListener) -> Result<()
         let why = why(gateway)?;
         Ok(why["outcome"] == "refused" && why["reason"] == "no_address")
     })?;
-    let refused = connect(lab, 1, owner, listener);
+    let refused = lab.connect(1, owner, listener);
     ensure!(refused.is_err(), "it left: {refused:?}");
 
     // Of another pool, at a server that owns nothing of it: by the one address that the policy names.
@@ -537,7 +537,7 @@ fn where_it_may(lab: &Cities, owner: usize, listener: &TcpListener) -> Result<()
         })?;
     }
     ensure!(to_amsterdam(gateway)?);
-    let mut by_policy = connect(lab, 1, owner, listener)?;
+    let mut by_policy = lab.connect(1, owner, listener)?;
     by_policy.exchange()?;
     ensure!(
         by_policy.seen.ip() == IpAddr::from(primary),
@@ -556,15 +556,6 @@ fn where_it_may(lab: &Cities, owner: usize, listener: &TcpListener) -> Result<()
         live.exchange()?;
     }
     Ok(())
-}
-
-/// Connects from a zone's address behind a server.
-fn connect(lab: &Cities, zone: usize, server: usize, listener: &TcpListener) -> Result<Peers> {
-    let caller = Caller {
-        address: Some(cities::inside(zone).into()),
-        ..Caller::default()
-    };
-    Peers::connect(&lab.client(server), caller, listener)
 }
 
 /// NAT-5: between servers whose network takes 1,500 bytes like everything else, TCP's segments fit the tunnel both
