@@ -6,6 +6,7 @@
 //! which people talk to the daemon; [`api`] is what their programs talk to, by HTTP. [`flow_log`] writes down every connection.
 
 pub mod api;
+mod carried;
 pub mod cli;
 pub mod config;
 pub mod control;

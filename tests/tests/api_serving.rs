@@ -138,7 +138,7 @@ fn a_scrape_says_what_is() -> Result<()> {
     let (site, _api) = api::enabled(&[WRITE])?;
     let node = site.node(BOUND);
     let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
-    let _live = [
+    let mut live = [
         Peers::connect(&node, Caller::default(), &listener)?,
         Peers::connect(&node, Caller::default(), &listener)?,
     ];
@@ -195,6 +195,18 @@ fn a_scrape_says_what_is() -> Result<()> {
     }
     ensure!(dropped > 0, "nothing was dropped: {status}");
     println!("{} lines a scrape", scrape.text.lines().count());
+    for direction in ["out", "in"] {
+        for what in ["packets", "bytes"] {
+            let of =
+                format!("egress_pool_{what}_total{{pool=\"partners\",direction=\"{direction}\"}} ");
+            wait::until_true(&of, LIMIT, || {
+                live.iter_mut().try_for_each(Peers::exchange)?;
+                let text = Api::without_token(&site).get("/metrics")?.text;
+                let found = text.lines().find_map(|line| line.strip_prefix(&of));
+                Ok(found.context(text.clone())?.parse::<u64>()? > 0)
+            })?;
+        }
+    }
     the_page_says_what_is(&site)
 }
 

@@ -45,6 +45,9 @@ const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// At the end, requests under way get this time.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Time between two looks at what flows carried: shorter than an ended flow stays in its slot.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// Bounds of what all connections, and one, may take.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
@@ -113,7 +116,9 @@ impl Listener {
             .map_err(failed)?;
         let at = self.socket.local_addr().map_err(failed)?;
         let secure = self.tls.is_some();
-        let router = routes::router(&Arc::new(Api::new(service, tokens, history, self.requests)));
+        let api = Arc::new(Api::new(service, tokens, history, self.requests));
+        runtime.spawn(look_on(Arc::clone(&api)));
+        let router = routes::router(&api);
         let (end, ended) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("api".into())
@@ -124,6 +129,17 @@ impl Listener {
             end: Some(end),
             thread: Some(thread),
         })
+    }
+}
+
+/// Looks at what flows carried, until the runtime ends.
+async fn look_on(api: Arc<Api>) {
+    let mut ticks = tokio::time::interval(LOOK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let api = Arc::clone(&api);
+        drop(tokio::task::spawn_blocking(move || api.look()).await);
     }
 }
 

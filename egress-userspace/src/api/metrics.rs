@@ -1,7 +1,7 @@
 //! `/metrics` for Prometheus (OBS-3): read from the pinned maps at every scrape, so nothing is counted twice and a
 //! restarted daemon goes on where the last one was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 
 use egress_common::reason::Reason;
@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::envelope::{Answer, ApiError};
 use super::{Api, Call};
+use crate::carried::Carried;
 use crate::config::EVENTS;
 use crate::control::Failure;
 use crate::dataplane::api::{DataPlaneStatus, Names, OriginFilter, OriginRecord, PoolLive};
@@ -42,6 +43,7 @@ pub(super) fn metrics(api: &Api, _call: &Call) -> Result<Answer, ApiError> {
         let view = api.service.view()?;
         Ok(Scrape {
             status: status?,
+            carried: api.carried(view.as_ref())?,
             pools: view.pools()?,
             origins: view.origins(&OriginFilter::default())?,
             names,
@@ -57,6 +59,7 @@ pub(super) fn metrics(api: &Api, _call: &Call) -> Result<Answer, ApiError> {
 /// What one scrape says.
 struct Scrape {
     status: DataPlaneStatus,
+    carried: BTreeMap<u16, Carried>,
     pools: Vec<PoolLive>,
     origins: Vec<OriginRecord>,
     names: Names,
@@ -101,6 +104,7 @@ impl Scrape {
         self.reasons(&mut registry);
         self.addresses(&mut registry);
         self.flow_log(&mut registry);
+        self.carried(&mut registry);
         // Last, since it takes the status.
         let ready = Gauge::<i64>::default();
         ready.set(Status::new(self.status, None).ready.into());
@@ -211,6 +215,30 @@ impl Scrape {
         );
     }
 
+    /// Since this daemon began: the data plane counts by flow.
+    fn carried(&self, registry: &mut Registry) {
+        let (packets, bytes) = (Counters::default(), Counters::default());
+        let pools = self.pools.iter().map(|pool| pool.number);
+        let numbers: BTreeSet<u16> = pools.chain(self.carried.keys().copied()).collect();
+        for number in numbers {
+            let carried = self.carried.get(&number).copied().unwrap_or_default();
+            for (way, direction) in ["out", "in"].into_iter().enumerate() {
+                let labels = vec![
+                    ("pool", self.names.pool(number)),
+                    ("direction", direction.to_owned()),
+                ];
+                packets.get_or_create(&labels).inc_by(carried.packets[way]);
+                bytes.get_or_create(&labels).inc_by(carried.bytes[way]);
+            }
+        }
+        registry.register(
+            "pool_packets",
+            "Packets translated by this server, by pool",
+            packets,
+        );
+        registry.register("pool_bytes", "Their bytes, IP length", bytes);
+    }
+
     fn addresses(&self, registry: &mut Registry) {
         let active = Gauges::default();
         let capacity = Gauges::default();
@@ -296,6 +324,14 @@ mod tests {
                 }],
                 ..DataPlaneStatus::default()
             },
+            carried: BTreeMap::from([(
+                3,
+                Carried {
+                    new: 1,
+                    packets: [11, 12],
+                    bytes: [1_300, 1_400],
+                },
+            )]),
             pools: vec![PoolLive {
                 number: 3,
                 addresses: vec![PoolAddressLive {
@@ -347,6 +383,8 @@ mod tests {
         has(&format!(
             "egress_fullest_origin_utilization_percent{of} 91.25"
         ));
+        has("egress_pool_packets_total{pool=\"partners\",direction=\"out\"} 11");
+        has("egress_pool_bytes_total{pool=\"partners\",direction=\"in\"} 1400");
         has("egress_ready 0");
         assert!(text.ends_with("# EOF\n"));
     }

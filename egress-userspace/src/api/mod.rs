@@ -26,6 +26,7 @@ mod settings;
 pub(crate) mod time;
 mod tls;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,7 +34,9 @@ use axum::body::Bytes;
 
 pub use listen::{Listener, Serving};
 
+use crate::carried::{Carried, Sums};
 use crate::controller::Service;
+use crate::dataplane::api::{DataPlaneError, DataPlaneView};
 use crate::resource::{Resources, Zone};
 use crate::store::{Permission, SqliteStore, Token};
 use envelope::{ApiError, Code};
@@ -46,6 +49,8 @@ pub(crate) struct Api {
     tokens: Mutex<SqliteStore>,
     limiter: Limiter,
     analytics: Analytics,
+    /// What was carried by pool, for [`metrics`].
+    carried: Mutex<Sums>,
 }
 
 impl Api {
@@ -55,6 +60,21 @@ impl Api {
             tokens: Mutex::new(tokens),
             limiter: Limiter::new(requests),
             analytics: Analytics::new(history),
+            carried: Mutex::new(Sums::default()),
+        }
+    }
+
+    /// What was carried by pool since the first look.
+    fn carried(&self, view: &dyn DataPlaneView) -> Result<BTreeMap<u16, Carried>, DataPlaneError> {
+        let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        carried.look(view).cloned()
+    }
+
+    /// Looks, so that no flow comes and goes between two scrapes unseen. Where it cannot, it will be able to, or nothing is
+    /// carried.
+    fn look(&self) {
+        if let Ok(view) = self.service.view() {
+            drop(self.carried(view.as_ref()));
         }
     }
 

@@ -320,10 +320,10 @@ pub struct Meter {
     pub origin: SocketAddr,
     /// Protocol.
     pub protocol: Protocol,
-    /// Packets of both directions; wraps around.
-    pub packets: u32,
-    /// Bytes of both directions, IP length.
-    pub bytes: u64,
+    /// Packets to the origin, and from it; both wrap around.
+    pub packets: [u32; 2],
+    /// Bytes likewise, IP length.
+    pub bytes: [u64; 2],
 }
 
 /// A pool as the maps hold it.

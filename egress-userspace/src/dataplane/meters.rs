@@ -40,8 +40,8 @@ where
             egress_ip: (!word.has(flag::FORWARDED)).then(|| slot.egress.into()),
             origin: flows::socket(slot.flow.origin, slot.flow.origin_port),
             protocol,
-            packets: slot.packets_out.wrapping_add(slot.packets_in),
-            bytes: slot.bytes_out.wrapping_add(slot.bytes_in),
+            packets: [slot.packets_out, slot.packets_in],
+            bytes: [slot.bytes_out, slot.bytes_in],
         });
     }
     Ok(())

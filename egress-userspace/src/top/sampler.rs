@@ -5,44 +5,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::{AddressRow, OriginRow, PoolRow, Rates, ReasonRow, Snapshot};
+use crate::carried::{Carried, Flows};
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneView, Meter, Names, OriginFilter, OriginRecord, Protocol,
 };
 use crate::inventory::{DaemonState, Status};
 use crate::nets::Nets;
 
-/// What a flow had carried.
-#[derive(Clone, Copy)]
-struct Seen {
-    generation: u32,
-    packets: u32,
-    bytes: u64,
-}
-
-/// What was carried between two looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Carried {
-    new: u64,
-    packets: u64,
-    bytes: u64,
-}
-
-impl Carried {
-    fn add(&mut self, other: Self) {
-        self.new += other.new;
-        self.packets += other.packets;
-        self.bytes = self.bytes.saturating_add(other.bytes);
+fn rates(carried: Carried, seconds: f64) -> Rates {
+    if seconds <= 0.0 {
+        return Rates::default();
     }
-
-    fn rates(self, seconds: f64) -> Rates {
-        if seconds <= 0.0 {
-            return Rates::default();
-        }
-        Rates {
-            new_per_s: float(self.new) / seconds,
-            packets_per_s: float(self.packets) / seconds,
-            bytes_per_s: float(self.bytes) / seconds,
-        }
+    Rates {
+        new_per_s: float(carried.new) / seconds,
+        packets_per_s: float(carried.packets.iter().sum()) / seconds,
+        bytes_per_s: float(carried.bytes.iter().sum()) / seconds,
     }
 }
 
@@ -70,8 +47,7 @@ impl Sums {
 /// Remembers the look before.
 #[derive(Default)]
 pub struct Sampler {
-    /// By slot, IPv4 and IPv6.
-    flows: [Vec<Option<Seen>>; 2],
+    flows: Flows,
     reasons: HashMap<String, u64>,
     at: Option<Instant>,
 }
@@ -94,7 +70,7 @@ impl Sampler {
         let status = view.status()?;
         let mut sums = Sums::default();
         view.meters(&mut |meter| {
-            let carried = self.carried(&meter, seconds > 0.0);
+            let carried = self.flows.carried(&meter, seconds > 0.0);
             sums.add(&meter, carried);
         })?;
         let counts = view.origins(&OriginFilter::default())?;
@@ -103,7 +79,7 @@ impl Sampler {
             daemon,
             interval_s: seconds,
             active: counts.iter().map(|count| count.active).sum(),
-            rates: sums.all.rates(seconds),
+            rates: rates(sums.all, seconds),
             tables: status.tables,
             ..Snapshot::default()
         };
@@ -138,35 +114,6 @@ impl Sampler {
         self.at = Some(now);
         Ok(snapshot)
     }
-
-    /// What a flow has carried since the last look; all of it if it was not there.
-    fn carried(&mut self, meter: &Meter, compares: bool) -> Carried {
-        let flows = &mut self.flows[usize::from(meter.ipv6)];
-        let slot = meter.slot as usize;
-        if flows.len() <= slot {
-            flows.resize(slot + 1, None);
-        }
-        let seen = flows[slot].replace(Seen {
-            generation: meter.generation,
-            packets: meter.packets,
-            bytes: meter.bytes,
-        });
-        if !compares {
-            return Carried::default();
-        }
-        match seen {
-            Some(seen) if seen.generation == meter.generation => Carried {
-                new: 0,
-                packets: meter.packets.wrapping_sub(seen.packets).into(),
-                bytes: meter.bytes.wrapping_sub(seen.bytes),
-            },
-            _ => Carried {
-                new: 1,
-                packets: meter.packets.into(),
-                bytes: meter.bytes,
-            },
-        }
-    }
 }
 
 /// What is known of an address of a pool besides what its pool says.
@@ -200,7 +147,7 @@ fn addresses(
         let carried = sums.pools.get(&pool.number).copied().unwrap_or_default();
         let mut row = PoolRow {
             pool: id.clone(),
-            rates: carried.rates(seconds),
+            rates: rates(carried, seconds),
             ..PoolRow::default()
         };
         for address in pool.addresses {
@@ -216,7 +163,7 @@ fn addresses(
                 capacity: address.cap.into(),
                 utilization: fullest,
                 draining: address.draining,
-                rates: carried.rates(seconds),
+                rates: rates(carried, seconds),
             });
         }
         snapshot.pools.push(row);
@@ -244,7 +191,7 @@ fn origins(
                 capacity: count.capacity,
                 utilization: count.utilization,
                 refused: count.refused,
-                rates: carried.rates(seconds),
+                rates: rates(carried, seconds),
             }
         })
         .collect();
@@ -270,62 +217,18 @@ fn float(count: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn meter(slot: u32, generation: u32, packets: u32, bytes: u64) -> Meter {
-        Meter {
-            ipv6: false,
-            slot,
-            generation,
-            pool: 1,
-            egress_ip: Some("192.0.2.1".parse().unwrap()),
-            origin: "198.51.100.1:443".parse().unwrap(),
-            protocol: Protocol::Tcp,
-            packets,
-            bytes,
-        }
-    }
-
     #[test]
-    fn what_a_flow_carried_is_what_it_has_more_and_a_new_one_all_it_has() {
-        let mut sampler = Sampler::default();
-        let seen = Seen {
-            generation: 7,
-            packets: u32::MAX - 1,
-            bytes: 1_000,
+    fn rates_are_of_both_directions_and_a_second() {
+        let carried = Carried {
+            new: 4,
+            packets: [7, 3],
+            bytes: [400, 100],
         };
-        sampler.flows[0] = vec![None, None, None, Some(seen)];
-        let carried = |new, packets, bytes| Carried {
-            new,
-            packets,
-            bytes,
-        };
-        // Packets wrap around.
+        let of = rates(carried, 2.0);
         assert_eq!(
-            sampler.carried(&meter(3, 7, 8, 1_500), true),
-            carried(0, 10, 500)
-        );
-        // Another flow in its place, another place, another family.
-        assert_eq!(
-            sampler.carried(&meter(3, 8, 8, 90), true),
-            carried(1, 8, 90)
-        );
-        assert_eq!(
-            sampler.carried(&meter(4, 7, 8, 90), true),
-            carried(1, 8, 90)
-        );
-        let other = Meter {
-            ipv6: true,
-            ..meter(3, 7, 8, 90)
-        };
-        assert_eq!(sampler.carried(&other, true), carried(1, 8, 90));
-        // The first look compares with nothing.
-        assert_eq!(
-            sampler.carried(&meter(4, 7, 8, 90), false),
-            Carried::default()
-        );
-        let rates = carried(4, 10, 500).rates(2.0);
-        assert_eq!(
-            (rates.new_per_s, rates.packets_per_s, rates.bytes_per_s),
+            (of.new_per_s, of.packets_per_s, of.bytes_per_s),
             (2.0, 5.0, 250.0)
         );
+        assert_eq!(rates(carried, 0.0), Rates::default());
     }
 }
