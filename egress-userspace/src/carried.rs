@@ -146,7 +146,7 @@ mod tests {
         };
         assert_eq!(
             flows(true).carried(&same, true),
-            carried(0, [10, 5], [500, 500])
+            carried(0, [10, 4], [500, 500])
         );
         // Another flow in its place, another place, another family.
         let fresh = carried(1, [8, 4], [90, 97]);
