@@ -22,6 +22,7 @@ use logging::Logging;
 use refusals::Refusals;
 
 use crate::api::Listener;
+use crate::cluster::{Answering, Trust};
 use crate::config::Config;
 use crate::control::protocol::Applied;
 use crate::control::{BindError, Failure, Handler, Server};
@@ -93,14 +94,25 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         .map_err(|error| {
             Failure::failed(format!("cannot serve the control socket: {error}"), "")
         })?;
-    let (mut api, mut recording) = (None, None);
+    let (mut api, mut recording, mut answering) = (None, None, None);
     if let Some(listener) = listener {
+        let trust = trust_of(service.controller().config());
         match Recording::start(Arc::clone(&service), &history, retention) {
-            Ok(started) => recording = Some(started),
+            Ok(started) => {
+                recording = Some(started);
+                if let Some(trust) = &trust {
+                    let started = Answering::start(trust, Arc::clone(&service), &history);
+                    answering = started
+                        .inspect_err(
+                            |error| tracing::error!(%error, "the other servers are not answered"),
+                        )
+                        .ok();
+                }
+            }
             // Nobody's connections depend on it.
             Err(failure) => tracing::error!("utilization is not recorded: {failure}"),
         }
-        api = Some(listener.serve(Arc::clone(&service), tokens, &history)?);
+        api = Some(listener.serve(Arc::clone(&service), tokens, &history, trust)?);
     }
     // Without it everybody is believed to be there.
     let prober = Prober::start()
@@ -171,11 +183,21 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     }
     notify::stopping();
     drop(api);
+    drop(answering);
     drop(recording);
     refusals.stop();
     drop(logging);
     tracing::info!("the daemon ends; what is still attached goes on translating");
     Ok(())
+}
+
+/// How the servers know each other. Without it they ask and answer nothing, and say so; nobody's connections depend on it.
+fn trust_of(config: &Config) -> Option<Arc<Trust>> {
+    let trust = config.cluster.as_ref().map(Trust::read)?;
+    trust
+        .inspect_err(|failure| tracing::error!("the other servers cannot be asked: {failure}"))
+        .map(Arc::new)
+        .ok()
 }
 
 /// Waits for news, for ever where there are none.

@@ -4,10 +4,12 @@
 //! ([`diagnostic`]); [`plan`] says what would change; [`policy`] reads egress policies and makes tables of them; [`store`] keeps it; [`resolve`], with [`placed`] for what is this server's, boils it down to
 //! [`desired`], which [`dataplane`] puts into maps. [`control`] and [`cli`] are the two ends of the socket by
 //! which people talk to the daemon; [`api`] is what their programs talk to, by HTTP. [`flow_log`] writes down every connection.
+//! [`cluster`] is what the daemons of several servers ask each other.
 
 pub mod api;
 mod carried;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod controller;

@@ -28,6 +28,7 @@ use tower_service::Service as _;
 
 use super::linger::Linger;
 use super::{Api, routes, tls};
+use crate::cluster::Trust;
 use crate::config::Api as Config;
 use crate::control::Failure;
 use crate::controller::Service;
@@ -107,6 +108,7 @@ impl Listener {
         service: Arc<Service>,
         tokens: SqliteStore,
         history: &Path,
+        trust: Option<Arc<Trust>>,
     ) -> Result<Serving, Failure> {
         let failed =
             |error: io::Error| Failure::failed(format!("the API cannot be served: {error}"), "");
@@ -116,7 +118,7 @@ impl Listener {
             .map_err(failed)?;
         let at = self.socket.local_addr().map_err(failed)?;
         let secure = self.tls.is_some();
-        let api = Arc::new(Api::new(service, tokens, history, self.requests));
+        let api = Arc::new(Api::new(service, tokens, history, trust, self.requests));
         runtime.spawn(look_on(Arc::clone(&api)));
         let router = routes::router(&api);
         let (end, ended) = oneshot::channel();

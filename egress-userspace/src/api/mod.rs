@@ -35,6 +35,7 @@ use axum::body::Bytes;
 pub use listen::{Listener, Serving};
 
 use crate::carried::{Carried, Sums};
+use crate::cluster::Trust;
 use crate::controller::Service;
 use crate::dataplane::api::{DataPlaneError, DataPlaneView};
 use crate::resource::{Resources, Zone};
@@ -51,16 +52,25 @@ pub(crate) struct Api {
     analytics: Analytics,
     /// What was carried by pool, for [`metrics`].
     carried: Mutex<Sums>,
+    /// How the other servers are asked.
+    trust: Option<Arc<Trust>>,
 }
 
 impl Api {
-    fn new(service: Arc<Service>, tokens: SqliteStore, history: &Path, requests: u32) -> Self {
+    fn new(
+        service: Arc<Service>,
+        tokens: SqliteStore,
+        history: &Path,
+        trust: Option<Arc<Trust>>,
+        requests: u32,
+    ) -> Self {
         Self {
             service,
             tokens: Mutex::new(tokens),
             limiter: Limiter::new(requests),
             analytics: Analytics::new(history),
             carried: Mutex::new(Sums::default()),
+            trust,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod announce;
 mod api;
+mod cluster;
 mod control;
 mod dataplane;
 mod exempt;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use announce::{Announce, WhenDown};
 pub use api::{Api, Tls};
+pub use cluster::Cluster;
 pub use control::Control;
 pub use dataplane::{Attach, Dataplane, Refuse, Xdp};
 pub(crate) use dataplane::{interface_problem, parse_mark};
@@ -58,6 +60,8 @@ pub struct Config {
     pub resources: ResourcesFile,
     /// `[tunnel]`: this server's end of the tunnel to the other servers.
     pub tunnel: Tunnel,
+    /// `[cluster]`: how the servers' daemons ask each other; they do not without the section.
+    pub cluster: Option<Cluster>,
     /// `[announce]`: routes for a routing daemon to export; none without the section.
     pub announce: Option<Announce>,
     /// `[flow_log]`: the log of connections; none without the section.
@@ -159,18 +163,14 @@ impl Config {
             api: root.section("api").map(|table| Api::read(table, directory)),
             resources,
             tunnel: root.section("tunnel").map(Tunnel::read).unwrap_or_default(),
+            cluster: root
+                .section("cluster")
+                .map(|table| Cluster::read(table, directory)),
             announce: root.section("announce").map(Announce::read),
             flow_log: root
                 .section("flow_log")
                 .map(|table| FlowLog::read(table, directory)),
         };
-        if let Some(cluster) = root.get("cluster", "") {
-            report.warning(
-                &cluster.span(),
-                "[cluster] has no effect in this version",
-                "remove the section; servers share a store by [store] etcd",
-            );
-        }
         root.finish();
         config
     }

@@ -317,6 +317,7 @@ fn restart_needed(running: &Config, new: &Config) -> Vec<String> {
         ("[utilization]", running.utilization == new.utilization),
         ("[control]", running.control == new.control),
         ("[api]", running.api == new.api),
+        ("[cluster]", running.cluster == new.cluster),
         ("[announce]", running.announce == new.announce),
     ]
     .into_iter()

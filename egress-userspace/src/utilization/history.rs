@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, Row as Columns, params};
+use serde::{Deserialize, Serialize};
 
 use super::bucket::{Bucket, Key, Series, Sum};
 use super::rollup::{self, Retention};
@@ -66,7 +67,7 @@ pub struct History {
 }
 
 /// One count's bucket, as it is asked for: five minutes, or of older ones an hour or a day.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// When the bucket began, seconds since 1970.
     pub start: i64,

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use async_graphql_parser::types::Field;
 use async_graphql_value::{ConstValue, Number};
 
-use super::Problem;
 use super::document::{Document, Object, leaf, unknown};
 use super::filter::{Condition, Dimension, Part, text};
-use crate::utilization::History;
+use super::{Others, Problem};
+use crate::utilization::{History, Row};
 
 /// Groups that are answered unless asked otherwise.
 const LIMIT: u64 = 100;
@@ -24,6 +24,7 @@ const MAX_GROUPS: usize = 500_000;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scan<'s> {
     pub(super) history: &'s History,
+    pub(super) others: &'s dyn Others,
     pub(super) account: &'s str,
 }
 
@@ -181,7 +182,7 @@ fn gather(
     let mut groups: HashMap<Vec<Part>, Group> = HashMap::new();
     let mut rows = 0;
     let (from, to) = condition.buckets();
-    let read = scan.history.visit(scan.account, from, to, &mut |row| {
+    let mut enter = |row: Row| {
         rows += 1;
         if condition.holds(&row) {
             let parts: Vec<Part> = dimensions.iter().map(|one| one.of(&row)).collect();
@@ -193,7 +194,13 @@ fn gather(
                 .max(crate::dataplane::api::utilization(row.max, row.capacity));
         }
         rows <= MAX_ROWS && groups.len() <= MAX_GROUPS
-    });
+    };
+    let elsewhere = scan.others.rows(scan.account, from, to);
+    let read = if elsewhere.into_iter().all(&mut enter) {
+        scan.history.visit(scan.account, from, to, &mut enter)
+    } else {
+        Ok(())
+    };
     read.map_err(|error| {
         tracing::error!(%error, "the history of utilization cannot be read");
         Problem::new("the history cannot be read; the daemon's log says why")

@@ -20,7 +20,8 @@ use super::envelope::{Answer, ApiError, Code};
 use super::limit::{Asker, Limiter};
 use super::time::rfc3339;
 use super::{Api, Call};
-use crate::utilization::History;
+use crate::cluster::{Asking, Missing};
+use crate::utilization::{History, Row};
 use document::Document;
 
 /// Queries of one token in five minutes, as the original has it.
@@ -47,6 +48,18 @@ impl Analytics {
             limiter: Limiter::new(QUERIES),
             places: Semaphore::new(AT_ONCE),
         }
+    }
+}
+
+/// Who else has rows of an account.
+trait Others: std::fmt::Debug {
+    /// From one bucket to another, both included, in no order.
+    fn rows(&self, account: &str, from: i64, to: i64) -> Vec<Row>;
+}
+
+impl Others for Asking {
+    fn rows(&self, account: &str, from: i64, to: i64) -> Vec<Row> {
+        self.rows(account, from, to)
     }
 }
 
@@ -108,8 +121,9 @@ pub(super) fn graphql(api: &Api, call: &Call) -> Result<Answer, ApiError> {
             .as_ref()
             .is_some_and(|token| token.is_for(account))
     };
-    let outcome = run(&body, history, &may);
-    let text = text(outcome).map_err(|error| ApiError::internal(&error))?;
+    let others = Asking::of(&api.service, api.trust.as_deref());
+    let outcome = run(&body, history, &others, &may);
+    let text = text(outcome, &others.missing()).map_err(|error| ApiError::internal(&error))?;
     Ok(Answer::Text("application/json", text))
 }
 
@@ -130,7 +144,12 @@ fn is_request(body: &Value) -> Result<(), ApiError> {
 }
 
 /// Answers the query of a body.
-fn run(body: &Value, history: &History, may: &dyn Fn(&str) -> bool) -> Result<ConstValue, Problem> {
+fn run(
+    body: &Value,
+    history: &History,
+    others: &dyn Others,
+    may: &dyn Fn(&str) -> bool,
+) -> Result<ConstValue, Problem> {
     let Some(query) = body.get("query").and_then(Value::as_str) else {
         return Err(Problem::new("the body has no `query`"));
     };
@@ -142,16 +161,25 @@ fn run(body: &Value, history: &History, may: &dyn Fn(&str) -> bool) -> Result<Co
     let name = body.get("operationName").and_then(Value::as_str);
     let variables = body.get("variables").unwrap_or(&Value::Null);
     let document = Document::parse(query, name, variables)?;
-    schema::root(&document, history, may)
+    schema::root(&document, history, others, may)
 }
 
-/// The answer, in the order of the query.
-fn text(outcome: Result<ConstValue, Problem>) -> serde_json::Result<String> {
+/// The answer, in the order of the query. What servers it lacks stands beside it, where GraphQL has room for more.
+fn text(outcome: Result<ConstValue, Problem>, missing: &[Missing]) -> serde_json::Result<String> {
     match outcome {
-        Ok(data) => Ok(format!(
-            "{{\"data\":{},\"errors\":null}}",
-            serde_json::to_string(&data)?
-        )),
+        Ok(data) => {
+            let data = serde_json::to_string(&data)?;
+            if missing.is_empty() {
+                return Ok(format!("{{\"data\":{data},\"errors\":null}}"));
+            }
+            let all = missing.iter().map(|one| {
+                json!({ "server": one.server, "data_center": one.data_center, "reason": one.reason })
+            });
+            let all = json!({ "missing": all.collect::<Vec<_>>() });
+            Ok(format!(
+                "{{\"data\":{data},\"errors\":null,\"extensions\":{all}}}"
+            ))
+        }
         Err(problem) => {
             let since = SystemTime::now().duration_since(UNIX_EPOCH);
             let now = since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(0));

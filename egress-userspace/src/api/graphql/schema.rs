@@ -3,10 +3,10 @@
 use async_graphql_parser::types::Field;
 use async_graphql_value::ConstValue;
 
-use super::Problem;
 use super::document::{Document, Object, leaf, unknown};
 use super::filter::text;
 use super::groups::{self, MAX_LIMIT, Scan};
+use super::{Others, Problem};
 use crate::utilization::History;
 
 /// The node with utilization.
@@ -28,6 +28,7 @@ const FIELDS: [&str; 7] = [
 pub(super) fn root(
     document: &Document,
     history: &History,
+    others: &dyn Others,
     may: &dyn Fn(&str) -> bool,
 ) -> Result<ConstValue, Problem> {
     let mut nodes = 0;
@@ -56,6 +57,7 @@ pub(super) fn root(
                         field,
                         &Scan {
                             history,
+                            others,
                             account: &account,
                         },
                     )

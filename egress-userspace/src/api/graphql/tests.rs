@@ -12,6 +12,19 @@ const START: i64 = 1_736_467_500;
 struct Bench {
     _directory: tempfile::TempDir,
     history: History,
+    others: Kept,
+    missing: Vec<Missing>,
+}
+
+/// What others have.
+#[derive(Debug, Default)]
+struct Kept(Vec<Row>);
+
+impl Others for Kept {
+    fn rows(&self, account: &str, from: i64, to: i64) -> Vec<Row> {
+        let of_time = |row: &&Row| account == "a" && (from..=to).contains(&row.start);
+        self.0.iter().filter(of_time).cloned().collect()
+    }
 }
 
 fn key(last: u8, port: u16, protocol: Protocol) -> Key {
@@ -61,13 +74,17 @@ impl Bench {
         Self {
             _directory: directory,
             history,
+            others: Kept::default(),
+            missing: Vec::new(),
         }
     }
 
     fn ask(&self, query: &str, variables: &Value) -> Value {
         let body = json!({ "query": query, "variables": variables });
-        let outcome = run(&body, &self.history, &|account| account == "a");
-        serde_json::from_str(&text(outcome).unwrap()).unwrap()
+        let outcome = run(&body, &self.history, &self.others, &|account| {
+            account == "a"
+        });
+        serde_json::from_str(&text(outcome, &self.missing).unwrap()).unwrap()
     }
 
     /// What the node answers with these arguments and this selection.
@@ -95,7 +112,9 @@ fn obs_2_the_documented_query_answers_word_for_word() {
         .replace("<YOUR_EGRESS_IP>", "192.0.2.2")
         .replace("<ORIGIN_IP_AND_PORT>", "203.0.113.150:80");
     let body = json!({ "query": query, "variables": window() });
-    let outcome = run(&body, &bench.history, &|account| account == "a");
+    let outcome = run(&body, &bench.history, &bench.others, &|account| {
+        account == "a"
+    });
     let group = |value: &str, time: &str, key: &str| {
         format!(
             "{{{value},\"dimensions\":{{\"datetimeFiveMinutes\":\"{time}\",\"popUtilizationKey\":\"{key}\"}}}}"
@@ -128,7 +147,7 @@ fn obs_2_the_documented_query_answers_word_for_word() {
     .join(",");
     let by_origin = group(&value("max", "0.01"), times[1], keys[2]);
     assert_eq!(
-        text(outcome).unwrap(),
+        text(outcome, &[]).unwrap(),
         format!(
             "{{\"data\":{{\"viewer\":{{\"utilization\":[{{\"avgByPopUtilization\":[{averages}],\
              \"maxByPopUtilization\":[{maxima}],\"filterPopUtilization\":[{maxima}],\
@@ -388,5 +407,43 @@ fn obs_2_what_is_wrong_is_said() {
     let query = "{ viewer { a: accounts(filter: { accountTag: \"a\" }) { n: aegisIpUtilizationAdaptiveGroups(limit: 0) { max { utilization } } } } }";
     let answer = bench.ask(query, &Value::Null);
     assert_eq!(answer["errors"][0]["path"], json!(["viewer", "a", "n"]));
-    assert!(run(&json!({}), &bench.history, &|_| true).is_err());
+    assert!(run(&json!({}), &bench.history, &bench.others, &|_| true).is_err());
+}
+
+#[test]
+fn obs_2_an_answer_covers_what_other_servers_have_and_names_those_it_lacks() {
+    let mut bench = Bench::new();
+    let row = |pop: &str, sum: u64, max| Row {
+        start: START,
+        pop: pop.into(),
+        egress_ip: "192.0.2.1".into(),
+        origin: "203.0.113.150:443".into(),
+        sum,
+        possible: 300_000 * 40_000,
+        max,
+        capacity: 40_000,
+    };
+    // The same data center, and another one.
+    bench.others.0 = vec![row("sjc", 0, 36_000), row("fra", 300_000 * 10_000, 10_000)];
+    let selection = "{ avg { utilization } max { utilization } dimensions { popName } }";
+    let arguments = "(filter: {datetimeFiveMinutes: \"2025-01-10T00:05:00Z\", egressIp: \"192.0.2.1\"}, orderBy: popName_ASC)";
+    let groups = bench.node(arguments, selection);
+    assert_eq!(groups[0]["dimensions"]["popName"], "fra", "{groups}");
+    assert_eq!(groups[0]["avg"]["utilization"], 25.0, "{groups}");
+    // 20,000 of 40,000 here, nothing of UDP, and none of as many there.
+    assert_eq!(groups[1]["max"]["utilization"], 90.0, "{groups}");
+    assert_eq!(groups[1]["avg"]["utilization"], 16.6667, "{groups}");
+    let query = "{ viewer { accounts(filter: { accountTag: \"a\" }) { accountTag } } }";
+    let whole = bench.ask(query, &Value::Null);
+    assert!(whole.get("extensions").is_none(), "{whole}");
+    bench.missing.push(Missing {
+        server: "s2".into(),
+        data_center: "fra".into(),
+        reason: "it is away".into(),
+    });
+    let part = bench.ask(query, &Value::Null);
+    let expected =
+        json!({ "missing": [{ "server": "s2", "data_center": "fra", "reason": "it is away" }] });
+    assert_eq!(part["extensions"], expected);
+    assert!(part["errors"].is_null() && part["data"].is_object());
 }
