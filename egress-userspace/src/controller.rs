@@ -81,7 +81,10 @@ impl From<StoreError> for Failure {
             StoreError::Conflict => Cause::Conflict,
             _ => Cause::Other,
         };
-        Self::failed(error.to_string(), error.remedy()).because_of(cause)
+        Self {
+            usage: matches!(error, StoreError::TooLarge { .. }),
+            ..Self::failed(error.to_string(), error.remedy()).because_of(cause)
+        }
     }
 }
 

@@ -11,7 +11,7 @@ mod sqlite;
 mod token;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 #[cfg(feature = "etcd")]
 use std::time::Duration;
@@ -351,6 +351,16 @@ pub enum StoreError {
     /// Another server has committed meanwhile.
     #[error("another server has changed the configuration meanwhile")]
     Conflict,
+    /// A shared store does not take something of this size.
+    #[error("{what} is too large for etcd: {bytes} bytes, and it takes {most} in one piece")]
+    TooLarge {
+        /// What it is.
+        what: String,
+        /// How large it is.
+        bytes: usize,
+        /// How large it may be.
+        most: usize,
+    },
     /// Every number is in use.
     #[error("all {last} {noun} numbers are in use")]
     Exhausted {
@@ -361,10 +371,21 @@ pub enum StoreError {
     },
 }
 
+/// Whether that is where etcd answers, and no file.
+fn is_shared(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| path.contains("://"))
+}
+
 impl StoreError {
     /// What to do about it.
     pub fn remedy(&self) -> String {
         match self {
+            Self::Corrupt { path, .. } if is_shared(path) => {
+                "what is in force stays in force: mend that key with etcdctl, or restore a snapshot of etcd".into()
+            }
+            Self::Foreign { path } if is_shared(path) => {
+                "choose another [store] prefix: below this one somebody else keeps something".into()
+            }
             Self::Corrupt { path, .. } => format!(
                 "move {} away (with its -wal and -shm files) and start again: resources come back from the file; \
                  settings made by API or command line must be made again, or restore a backup. What is in force \
@@ -405,6 +426,9 @@ impl StoreError {
             }
             Self::Refused => "nothing was changed".into(),
             Self::Conflict => "nothing was changed: look at what is there now, and try again".into(),
+            Self::TooLarge { .. } => {
+                "nothing was changed: make several of it, or write prefixes instead of single addresses".into()
+            }
             Self::Exhausted { .. } => {
                 "remove some, or reserve more bits under [dataplane] mark_mask".into()
             }

@@ -102,6 +102,17 @@ impl Api {
         }
     }
 
+    /// A client on a node where a daemon serves, with a token.
+    #[must_use]
+    pub fn on(node: Namespace, token: &str) -> Self {
+        Self {
+            node,
+            base: format!("http://{LISTEN}"),
+            token: Some(token.to_owned()),
+            options: Vec::new(),
+        }
+    }
+
     /// The same with another token.
     #[must_use]
     pub fn with_token(&self, token: &str) -> Self {

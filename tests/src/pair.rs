@@ -19,6 +19,7 @@ use anyhow::Result;
 use ipnet::Ipv6Net;
 
 use crate::{
+    api::LISTEN,
     client::{Clients, Options},
     config::{Files, Resources, Server},
     gateway::{self, Gateway},
@@ -239,6 +240,8 @@ impl Pair {
                 inside: vec!["in0".to_owned()],
                 max_flows: 4_096,
                 etcd: etcd.map(ToOwned::to_owned),
+                sections: etcd
+                    .map_or_else(String::new, |_| format!("[api]\nlisten = \"{LISTEN}\"")),
                 ..Server::default()
             };
             let node = lab.node(side.server());

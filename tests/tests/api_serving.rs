@@ -175,7 +175,9 @@ fn a_scrape_says_what_is() -> Result<()> {
         "{}",
         scrape.text
     );
-    ensure!(has("egress_ready 1"), "{}", scrape.text);
+    for line in ["egress_ready 1", "egress_frozen 0", "egress_behind 0"] {
+        ensure!(has(line), "{line}: {}", scrape.text);
+    }
     let reasons = status.as_array().context("no reasons")?;
     let mut dropped = 0;
     for count in reasons {

@@ -3,11 +3,13 @@
 
 use std::{
     net::IpAddr,
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
+    api::{ACCOUNT, Api, Reply},
     config::Resources,
     etcd::Etcd,
     gateway::Gateway,
@@ -18,8 +20,10 @@ use egress_tests::{
     pair::{self, NET, Pair, RANGE, SHARED, Side, Underlay},
     service,
     site::{CONNECT_LIMIT, all_succeeded},
+    standard::UPLINK,
     wait,
 };
+use serde_json::Value;
 
 /// How long a change may take to be everywhere, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -28,6 +32,11 @@ const ETCD: &str = "198.51.100.1";
 const ETCD_PORT: u16 = 2379;
 /// No command may hang on an etcd that says nothing: three times three seconds, and some for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Within this time a hook is put back that is taken away while etcd is asked, which takes three seconds and more.
+const UNNOTICED: Duration = Duration::from_secs(2);
+/// How often that is tried: a busy machine may take as long for other reasons.
+const ROUNDS: usize = 4;
 
 struct Cluster {
     pair: Pair,
@@ -72,6 +81,45 @@ impl Cluster {
         let output = gateway.egress(["apply", "-f", &file])?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         Ok((output.status.success(), said))
+    }
+
+    /// As `apply`, while a hook is taken away as soon as it is there again: says also how long it was missing at the most.
+    fn apply_without_hooks(
+        &self,
+        side: Side,
+        resources: &Resources,
+    ) -> Result<(Duration, bool, String)> {
+        let gateway = self.pair.gateway(side);
+        gateway.files().write_resources(resources)?;
+        let file = gateway.files().resources().display().to_string();
+        let mut command = gateway.asking(["apply", "-f", &file])?;
+        let mut applying = command.stderr(Stdio::piped()).spawn()?;
+        let mut longest = Duration::ZERO;
+        while applying.try_wait()?.is_none() {
+            gateway.remove_program(UPLINK, "uplink_egress")?;
+            let began = Instant::now();
+            gateway.wait_in_place(LIMIT)?;
+            longest = longest.max(began.elapsed());
+        }
+        let output = applying.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((longest, output.status.success(), said))
+    }
+
+    /// A token for everything of the account.
+    fn token(&self) -> Result<String> {
+        let words = ["token", "create", "--account", ACCOUNT, "--permission"];
+        let gateway = self.pair.gateway(Side::One);
+        let token = gateway.text(words.into_iter().chain(["account-egress:write"]))?;
+        Ok(token.trim().to_owned())
+    }
+
+    /// Asks the first server to change something.
+    fn drain_by_api(&self, token: &str) -> Result<Reply> {
+        let api = Api::on(self.pair.node(Side::One.server()), token);
+        let path = format!("/client/v4/accounts/{ACCOUNT}/egress/drains");
+        let body = format!("{{\"subject\":\"{SHARED}\"}}");
+        api.call(&path, &["--request", "POST", "--json", &body])
     }
 
     /// Waits until a server has the pool with this cap.
@@ -133,6 +181,29 @@ fn what_one_server_is_told_all_of_them_do() -> Result<()> {
     ensure!(done, "{said}");
     cluster.has(Side::One, 310)?;
     cluster.works()?;
+
+    // What one server can put in force, and the other one cannot, since an address of the pool is its own.
+    let mut taken = capped(310);
+    taken.addresses.push("203.0.2.2".to_owned());
+    let (done, said) = cluster.apply(Side::One, &taken)?;
+    ensure!(done, "{said}");
+    let two = cluster.pair.gateway(Side::Two);
+    wait::until_true("the other server to be behind", LIMIT, || {
+        let output = two.egress(["status", "--json"])?;
+        let status: Value = serde_json::from_slice(&output.stdout)?;
+        let behind = status["behind"].as_str().unwrap_or_default();
+        Ok(behind.contains("203.0.2.2") && !output.status.success())
+    })?;
+    let metrics = Api::on(cluster.pair.node(Side::Two.server()), "").get("/metrics")?;
+    ensure!(metrics.text.contains("\negress_behind 1\n"), "{metrics:?}");
+    cluster.works()?;
+    let (done, said) = cluster.apply(Side::Two, &taken)?;
+    ensure!(!done && said.contains("203.0.2.2"), "{said}");
+    let (done, said) = cluster.apply(Side::Two, &capped(3_100))?;
+    ensure!(done, "{said}");
+    cluster.has(Side::One, 3_100)?;
+    two.wait_in_place(LIMIT)?;
+    cluster.works()?;
     cluster.finish()
 }
 
@@ -149,20 +220,36 @@ fn without_etcd_nothing_can_be_changed_and_connections_go_on() -> Result<()> {
     cluster.has(Side::Two, 3_100)?;
     cluster.works()?;
     cluster.pair.replies_to(Side::One)?;
+    let token = cluster.token()?;
     let mut clients = cluster.pair.clients(Side::One)?;
     let at = cluster.pair.at(ECHO_PORT);
     all_succeeded(&clients.open(at, 50, CONNECT_LIMIT)?, 50)?;
 
-    // One that listens and says nothing.
+    // One that listens and says nothing. Whoever wants to change something waits for it, and nobody else does: hooks that
+    // are taken away meanwhile are put back.
     cluster.etcd.pause()?;
-    let began = Instant::now();
-    let (done, said) = cluster.apply(Side::One, &capped(310))?;
-    ensure!(!done && said.contains("cannot be reached"), "{said}");
-    println!("told after {:?}", began.elapsed());
+    let mut waited = Duration::MAX;
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        let (longest, done, said) = cluster.apply_without_hooks(Side::One, &capped(310))?;
+        ensure!(!done && said.contains("cannot be reached"), "{said}");
+        let told = began.elapsed();
+        println!("told after {told:?}; without a hook for {longest:?} at the most");
+        ensure!(told < PATIENCE, "told after {told:?}");
+        waited = waited.min(longest);
+        if waited < UNNOTICED {
+            break;
+        }
+    }
     ensure!(
-        began.elapsed() < PATIENCE,
-        "told after {:?}",
-        began.elapsed()
+        waited < UNNOTICED,
+        "each time a hook was missing for {waited:?} and more"
+    );
+    let reply = cluster.drain_by_api(&token)?;
+    ensure!(reply.outcome()? == (503, 1503), "{reply:?}");
+    ensure!(
+        reply.text.contains("nothing was changed") && reply.text.contains("try again"),
+        "{reply:?}"
     );
     cluster.works()?;
     cluster.etcd.resume()?;

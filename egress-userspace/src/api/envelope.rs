@@ -132,6 +132,9 @@ impl From<Failure> for ApiError {
     /// What did not work, though nothing is wrong with what was asked for.
     fn from(failure: Failure) -> Self {
         let (code, message) = match failure.cause {
+            Cause::Other if failure.usage => {
+                return Self::new(Code::InvalidValue, failure.reason);
+            }
             Cause::Other => return Self::internal(&failure),
             Cause::Unavailable => (
                 Code::Busy,

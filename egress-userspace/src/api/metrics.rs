@@ -30,11 +30,16 @@ type Counters = Family<Labels, Counter>;
 
 /// `GET /metrics`
 pub(super) fn metrics(api: &Api, _call: &Call) -> Result<Answer, ApiError> {
-    let (status, names, flow_log) = {
+    let (status, standing, names, flow_log) = {
         let controller = api.service.controller();
         let status = controller.dataplane().status();
+        let standing = Standing {
+            is_frozen: controller.frozen().is_some(),
+            is_behind: controller.behind().is_some(),
+        };
         (
             status,
+            standing,
             controller.stored().names(),
             controller.flow_log().counts().snapshot(),
         )
@@ -44,6 +49,7 @@ pub(super) fn metrics(api: &Api, _call: &Call) -> Result<Answer, ApiError> {
         Ok(Scrape {
             status: status?,
             carried: api.carried(view.as_ref())?,
+            standing,
             pools: view.pools()?,
             origins: view.origins(&OriginFilter::default())?,
             names,
@@ -56,10 +62,18 @@ pub(super) fn metrics(api: &Api, _call: &Call) -> Result<Answer, ApiError> {
     Ok(Answer::Text(OPENMETRICS, text))
 }
 
+/// How the configuration stands.
+#[derive(Clone, Copy, Debug, Default)]
+struct Standing {
+    is_frozen: bool,
+    is_behind: bool,
+}
+
 /// What one scrape says.
 struct Scrape {
     status: DataPlaneStatus,
     carried: BTreeMap<u16, Carried>,
+    standing: Standing,
     pools: Vec<PoolLive>,
     origins: Vec<OriginRecord>,
     names: Names,
@@ -128,6 +142,22 @@ impl Scrape {
                 .set(f64::from(u8::from(hook.in_place)));
         }
         registry.register("hook_in_place", "1 while the program is attached", hooks);
+        for (name, says, is) in [
+            (
+                "frozen",
+                "1 while the configuration cannot be changed, since its store does not answer",
+                self.standing.is_frozen,
+            ),
+            (
+                "behind",
+                "1 while what is stored could not be put in force here",
+                self.standing.is_behind,
+            ),
+        ] {
+            let gauge = Gauge::<i64>::default();
+            gauge.set(is.into());
+            registry.register(name, says, gauge);
+        }
         let announced = Gauge::<i64>::default();
         announced.set(i64::try_from(self.status.announced.len()).unwrap_or(i64::MAX));
         registry.register(
@@ -332,6 +362,7 @@ mod tests {
                     bytes: [1_300, 1_400],
                 },
             )]),
+            standing: Standing::default(),
             pools: vec![PoolLive {
                 number: 3,
                 addresses: vec![PoolAddressLive {

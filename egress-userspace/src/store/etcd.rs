@@ -78,7 +78,7 @@ impl EtcdStore {
 
     /// What etcd holds now.
     fn fetch(&self) -> Result<Content, StoreError> {
-        let content = self
+        let mut content = self
             .remote
             .read()
             .map_err(|reason| unavailable(&self.source, reason))?;
@@ -94,7 +94,15 @@ impl EtcdStore {
                 ),
             ));
         }
+        content.keys = journal::settled(&content).map_err(|reason| self.corrupt(reason))?;
         Ok(content)
+    }
+
+    fn corrupt(&self, reason: String) -> StoreError {
+        StoreError::Corrupt {
+            path: self.path(),
+            reason,
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -107,7 +115,9 @@ impl EtcdStore {
         let end = Instant::now() + COMMIT_PATIENCE;
         let mark = journal::mark().map_err(|error| failed(error.to_string()))?;
         let mut generation = before.generation;
-        for step in journal::steps(before, changes, &mark) {
+        let steps =
+            journal::steps(before, changes, &mark).map_err(|reason| self.corrupt(reason))?;
+        for step in steps {
             let is_late = Instant::now() >= end;
             match step {
                 Step::Must(txn) if txn.commits() => match self.settle(&txn, &mark, end)? {
@@ -175,6 +185,7 @@ impl EtcdStore {
             stored,
             tokens: &tokens,
             generation: content.generation,
+            asked: content.asked,
         });
         if let Err(error) = copied {
             // A full disk: this server goes on, and could not start without etcd.
@@ -249,19 +260,31 @@ impl StateStore for EtcdStore {
             return Err(StoreError::Conflict);
         }
         let ops = before.ops(changes, limits, &self.path())?;
+        if let Some((key, bytes)) = journal::too_large(&ops) {
+            let row = key.strip_prefix("object/").unwrap_or(key);
+            return Err(StoreError::TooLarge {
+                what: row.replacen('/', " ", 1),
+                bytes,
+                most: journal::LARGEST,
+            });
+        }
         let mut after = before.with(&ops);
         let stored = after.stored(&self.path())?;
         if !agrees(&stored) {
             return Err(StoreError::Refused);
         }
+        after.asked = super::now();
         after.generation = self.put(&before, ops)?.ok_or(StoreError::Conflict)?;
         self.keep(&after, &stored)?;
         Ok(stored)
     }
 
     fn trouble(&self) -> Trouble {
-        let (hearing, source) = (self.remote.hearing(), self.source.clone());
-        Arc::new(move || (!hearing()).then(|| format!("etcd at {source} does not answer")))
+        let (deafness, source) = (self.remote.deafness(), self.source.clone());
+        Arc::new(move || {
+            let reason = deafness()?;
+            Some(format!("etcd at {source} does not answer: {reason}"))
+        })
     }
 }
 

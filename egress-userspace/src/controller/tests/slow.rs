@@ -159,6 +159,18 @@ fn clu_1_what_another_server_made_of_a_commit_is_not_undone() {
 }
 
 #[test]
+fn clu_1_whoever_was_too_late_is_told_so_and_has_changed_nothing() {
+    let (bench, _arrived, told) = gated();
+    let before = bench.stored();
+    told.send(Verdict::Conflict).unwrap();
+    let source = Source::new("r.toml", file(""));
+    let failure = bench.writer().apply(&source, false).unwrap_err();
+    assert_eq!(failure.cause, Cause::Conflict, "{failure}");
+    assert_eq!(bench.stored(), before);
+    assert_eq!(bench.service.controller().behind(), None);
+}
+
+#[test]
 fn fwd_7_a_server_that_is_behind_follows_the_others_health_by_what_is_in_force() {
     // Of another server, whose numbers go further.
     const WIDE: Limits = Limits {

@@ -36,6 +36,8 @@ pub(super) struct Content {
     pub(super) keys: BTreeMap<String, String>,
     /// The revision of etcd at which the last commit was made; 0 before the first.
     pub(super) generation: i64,
+    /// When etcd was asked for it, µs since 1970.
+    pub(super) asked: i64,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -14,6 +14,9 @@ const MOST_OPS: usize = 100;
 /// Bytes of keys and values of one transaction.
 const MOST_BYTES: usize = 512 * 1024;
 
+/// Bytes of an operation as a journal has it, of the 1.5 MiB that a request to etcd may have.
+pub(super) const LARGEST: usize = 1_500_000;
+
 /// What a transaction depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
@@ -58,10 +61,13 @@ pub(super) fn mark() -> std::io::Result<String> {
 }
 
 /// The steps that commit `ops` on top of `before`, as the commit of this name.
-pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Vec<Step> {
+///
+/// # Errors
+/// When the journal of an earlier commit cannot be read.
+pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     // What is pending is committed already: it comes first.
-    if let Some((name, pending)) = pending(before) {
+    if let Some((name, pending)) = pending(before)? {
         steps.extend(carry_out(&name, pending));
     }
     let guard = Condition::Generation(before.generation);
@@ -80,7 +86,7 @@ pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Vec<Step> {
             ops,
             prune: None,
         }));
-        return steps;
+        return Ok(steps);
     }
     for (at, part) in parts.iter().enumerate() {
         let text = serde_json::to_string(part).unwrap_or_default();
@@ -98,7 +104,7 @@ pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Vec<Step> {
         prune: None,
     }));
     steps.extend(carry_out(mark, parts));
-    steps
+    Ok(steps)
 }
 
 /// The steps that do what a journal says and remove it; other journals, which nobody committed, go with it.
@@ -122,23 +128,33 @@ fn carry_out(name: &str, parts: Vec<Vec<Op>>) -> Vec<Step> {
     steps
 }
 
-/// The journal that is pending: its name and what it changes.
-fn pending(content: &Content) -> Option<(String, Vec<Vec<Op>>)> {
-    let name = content.keys.get(PENDING)?;
+/// A journal's name, and what it changes.
+type Journal = (String, Vec<Vec<Op>>);
+
+/// The journal that is pending.
+fn pending(content: &Content) -> Result<Option<Journal>, String> {
+    let Some(name) = content.keys.get(PENDING) else {
+        return Ok(None);
+    };
     let prefix = format!("{JOURNAL}{name}/");
     let parts = content
         .keys
         .range(prefix.clone()..)
         .take_while(|(key, _)| key.starts_with(&prefix))
-        .filter_map(|(_, text)| serde_json::from_str(text).ok())
-        .collect();
-    Some((name.clone(), parts))
+        .map(|(key, text)| {
+            serde_json::from_str(text).map_err(|error| format!("{key} cannot be read: {error}"))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Some((name.clone(), parts)))
 }
 
 /// What `content` is once its pending journal is carried out.
-pub(super) fn settled(content: &Content) -> BTreeMap<String, String> {
+///
+/// # Errors
+/// When that cannot be read: half of a commit is none.
+pub(super) fn settled(content: &Content) -> Result<BTreeMap<String, String>, String> {
     let mut keys = content.keys.clone();
-    for (key, value) in pending(content)
+    for (key, value) in pending(content)?
         .into_iter()
         .flat_map(|(_, parts)| parts)
         .flatten()
@@ -148,7 +164,20 @@ pub(super) fn settled(content: &Content) -> BTreeMap<String, String> {
             None => keys.remove(&key),
         };
     }
-    keys
+    Ok(keys)
+}
+
+/// The first operation that is too large for a transaction of its own: its key, and its bytes as they stand in a journal.
+pub(super) fn too_large(ops: &[Op]) -> Option<(&str, usize)> {
+    ops.iter().find_map(|op| {
+        let length = op.0.len() + op.1.as_ref().map_or(0, String::len);
+        // Quotes in it are written as two.
+        if length * 2 <= LARGEST {
+            return None;
+        }
+        let written = serde_json::to_string(op).map_or(length, |text| text.len());
+        (written > LARGEST).then_some((op.0.as_str(), written))
+    })
 }
 
 /// Operations in parts that a transaction takes.
@@ -216,7 +245,7 @@ mod tests {
     #[test]
     fn clu_1_a_large_commit_that_stops_anywhere_has_happened_or_not() {
         let ops: Vec<Op> = (0..1_050).map(op).collect();
-        let all = steps(&Content::default(), ops, "large");
+        let all = steps(&Content::default(), ops, "large").unwrap();
         assert_eq!(all.len(), 11 + 1 + 11 + 1);
         for stop in 0..=all.len() {
             let (mut content, mut revision) = (Content::default(), 0);
@@ -224,14 +253,14 @@ mod tests {
                 let (Step::Must(txn) | Step::Then(txn)) = step;
                 assert!(transact(&mut content, &mut revision, txn));
             }
-            let seen = objects(&settled(&content));
+            let seen = objects(&settled(&content).unwrap());
             assert_eq!(
                 seen,
                 if stop < 12 { 0 } else { 1_050 },
                 "after {stop} steps"
             );
             // The next writer, with one small change.
-            for step in steps(&content, vec![op(5_000)], "next") {
+            for step in steps(&content, vec![op(5_000)], "next").unwrap() {
                 let (Step::Must(txn) | Step::Then(txn)) = step;
                 assert!(transact(&mut content, &mut revision, &txn));
             }
@@ -247,8 +276,8 @@ mod tests {
     #[test]
     fn clu_1_of_two_writers_one_commits() {
         let (mut content, mut revision) = (Content::default(), 0);
-        let first = steps(&content, vec![op(1)], "one");
-        let second = steps(&content, (0..300).map(op).collect(), "two");
+        let first = steps(&content, vec![op(1)], "one").unwrap();
+        let second = steps(&content, (0..300).map(op).collect(), "two").unwrap();
         let run = |content: &mut Content, revision: &mut i64, steps: &[Step]| {
             for step in steps {
                 match step {
@@ -268,7 +297,7 @@ mod tests {
         assert!(transact(&mut content, &mut revision, journal));
         assert!(run(&mut content, &mut revision, &first));
         assert!(!run(&mut content, &mut revision, &second[1..]));
-        assert_eq!(objects(&settled(&content)), 1);
+        assert_eq!(objects(&settled(&content).unwrap()), 1);
     }
 
     #[test]
@@ -279,5 +308,39 @@ mod tests {
         let parts = parts(large);
         assert_eq!(parts.len(), 5);
         assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 10);
+    }
+
+    /// Half of a commit is none.
+    #[test]
+    fn clu_1_a_journal_that_cannot_be_read_is_an_error() {
+        let ops: Vec<Op> = (0..300).map(op).collect();
+        let (mut content, mut revision) = (Content::default(), 0);
+        for step in &steps(&Content::default(), ops, "large").unwrap()[..4] {
+            let (Step::Must(txn) | Step::Then(txn)) = step;
+            assert!(transact(&mut content, &mut revision, txn));
+        }
+        assert_eq!(objects(&settled(&content).unwrap()), 300);
+        let part = content.keys.get_mut("journal/large/000001").unwrap();
+        part.pop();
+        let error = settled(&content).unwrap_err();
+        assert!(error.contains("journal/large/000001"), "{error}");
+        assert!(steps(&content, vec![op(5_000)], "next").is_err());
+    }
+
+    #[test]
+    fn what_is_too_large_for_etcd_is_found() {
+        let of = |bytes: usize, text: &str| {
+            vec![
+                op(1),
+                ("object/pool/p".to_owned(), Some(text.repeat(bytes))),
+            ]
+        };
+        assert_eq!(too_large(&of(1_400_000, "x")), None);
+        assert_eq!(
+            too_large(&of(1_500_000, "x")),
+            Some(("object/pool/p", 1_500_000 + 5 + "object/pool/p".len() + 2))
+        );
+        assert_eq!(too_large(&of(700_000, "\"")), None);
+        assert!(too_large(&of(800_000, "\"")).is_some());
     }
 }

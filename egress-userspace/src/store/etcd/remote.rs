@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use etcd_client::{
@@ -16,7 +15,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 
 use super::content::{Content, GENERATION};
-use super::journal::{Condition, Transaction, settled};
+use super::journal::{Condition, Transaction};
 use crate::config::Etcd;
 
 /// How long a question may take.
@@ -52,8 +51,8 @@ struct Link {
     options: ConnectOptions,
     prefix: String,
     client: Mutex<Option<Client>>,
-    /// Whether changes are heard of now.
-    hears: AtomicBool,
+    /// Why changes are not heard of now, if they are not.
+    deaf: std::sync::Mutex<Option<String>>,
 }
 
 type Outcome<T> = Result<T, String>;
@@ -72,7 +71,7 @@ impl Remote {
             options: options(config)?,
             prefix: format!("{}/", config.prefix),
             client: Mutex::new(None),
-            hears: AtomicBool::new(false),
+            deaf: std::sync::Mutex::new(Some("not connected yet".to_owned())),
         });
         let (sender, changes) = watch::channel(0);
         runtime.spawn(listen(Arc::clone(&link), sender));
@@ -88,10 +87,10 @@ impl Remote {
         self.changes.clone()
     }
 
-    /// What tells whether changes are heard of now: within seconds after etcd is gone they are not.
-    pub(super) fn hearing(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+    /// What tells why changes are not heard of now, if they are not: within seconds after etcd is gone.
+    pub(super) fn deafness(&self) -> impl Fn() -> Option<String> + Send + Sync + use<> {
         let link = Arc::clone(&self.link);
-        move || link.hears.load(Ordering::Relaxed)
+        move || link.deaf().clone()
     }
 
     /// Everything under the prefix, at one revision, with what is pending.
@@ -136,6 +135,10 @@ impl Drop for Remote {
 }
 
 impl Link {
+    fn deaf(&self) -> MutexGuard<'_, Option<String>> {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn client(&self) -> Outcome<Client> {
         let mut kept = self.client.lock().await;
         if let Some(client) = &*kept {
@@ -149,6 +152,7 @@ impl Link {
     }
 
     async fn read(&self) -> Outcome<Content> {
+        let asked = crate::store::now();
         let kv = self.client().await?.kv_client();
         let mut kv = kv.max_decoding_message_size(LARGEST);
         let mut keys = BTreeMap::new();
@@ -179,9 +183,11 @@ impl Link {
                 break;
             }
         }
-        let mut content = Content { keys, generation };
-        content.keys = settled(&content);
-        Ok(content)
+        Ok(Content {
+            keys,
+            generation,
+            asked,
+        })
     }
 
     async fn transact(&self, transaction: &Transaction) -> Outcome<Option<i64>> {
@@ -224,11 +230,11 @@ impl Link {
 async fn listen(link: Arc<Link>, sender: watch::Sender<u64>) {
     while !sender.is_closed() {
         let outcome = hear(&link, &sender).await;
-        if link.hears.swap(false, Ordering::Relaxed) {
-            // Said when changes are heard of no more; the next one is that it answers again.
-            let reason = outcome
-                .err()
-                .unwrap_or_else(|| "it ended the connection".to_owned());
+        let reason = outcome
+            .err()
+            .unwrap_or_else(|| "it ended the connection".to_owned());
+        // Said when changes are heard of no more; the next one is that it answers again.
+        if link.deaf().replace(reason.clone()).is_none() {
             tracing::warn!(
                 reason,
                 "etcd is lost: configuration and ownership are frozen, connections go on"
@@ -244,7 +250,7 @@ async fn hear(link: &Link, sender: &watch::Sender<u64>) -> Outcome<()> {
     let options = WatchOptions::new().with_progress_notify();
     let begun = timeout(PATIENCE, client.watch(key, Some(options))).await;
     let mut stream = begun.map_err(|_| "no answer".to_owned())?.map_err(said)?;
-    link.hears.store(true, Ordering::Relaxed);
+    *link.deaf() = None;
     // Whatever was committed until now was not heard.
     sender.send_modify(|count| *count += 1);
     while let Some(message) = stream.message().await.map_err(said)? {
@@ -305,5 +311,22 @@ fn text(bytes: &[u8]) -> Outcome<&str> {
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn said(error: etcd_client::Error) -> String {
-    error.to_string()
+    let etcd_client::Error::GRpcStatus(status) = &error else {
+        return error.to_string();
+    };
+    let mut text = status.message().to_owned();
+    // What it comes from says more than the layers between.
+    let mut cause = std::error::Error::source(status);
+    while let Some(inner) = cause {
+        cause = inner.source();
+        if cause.is_none() && !text.contains(&inner.to_string()) {
+            text = format!("{text}: {inner}");
+        }
+    }
+    if text.starts_with("tls handshake eof") {
+        text.push_str(" (it does not speak TLS: http:// instead of https://?)");
+    } else if text.starts_with("transport error") || text.starts_with("h2 protocol error") {
+        text.push_str(" (it does not speak as etcd does: https:// instead of http://, or something else there?)");
+    }
+    text
 }

@@ -1,5 +1,7 @@
 //! The shared store with a real etcd on this host.
 
+mod odd;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -322,6 +324,17 @@ fn clu_1_a_newer_versions_keys_and_somebody_elses_are_refused() {
     let error = store.load().unwrap_err();
     assert!(
         error.to_string().contains("account/a cannot be read"),
+        "{error}"
+    );
+    // Half of a commit is none.
+    put("object/account/a", "1");
+    put("pending", "name");
+    put("journal/name/000000", "[[\"object/account/a\",");
+    let error = store.load().unwrap_err();
+    assert!(
+        matches!(error, StoreError::Corrupt { .. })
+            && error.to_string().contains("journal/name/000000")
+            && error.remedy().contains("etcdctl"),
         "{error}"
     );
 }

@@ -13,6 +13,8 @@ CREATE TABLE IF NOT EXISTS copy (
     generation INTEGER              -- the commit that was copied last; NULL before the first
 ) STRICT;
 ";
+/// When the shared store was asked for what was copied last, µs since 1970.
+const SECOND: &str = "ALTER TABLE copy ADD COLUMN asked INTEGER NOT NULL DEFAULT 0;";
 
 /// All that is copied.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(in crate::store) struct Copy<'s> {
     pub(in crate::store) tokens: &'s [(Token, Vec<u8>)],
     /// The commit.
     pub(in crate::store) generation: i64,
+    /// When the store was asked for it, µs since 1970.
+    pub(in crate::store) asked: i64,
 }
 
 impl SqliteStore {
@@ -36,6 +40,14 @@ impl SqliteStore {
             .map_err(|error| inaccessible(&self.path, &error))?;
         let outcome = (|| {
             transaction.execute_batch(SCHEMA)?;
+            let has_second = transaction.query_row(
+                "SELECT count(*) FROM pragma_table_info('copy') WHERE name = 'asked'",
+                [],
+                |row| row.get::<_, i64>(0),
+            )?;
+            if has_second == 0 {
+                transaction.execute_batch(SECOND)?;
+            }
             let found: Option<String> = transaction
                 .query_row("SELECT source FROM copy", [], |row| row.get(0))
                 .optional()?;
@@ -78,7 +90,8 @@ impl SqliteStore {
             .map_err(|error| self.failed(&error))
     }
 
-    /// Replaces everything, unless this commit was copied before.
+    /// Replaces everything, unless this commit was copied before, or another process, which asked later, has copied a later
+    /// one. Who asks later and is told of an earlier commit has met a store that was restored, and goes by it.
     ///
     /// # Errors
     /// When the database cannot be written; it is as it was.
@@ -94,6 +107,20 @@ impl SqliteStore {
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (generation, asked): (Option<i64>, i64) =
+            transaction.query_row("SELECT generation, asked FROM copy", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
+        if generation > Some(copy.generation) {
+            if asked >= copy.asked {
+                return Ok(());
+            }
+            tracing::warn!(
+                copied = generation,
+                holds = copy.generation,
+                "the shared store holds an earlier commit than before, as after it was restored: it is followed"
+            );
+        }
         transaction.execute_batch("DELETE FROM object; DELETE FROM number; DELETE FROM token;")?;
         {
             let mut object = transaction.prepare_cached(
@@ -130,7 +157,10 @@ impl SqliteStore {
                 ])?;
             }
         }
-        transaction.execute("UPDATE copy SET generation = ?1", [copy.generation])?;
+        transaction.execute(
+            "UPDATE copy SET generation = ?1, asked = ?2",
+            [copy.generation, copy.asked],
+        )?;
         transaction.commit()?;
         Ok(())
     }

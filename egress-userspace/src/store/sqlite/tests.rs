@@ -248,3 +248,33 @@ fn a_store_of_the_first_version_is_read_as_it_is_and_migrated_by_the_writer() {
     let modified = SqliteStore::open(&path).unwrap().load().unwrap().modified;
     assert!(modified[&(Kind::Drain, "p".into())] > 0);
 }
+
+/// Of two processes on a host, the one that asked the shared store first may be the last to write.
+#[cfg(feature = "etcd")]
+#[test]
+fn api_2_a_copy_goes_back_only_with_the_store_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(&directory.path().join("copy.db")).unwrap();
+    store.become_copy_of("/egress").unwrap();
+    store.become_copy_of("/egress").unwrap();
+    let nothing = Stored::default();
+    let mut copied = |generation, asked| {
+        store
+            .copy(&Copy {
+                stored: &nothing,
+                tokens: &[],
+                generation,
+                asked,
+            })
+            .unwrap();
+        store.generation().unwrap()
+    };
+    assert_eq!(copied(5, 100), Some(5));
+    assert_eq!(copied(6, 102), Some(6));
+    // A slower process, from before a token was revoked.
+    assert_eq!(copied(5, 101), Some(6));
+    assert_eq!(copied(7, 90), Some(7), "a later commit, by whatever clock");
+    // etcd was restored from a backup.
+    assert_eq!(copied(3, 103), Some(3));
+    assert_eq!(copied(4, 104), Some(4));
+}
