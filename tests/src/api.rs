@@ -102,13 +102,13 @@ impl Api {
         }
     }
 
-    /// A client on a node where a daemon serves, with a token.
+    /// A client on a node where a daemon serves, with a token unless it is empty.
     #[must_use]
     pub fn on(node: Namespace, token: &str) -> Self {
         Self {
             node,
             base: format!("http://{LISTEN}"),
-            token: Some(token.to_owned()),
+            token: (!token.is_empty()).then(|| token.to_owned()),
             options: Vec::new(),
         }
     }
