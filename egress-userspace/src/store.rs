@@ -251,6 +251,10 @@ pub struct Limits {
 
 /// One change of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all changes put something, and none is kept for long"
+)]
 pub enum Change {
     /// Adds the object or replaces it.
     Put {

@@ -196,6 +196,7 @@ fn fwd_7_a_server_that_is_behind_follows_the_others_health_by_what_is_in_force()
                 cgroups: Vec::new(),
                 interfaces: Vec::new(),
                 require_probe: Vec::new(),
+                regions: Vec::new(),
                 aegis: None,
             }),
         })
