@@ -80,17 +80,6 @@ impl Api {
         })
     }
 
-    /// A client on a node whose daemon listens as usual, with a token of its.
-    #[must_use]
-    pub fn on(node: Namespace, token: &str) -> Self {
-        Self {
-            node,
-            base: format!("http://{LISTEN}"),
-            token: Some(token.to_owned()),
-            options: Vec::new(),
-        }
-    }
-
     /// A client on the gateway that shows no token.
     #[must_use]
     pub fn without_token(site: &Site) -> Self {
