@@ -53,7 +53,6 @@ fn among(resources: &Resources, server: &str, healths: &Healths) -> Desired {
     let numbers = Numbers {
         zones: [("shop".to_owned(), 5), ("free".to_owned(), 6)].into(),
         pools: [("both".to_owned(), 3), ("a".to_owned(), 4)].into(),
-        ..Numbers::default()
     };
     resolve::resolve_among(resources, &config, &numbers, healths).unwrap()
 }
