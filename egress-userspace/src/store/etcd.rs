@@ -83,8 +83,9 @@ impl EtcdStore {
             .read()
             .map_err(|reason| unavailable(&self.source, reason))?;
         content.check(&self.path())?;
+        // The copy of one that nobody has committed to yet is of generation 0.
         if content.is_new()
-            && let Some(before) = self.copy().generation()?
+            && let Some(before) = self.copy().generation()?.filter(|before| *before > 0)
         {
             return Err(unavailable(
                 &self.source,
