@@ -160,7 +160,8 @@ fn clu_2_something_else_at_etcds_address_is_told_as_what_it_is() {
     ];
     thread::scope(|scope| {
         for (which, endpoint) in cases {
-            let copy = server.directory.path().join(which);
+            let port = endpoint.rsplit(':').next().unwrap();
+            let copy = server.directory.path().join(port);
             scope.spawn(move || {
                 let mut store = EtcdStore::open(&at(endpoint.clone()), &copy).unwrap();
                 for error in [
