@@ -16,6 +16,7 @@ mod policy;
 mod probing;
 mod realms;
 mod requests;
+mod servers;
 mod setting;
 mod take_over;
 mod turns;
@@ -30,6 +31,7 @@ use crate::desired::Desired;
 use crate::diagnostic::{Diagnostics, Report, Source, SourceError};
 use crate::flow_log::{self, Directory, Shared};
 use crate::liveness::{Healths, Watched};
+use crate::ownership::Keeper;
 use crate::plan::Plan;
 use crate::resolve::{self, ResolveError};
 use crate::resource;
@@ -63,6 +65,10 @@ pub struct Controller {
     trouble: Trouble,
     /// What is known of the other servers.
     healths: Healths,
+    /// What this server is to pass on to others (CLU-3).
+    keeper: Keeper,
+    /// Slices could not be divided as they are to be.
+    unclaimed: bool,
 }
 
 /// Why what the store holds is not in force.
@@ -137,6 +143,8 @@ impl Controller {
             kept: None,
             trouble,
             healths: Healths::new(),
+            keeper: Keeper::default(),
+            unclaimed: false,
         }
     }
 
@@ -266,6 +274,7 @@ impl Controller {
         self.in_force = Arc::clone(stored);
         self.config = Arc::clone(config);
         self.healths = healths;
+        self.note_ownership();
         self.publish_names(report.version);
         Ok(())
     }

@@ -161,6 +161,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                 if service.controller().is_behind() {
                     errands.follow(&service);
                 }
+                if service.controller().has_to_hand_over() {
+                    errands.hand_over(&service);
+                }
                 trouble.note("logging refusals", refusals.look_after().await);
                 trouble.note(LOGGING, logging.follow(&service));
             }
@@ -172,6 +175,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
             () = changed(&mut elsewhere) => errands.follow(&service),
             done = errands.done() => match done {
                 Done::Followed(outcome) => followed(outcome, &mut trouble),
+                Done::HandedOver(outcome) => handed_over(outcome, &mut trouble),
                 Done::Reloaded(outcome) => {
                     reloaded(*outcome);
                     trouble.note(LOGGING, logging.follow(&service));
@@ -245,6 +249,13 @@ fn followed(outcome: Result<bool, Failure>, trouble: &mut Trouble) {
         Ok(true) => tracing::info!("another server has changed the configuration: in force here"),
         Ok(false) => {}
         Err(failure) => trouble.say(format!("following the shared store: {failure}")),
+    }
+}
+
+/// Says what keeps slices from being handed over.
+fn handed_over(outcome: Result<(), Failure>, trouble: &mut Trouble) {
+    if let Err(failure) = outcome {
+        trouble.say(format!("handing slices over: {failure}"));
     }
 }
 

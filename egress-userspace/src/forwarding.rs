@@ -110,7 +110,7 @@ impl<'r> Planner<'r> {
         if self.owns(address) && self.allows_here(regions) {
             return Whereabouts::Here;
         }
-        let owners = placed::owners(self.resources, address);
+        let owners = placed::holders(self.resources, address);
         let allowed = |owner: &&Standing<'_>| is_among(regions, &owner.location.name);
         let reached = |owner: &&Standing<'_>| {
             let name = &owner.server.name;
@@ -171,7 +171,7 @@ impl<'r> Planner<'r> {
     }
 
     fn owns(&self, address: Ipv4Addr) -> bool {
-        placed::slices_of(self.resources, self.server, address) != 0
+        placed::open_slices(self.resources, self.server, address) != 0
     }
 
     /// A pool's IPv4 addresses that take anything new: what drains does not, here and elsewhere (POOL-9).
@@ -194,7 +194,9 @@ impl<'r> Planner<'r> {
             if may_stay && self.owns(*address) {
                 return None;
             }
-            for (owner, slices) in placed::owners(self.resources, *address) {
+            for (owner, _) in placed::holders(self.resources, *address) {
+                let name = &owner.server.name;
+                let slices = placed::open_slices(self.resources, name, *address);
                 // Who has no tunnel cannot be reached.
                 if self.peers.iter().any(|peer| peer.name == owner.server.name)
                     && let Some(site) = self.sites.get(owner.server.name.as_str())

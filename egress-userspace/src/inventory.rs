@@ -1,6 +1,7 @@
 //! Pools, zones and status as the commands print them: what is configured joined with what is live.
 
 mod scope;
+mod servers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ use egress_common::placement;
 use serde::{Deserialize, Serialize};
 
 pub use scope::{find_pool, find_zone, flow_filter, origin_filter};
+pub use servers::{ServerRecord, Standing as ServerState, servers};
 
 use scope::Scope;
 
@@ -313,7 +315,7 @@ fn owners(resources: &Resources, address: Address) -> Vec<PoolOwner> {
         range,
     };
     match address {
-        Address::V4(address) => placed::owners(resources, address)
+        Address::V4(address) => placed::holders(resources, address)
             .into_iter()
             .map(|(one, bitmap)| owner(one, placement::slices(bitmap).collect(), None))
             .collect(),

@@ -25,6 +25,7 @@ pub mod inventory;
 pub mod liveness;
 mod nets;
 mod notify;
+pub mod ownership;
 pub mod placed;
 pub mod plan;
 pub mod policy;

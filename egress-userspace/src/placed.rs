@@ -46,10 +46,20 @@ pub fn data_center<'a>(resources: &'a Resources, server: &'a config::Server) -> 
         .map_or(&server.data_center, |one| &one.data_center.name)
 }
 
-/// The servers that own slices of an IPv4 egress IP, with them. Without locations nobody is named.
+/// The servers that own slices of an IPv4 egress IP by the division, with them. Without locations nobody is named.
 ///
 /// Depends on names alone: all servers that read the same file come to the same division.
 pub fn owners(resources: &Resources, address: Ipv4Addr) -> Vec<(Standing<'_>, u32)> {
+    divided(resources, address, |_| true, |_| 0)
+}
+
+/// Divides the slices of an IPv4 egress IP anew among the servers that take any, by what they `had`: as few move as can be.
+pub fn divided<'r>(
+    resources: &'r Resources,
+    address: Ipv4Addr,
+    takes: impl Fn(&str) -> bool,
+    had: impl Fn(&str) -> u32,
+) -> Vec<(Standing<'r>, u32)> {
     let all: Vec<Standing<'_>> = servers(resources).collect();
     let placement = resources
         .placements
@@ -58,6 +68,7 @@ pub fn owners(resources: &Resources, address: Ipv4Addr) -> Vec<(Standing<'_>, u3
     let Some(placement) = placement else {
         // With one server there is nothing to place.
         let only = all.first().filter(|_| all.len() == 1);
+        let only = only.filter(|one| takes(&one.server.name));
         return only.map(|one| (*one, ALL_SLICES)).into_iter().collect();
     };
     let mut groups: Vec<Group> = placement
@@ -71,6 +82,7 @@ pub fn owners(resources: &Resources, address: Ipv4Addr) -> Vec<(Standing<'_>, u3
         .collect();
     let (standing, mut members): (Vec<_>, Vec<_>) = all
         .into_iter()
+        .filter(|one| takes(&one.server.name))
         .filter_map(|one| {
             let group = placement
                 .shares
@@ -79,6 +91,7 @@ pub fn owners(resources: &Resources, address: Ipv4Addr) -> Vec<(Standing<'_>, u3
             let member = Member {
                 name: digest(&one.server.name),
                 group,
+                owned: had(&one.server.name),
                 ..Member::default()
             };
             Some((one, member))
@@ -93,7 +106,7 @@ pub fn owners(resources: &Resources, address: Ipv4Addr) -> Vec<(Standing<'_>, u3
         .collect()
 }
 
-/// The slices of an IPv4 egress IP that the server of this name owns: all, where no locations are told.
+/// The slices of an IPv4 egress IP that the server of this name owns by the division: all, where no locations are told.
 pub fn slices_of(resources: &Resources, server: &str, address: Ipv4Addr) -> u32 {
     if resources.locations.is_empty() {
         return ALL_SLICES;
@@ -102,6 +115,30 @@ pub fn slices_of(resources: &Resources, server: &str, address: Ipv4Addr) -> u32 
         .into_iter()
         .find(|(one, _)| one.server.name == server)
         .map_or(0, |(_, slices)| slices)
+}
+
+/// The slices of an IPv4 egress IP in which the server of this name may open flows now: those that it holds, where servers
+/// share a store (CLU-3), else those of the division; none while it drains (FWD-7).
+pub fn open_slices(resources: &Resources, server: &str, address: Ipv4Addr) -> u32 {
+    if resources.drains_server(server) {
+        return 0;
+    }
+    match &resources.ownership {
+        Some(ownership) => ownership.open(server, address),
+        None => slices_of(resources, server, address),
+    }
+}
+
+/// The servers to which replies to an IPv4 egress IP go, with their slices: also those that they are to pass on (CLU-3).
+pub fn holders(resources: &Resources, address: Ipv4Addr) -> Vec<(Standing<'_>, u32)> {
+    let Some(ownership) = &resources.ownership else {
+        return owners(resources, address);
+    };
+    let Some(row) = ownership.rows.get(&address) else {
+        return Vec::new();
+    };
+    let held = servers(resources).map(|one| (one, row.held(&one.server.name)));
+    held.filter(|(_, slices)| *slices != 0).collect()
 }
 
 /// The slices of an address that become `server`'s and were others', with the names of those.
@@ -179,7 +216,7 @@ pub fn others(resources: &Resources, server: &str) -> Option<(IpAddr, Vec<Desire
     for address in resources.pools.iter().flat_map(|pool| &pool.addresses) {
         match *address {
             Address::V4(address) => {
-                for (owner, slices) in owners(resources, address) {
+                for (owner, slices) in holders(resources, address) {
                     let found = peers.iter_mut().find(|peer| peer.name == owner.server.name);
                     if let Some(peer) = found {
                         peer.slices.push((address, slices));

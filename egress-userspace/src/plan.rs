@@ -9,7 +9,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::resource::{Aegis, Kind, Object, Owner, Place, Resources, Setting, Zone};
+use crate::placed;
+use crate::resource::{Aegis, Drain, Kind, Object, Owner, Place, Resources, Setting, Zone};
 use crate::store::{Change, Stored};
 
 /// What would change.
@@ -183,6 +184,9 @@ impl Plan {
 
 /// Whether this is a pool, or an address of one: of the file's pools, or of those of the API.
 fn is_member(file: &Resources, stored: &Stored, subject: &str) -> bool {
+    if let Some(server) = Drain::server(subject) {
+        return placed::servers(file).any(|one| one.server.name == server);
+    }
     let made = stored
         .owned_by(Owner::Api)
         .filter_map(|object| match object {

@@ -147,6 +147,7 @@ pub fn resolve_among(
             pool,
             pool_number(numbers, &pool.id, limits)?,
             &config.server.name,
+            placed::open_slices,
         ));
     }
     zones.sort_by_key(|zone| zone.number);
@@ -211,7 +212,8 @@ fn regions<'r>(resources: &'r Resources, zone: &DesiredZone) -> &'r [String] {
 
 /// The addresses and ranges that would be this server's egress IPs.
 pub fn addresses(resources: &Resources, config: &Config) -> Vec<Address> {
-    let pool = |pool| resolve_pool(resources, pool, 0, &config.server.name);
+    // By the division: who holds what of it so far does not matter.
+    let pool = |pool| resolve_pool(resources, pool, 0, &config.server.name, placed::slices_of);
     Desired {
         pools: resources.pools.iter().map(pool).collect(),
         ..Desired::default()
@@ -275,7 +277,13 @@ fn resolve_zone(
 }
 
 /// The pool as this server may use it: what others own alone is not in it (POOL-5, POOL-6).
-fn resolve_pool(resources: &Resources, pool: &Pool, number: u16, server: &str) -> DesiredPool {
+fn resolve_pool(
+    resources: &Resources,
+    pool: &Pool,
+    number: u16,
+    server: &str,
+    slices_of: impl Fn(&Resources, &str, Ipv4Addr) -> u32,
+) -> DesiredPool {
     let mut resolved = DesiredPool {
         number,
         id: pool.id.clone(),
@@ -286,7 +294,7 @@ fn resolve_pool(resources: &Resources, pool: &Pool, number: u16, server: &str) -
         let draining = resources.drains(pool, address);
         match *address {
             Address::V4(address) => {
-                let slices = placed::slices_of(resources, server, address);
+                let slices = slices_of(resources, server, address);
                 if slices != 0 {
                     resolved.candidates.push(Candidate {
                         address,
@@ -301,7 +309,7 @@ fn resolve_pool(resources: &Resources, pool: &Pool, number: u16, server: &str) -
                     resolved.prefixes.push(DesiredPrefix {
                         prefix,
                         cap: pool.connections_per_origin,
-                        draining,
+                        draining: draining || resources.drains_server(server),
                     });
                 }
             }

@@ -29,6 +29,7 @@ pub use token::{NewToken, Permission, Token, hash_of};
 
 use crate::config;
 use crate::dataplane::api::Names;
+use crate::ownership::{Ownership, Step};
 use crate::resource::{Kind, Location, Object, Owner, Resources};
 
 /// Keeps objects, owners and numbers.
@@ -64,6 +65,17 @@ pub trait StateStore: Send {
     /// As [`Self::commit_if`].
     fn commit(&mut self, changes: &[Change], limits: Limits) -> Result<Stored, StoreError> {
         self.commit_if(changes, limits, &mut |_| true)
+    }
+
+    /// Makes steps of handing slices over, each wholly or not at all (CLU-3). To be loaded afterwards.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] where a row is not the one that a step was made from; [`StoreError::NotShared`] where
+    /// nobody else uses the store, and there is nobody to hand anything to. After any error some steps may have been
+    /// made; after [`StoreError::Unavailable`] they may yet be.
+    fn hand_over(&mut self, steps: &[Step]) -> Result<(), StoreError> {
+        let _ = steps;
+        Err(StoreError::NotShared)
     }
 
     /// What tells whether the store can be had now: it can be asked while somebody uses the store.
@@ -171,6 +183,8 @@ pub struct Stored {
     pub numbers: Numbers,
     /// When objects were put last, µs since 1970; absent for those of a store that did not note it.
     pub modified: BTreeMap<(Kind, String), i64>,
+    /// Who holds which slices (CLU-3); none in a store that one server has for itself.
+    pub ownership: Option<Ownership>,
 }
 
 impl Stored {
@@ -180,6 +194,7 @@ impl Stored {
         for (_, object) in self.objects.values() {
             resources.push(object.clone());
         }
+        resources.ownership.clone_from(&self.ownership);
         resources
     }
 
@@ -352,6 +367,9 @@ pub enum StoreError {
     /// Whoever asked for the commit did not agree with what would have come of it.
     #[error("the change is not to be made")]
     Refused,
+    /// It is one server's own.
+    #[error("no other server shares this store")]
+    NotShared,
     /// Another server has committed meanwhile.
     #[error("another server has changed the configuration meanwhile")]
     Conflict,
@@ -429,6 +447,7 @@ impl StoreError {
                     .into()
             }
             Self::Refused => "nothing was changed".into(),
+            Self::NotShared => "name the servers' etcd under [store]".into(),
             Self::Conflict => "nothing was changed: look at what is there now, and try again".into(),
             Self::TooLarge { .. } => {
                 "nothing was changed: make several of it, or write prefixes instead of single addresses".into()

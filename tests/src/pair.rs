@@ -47,6 +47,9 @@ pub const UNDERLAY: &str = "und0";
 /// UDP port of the tunnel.
 pub const TUNNEL_PORT: u16 = 4789;
 
+/// How long ports rest where slices are handed over.
+const RESTING: &str = "[timers]\ntcp_closing = 2\nquarantine = 2";
+
 /// One of the two servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -240,8 +243,10 @@ impl Pair {
                 inside: vec!["in0".to_owned()],
                 max_flows: 4_096,
                 etcd: etcd.map(ToOwned::to_owned),
-                sections: etcd
-                    .map_or_else(String::new, |_| format!("[api]\nlisten = \"{LISTEN}\"")),
+                // A slice is handed over when its ports have rested.
+                sections: etcd.map_or_else(String::new, |_| {
+                    format!("[api]\nlisten = \"{LISTEN}\"\n{RESTING}")
+                }),
                 ..Server::default()
             };
             let node = lab.node(side.server());

@@ -148,6 +148,55 @@ impl Cluster {
         Ok(())
     }
 
+    /// What `egress server list` says of a server: slices that it has, and those of them that leave.
+    fn slices(&self, side: Side) -> Result<(u64, u64)> {
+        let all = self.pair.gateway(Side::One).json(&["server", "list"])?;
+        let all = all.as_array().context("servers are listed")?;
+        let found = all.iter().find(|one| one["server"] == side.name());
+        let found = found.context("the server is listed")?;
+        let figure = |key: &str| found[key].as_u64().context("a figure is missing");
+        Ok((figure("slices")?, figure("leaving")?))
+    }
+
+    fn until(&self, what: &str, expected: [(u64, u64); 2]) -> Result<()> {
+        let mut last = None;
+        let outcome = wait::until_true(what, LIMIT, || {
+            let now = [self.slices(Side::One)?, self.slices(Side::Two)?];
+            last = Some(now);
+            Ok(now == expected)
+        });
+        outcome.with_context(|| format!("slices: {last:?}"))
+    }
+
+    /// A server that drains hands its slices over as they empty; a connection keeps its own, and new ones go to the other
+    /// server. Then it gets slices back (FWD-7, CLU-3).
+    fn hands_over(&self) -> Result<()> {
+        let (one, two) = (self.slices(Side::One)?, self.slices(Side::Two)?);
+        ensure!(
+            one.0 + two.0 == 31 && one.0.abs_diff(two.0) == 1,
+            "{one:?}, {two:?}"
+        );
+        let mut clients = self.pair.clients(Side::Two)?;
+        all_succeeded(&clients.open(self.pair.at(ECHO_PORT), 1, CONNECT_LIMIT)?, 1)?;
+        let gateway = self.pair.gateway(Side::One);
+        let said = gateway.egress(["server", "drain", &Side::Two.name()])?;
+        ensure!(said.status.success(), "{said:?}");
+        let began = Instant::now();
+        self.until("all but one slice to be handed over", [(30, 0), (1, 1)])?;
+        println!("handed over after {:?}", began.elapsed());
+        self.works()?;
+        // Its reply arrives at the other server, which sends it on.
+        self.pair.replies_to(Side::One)?;
+        all_succeeded(&clients.check(CONNECT_LIMIT)?, 1)?;
+        clients.close_all(true)?;
+        self.until("the last slice to be handed over", [(31, 0), (0, 0)])?;
+        let said = gateway.egress(["server", "undrain", &Side::Two.name()])?;
+        ensure!(said.status.success(), "{said:?}");
+        let shares = [(one.0, 0), (two.0, 0)];
+        self.until("the slices to be back", shares)?;
+        self.works()
+    }
+
     fn finish(self) -> Result<()> {
         for check in self.checks {
             check.finish()?;
@@ -185,6 +234,7 @@ fn what_one_server_is_told_all_of_them_do() -> Result<()> {
     ensure!(done, "{said}");
     cluster.has(Side::One, 310)?;
     cluster.works()?;
+    cluster.hands_over()?;
 
     // What one server can put in force, and the other one cannot, since an address of a pool, which no zone uses, is its
     // own.

@@ -17,6 +17,7 @@ mod pools;
 mod probe;
 mod reference;
 mod run;
+mod server;
 mod status;
 mod table;
 mod token;
@@ -83,6 +84,11 @@ enum Command {
     Pool {
         #[command(subcommand)]
         change: pool::Change,
+    },
+    /// List servers, keep new connections from one, or give away what a fenced one holds.
+    Server {
+        #[command(subcommand)]
+        change: server::Change,
     },
     /// Make, list and revoke tokens for the HTTP API.
     Token {
@@ -203,6 +209,7 @@ fn dispatch(command: Command, context: &mut Context<'_>) -> Result<Exit, CliErro
         Command::Pools(args) => pools::run(context, &args.into()),
         Command::Zones(args) => zones::run(context, &args.into()),
         Command::Zone { change } => zone::run(context, change),
+        Command::Server { change } => server::run(context, change),
         Command::Pool { change } => pool::run(context, change),
         Command::Token { change } => token::run(context, change),
         Command::Why(args) => why::run(context, args),

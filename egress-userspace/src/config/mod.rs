@@ -7,6 +7,7 @@ mod control;
 mod dataplane;
 mod exempt;
 mod flow_log;
+mod handover;
 mod resources;
 mod server;
 mod store;
@@ -24,6 +25,7 @@ pub use dataplane::{Attach, Dataplane, Refuse, Xdp};
 pub(crate) use dataplane::{interface_problem, parse_mark};
 pub use exempt::{DNS_PORT, Exempt, IcmpQueries};
 pub use flow_log::{EVENTS, FlowLog, Target};
+pub use handover::Handover;
 pub use resources::ResourcesFile;
 pub use server::Server;
 pub use store::{Etcd, Store};
@@ -66,10 +68,12 @@ pub struct Config {
     pub announce: Option<Announce>,
     /// `[flow_log]`: the log of connections; none without the section.
     pub flow_log: Option<FlowLog>,
+    /// `[handover]`: how servers that share a store hand slices over (CLU-3).
+    pub handover: Handover,
 }
 
 /// The top-level keys of this kind of file; `egress validate` tells the kinds apart by them.
-pub const SECTIONS: [&str; 13] = [
+pub const SECTIONS: [&str; 14] = [
     "server",
     "dataplane",
     "exempt",
@@ -83,6 +87,7 @@ pub const SECTIONS: [&str; 13] = [
     "announce",
     "flow_log",
     "cluster",
+    "handover",
 ];
 
 impl Config {
@@ -170,6 +175,10 @@ impl Config {
             flow_log: root
                 .section("flow_log")
                 .map(|table| FlowLog::read(table, directory)),
+            handover: root
+                .section("handover")
+                .map(Handover::read)
+                .unwrap_or_default(),
         };
         root.finish();
         config

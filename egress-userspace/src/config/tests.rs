@@ -301,6 +301,7 @@ fn the_documented_sample_is_valid_and_shows_the_defaults() {
     assert_eq!(config.control, default.control);
     assert_eq!(config.api, Some(Api::default()));
     assert_eq!(config.flow_log, Some(FlowLog::default()));
+    assert_eq!(config.handover, default.handover);
 }
 
 #[test]

@@ -78,6 +78,26 @@ pub enum Request {
         /// The address, or the pool by id or name.
         subject: String,
     },
+    /// Servers. Answer: one item a server.
+    Servers,
+    /// Keeps new flows from a server (FWD-7). Answer: the server.
+    ServerDrain {
+        /// Its name.
+        server: String,
+    },
+    /// Lets a server have new flows again. Answer: the server.
+    ServerUndrain {
+        /// Its name.
+        server: String,
+    },
+    /// Gives away what a fenced server holds (CLU-3). Answer: the server.
+    ServerForget {
+        /// Its name.
+        server: String,
+        /// Also where it answers.
+        #[serde(default, skip_serializing_if = "is_false")]
+        force: bool,
+    },
     /// Explains a decision. Answer: an explanation.
     Why {
         /// The packet.

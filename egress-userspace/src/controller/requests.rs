@@ -129,6 +129,17 @@ impl Service {
         writer.refresh()
     }
 
+    /// Passes on what is to leave this server, and takes what comes (CLU-3).
+    ///
+    /// # Errors
+    /// What kept it from that; it is tried again.
+    pub fn hand_over(&self) -> Result<(), Failure> {
+        if self.controller().is_detached() {
+            return Ok(());
+        }
+        self.writer()?.hand_over()
+    }
+
     /// The controller, for a moment: whoever waits for the store has a [`Writer`] instead.
     pub fn controller(&self) -> MutexGuard<'_, Controller> {
         // A panic elsewhere leaves the controller as it was before or after a whole step: go on with it.
@@ -202,6 +213,23 @@ impl Handler for Service {
             } => self.probe(origin, &pool, seconds, item),
             Request::Drain { subject, reset } => value(&self.writer()?.drain(&subject, reset)?),
             Request::Undrain { subject } => value(&self.writer()?.undrain(&subject)?),
+            Request::Servers => {
+                let (stored, healths, name) = {
+                    let controller = self.controller();
+                    let name = controller.config().server.name.clone();
+                    (
+                        Arc::clone(controller.stored()),
+                        controller.healths().clone(),
+                        name,
+                    )
+                };
+                list(inventory::servers(&stored, &healths, &name), item)
+            }
+            Request::ServerDrain { server } => value(&self.writer()?.drain_server(&server)?),
+            Request::ServerUndrain { server } => value(&self.writer()?.undrain_server(&server)?),
+            Request::ServerForget { server, force } => {
+                value(&self.writer()?.forget_server(&server, force)?)
+            }
             Request::Why { query } => {
                 let view = self.view()?;
                 let controller = self.controller();

@@ -1,5 +1,5 @@
-//! A change that makes other servers' slices, or parts of IPv6 ranges, this one's: nobody sees to it yet that those have
-//! drained (CLU-3).
+//! A change that makes other servers' slices this one's, where servers share no store; or parts of IPv6 ranges: nobody sees to
+//! it that those have drained (CLU-3).
 
 use crate::config::Config;
 use crate::diagnostic::Report;
@@ -8,8 +8,8 @@ use crate::plan::Plan;
 use crate::resource::{Address, Kind, Place, Places, Resources};
 
 /// What to do about it.
-const REMEDY: &str = "apply this there first, and here when the connections it has on them have ended: this version \
-                      does not hand anything over by itself";
+const REMEDY: &str = "apply this there first, and here when the connections it has on them have ended: only slices, and \
+                      only by a store that servers share, are handed over by themselves";
 
 /// Says what this server takes over from others.
 pub(super) fn warn(
@@ -21,7 +21,9 @@ pub(super) fn warn(
 ) {
     let after = plan.after();
     let name = &config.server.name;
-    for (object, placement) in after.placements.iter().enumerate() {
+    // With a shared store slices are handed over.
+    let unseen = before.ownership.is_none();
+    for (object, placement) in after.placements.iter().enumerate().filter(|_| unseen) {
         let (slices, from) = placed::taken_over(before, after, name, placement.address);
         if slices == 0 {
             continue;

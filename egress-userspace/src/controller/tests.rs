@@ -14,6 +14,7 @@ use crate::dataplane::api::{
     OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
 use crate::inventory::{DaemonState, PoolRecord, Status, ZoneRecord};
+use crate::ownership::Slices;
 use crate::probe::Permit;
 use crate::resource::{Address, Owner};
 use crate::store::{Change, Limits, SqliteStore, StateStore};
@@ -126,6 +127,14 @@ impl DataPlane for Fake {
     fn reset(&mut self, addresses: &[ipnet::IpNet]) -> Result<u64, DataPlaneError> {
         self.0.lock().unwrap().reset.extend(addresses);
         Ok(7)
+    }
+
+    fn occupied(&self, _: &Slices) -> Result<Slices, DataPlaneError> {
+        Ok(Slices::new())
+    }
+
+    fn reset_slices(&mut self, _: &Slices) -> Result<u64, DataPlaneError> {
+        Ok(0)
     }
 
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {

@@ -155,6 +155,7 @@ impl<'s> Writer<'s> {
         config.flow_log = new.flow_log;
         config.dataplane.refuse = new.dataplane.refuse;
         config.resources = new.resources;
+        config.handover = new.handover;
         let mut applied = self.take_over(&Arc::new(config))?;
         let mut all = warnings;
         all.extend(applied.warnings);
@@ -170,6 +171,7 @@ impl<'s> Writer<'s> {
     /// the next call tries again.
     pub fn refresh(&mut self) -> Result<bool, Failure> {
         let current = self.store.current();
+        let current = current.map(|stored| self.claimed(&Arc::clone(&self.config), stored));
         let mut controller = self.controller();
         let stored = match current {
             Ok(stored) => stored,
@@ -204,7 +206,10 @@ impl<'s> Writer<'s> {
         let limits = resolve::limits(config);
         let before = Arc::clone(&self.stored);
         let after = if changes.is_empty() {
-            Arc::clone(&before)
+            match &before.ownership {
+                Some(_) => Arc::new(self.claimed(config, Stored::clone(&before))),
+                None => Arc::clone(&before),
+            }
         } else {
             let mut refusal = None;
             let service = self.service;
@@ -216,7 +221,7 @@ impl<'s> Writer<'s> {
                 }
             };
             match self.store.commit_if(changes, limits, &mut agrees) {
-                Ok(after) => Arc::new(after),
+                Ok(after) => Arc::new(self.claimed(config, after)),
                 Err(error) => {
                     match &error {
                         StoreError::Conflict => {

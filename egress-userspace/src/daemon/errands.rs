@@ -15,12 +15,15 @@ use crate::controller::Service;
 pub(super) struct Errands {
     following: Errand<bool>,
     reloading: Errand<Applied>,
+    handing_over: Errand<()>,
 }
 
 /// One that has come to its end.
 pub(super) enum Done {
     /// What others have changed is in force.
     Followed(Result<bool, Failure>),
+    /// Slices were passed on and taken, where there were any to.
+    HandedOver(Result<(), Failure>),
     /// SIGHUP has been answered.
     Reloaded(Box<Result<Applied, Failure>>),
 }
@@ -45,6 +48,13 @@ impl Errands {
         self.following.begin(service, Service::follow);
     }
 
+    /// Passes slices on and takes them.
+    pub(super) fn hand_over(&mut self, service: &Arc<Service>) {
+        if self.handing_over.under_way.is_none() {
+            self.handing_over.begin(service, Service::hand_over);
+        }
+    }
+
     /// Reads configuration and resources file again.
     pub(super) fn reload(&mut self, service: &Arc<Service>) {
         self.reloading.begin(service, Service::reload);
@@ -55,6 +65,7 @@ impl Errands {
         tokio::select! {
             outcome = self.following.done(Service::follow) => Done::Followed(outcome),
             outcome = self.reloading.done(Service::reload) => Done::Reloaded(Box::new(outcome)),
+            outcome = self.handing_over.done(Service::hand_over) => Done::HandedOver(outcome),
         }
     }
 }

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::Desired;
+use crate::ownership::Slices;
 use crate::resource::Address;
 
 mod usage;
@@ -92,6 +93,13 @@ pub trait DataPlane: DataPlaneView + Send {
     ///
     /// New flows may still be admitted to an address that does not drain.
     fn reset(&mut self, addresses: &[IpNet]) -> Result<u64, DataPlaneError>;
+
+    /// Of these slices, those that are not empty: some flow of this server has a port there, or one that ended rests
+    /// (CLU-3). A flow that is being admitted by a configuration that is in force no more is seen.
+    fn occupied(&self, slices: &Slices) -> Result<Slices, DataPlaneError>;
+
+    /// Ends every live flow that leaves by one of these slices, as [`Self::reset`] does; returns how many there were.
+    fn reset_slices(&mut self, slices: &Slices) -> Result<u64, DataPlaneError>;
 
     /// Removes programs, links, pins, the guard and helper interfaces; says what it removed (SAFE-4).
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError>;

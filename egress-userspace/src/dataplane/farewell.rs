@@ -207,6 +207,10 @@ where
 pub(super) struct Candidate {
     /// Its egress IP.
     pub(super) egress: IpAddr,
+    /// Its port there.
+    pub(super) port: u16,
+    /// Whether another server translates it: then these are not its egress IP and port.
+    pub(super) forwarded: bool,
     /// The zone that was admitted.
     pub(super) zone: u16,
     /// Where its inside address means something.
@@ -258,6 +262,8 @@ where
         let Some(slot) = slots.copy(index) else { break };
         let candidate = Candidate {
             egress: slot.egress.into(),
+            port: slot.egress_port,
+            forwarded: slot.flags & flag::FORWARDED != 0,
             zone: slot.zone,
             realm: slot.flow.realm,
         };

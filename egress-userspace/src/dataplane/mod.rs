@@ -20,6 +20,7 @@
 //! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
 //! | `watcher` | when to look whether everything is still in place |
+//! | `leftover` | what is left in slices that are to pass to another server |
 //! | `farewell` | flows that end without their doing: both ends are told |
 //! | `view`, `flows`, `route` | a packet's route, hooks, tables, flows and counts, read from pins and mapped memory |
 //! | `meters` | what flows have carried, for rates |
@@ -51,6 +52,7 @@ mod gratuitous;
 mod guard;
 mod hook;
 mod interfaces;
+mod leftover;
 mod lock;
 mod maps;
 mod meters;

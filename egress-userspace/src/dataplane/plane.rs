@@ -28,6 +28,7 @@ use super::gratuitous::Gratuitous;
 use super::guard::Guard;
 use super::hook::Hook;
 use super::interfaces::{Interface, Link};
+use super::leftover;
 use super::lock::{Lock, Starting};
 use super::maps::Maps;
 use super::neighbours;
@@ -49,6 +50,7 @@ use super::watcher::Watcher;
 use crate::config::Dataplane;
 use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names};
 use crate::desired::Desired;
+use crate::ownership::Slices;
 use crate::resource::Address;
 
 pub use claim::Claim;
@@ -708,6 +710,22 @@ impl DataPlane for Plane {
             &uplinks,
             Cause::Operator,
             |flow| addresses.iter().any(|net| net.contains(&flow.egress)),
+        )
+    }
+
+    fn occupied(&self, slices: &Slices) -> Result<Slices, DataPlaneError> {
+        leftover::occupied(&self.maps, slices)
+    }
+
+    fn reset_slices(&mut self, slices: &Slices) -> Result<u64, DataPlaneError> {
+        let uplinks = self.ready_uplinks();
+        let uplinks: Vec<&Interface> = uplinks.iter().collect();
+        farewell::reset(
+            &self.maps,
+            &mut self.object,
+            &uplinks,
+            Cause::Operator,
+            |flow| !flow.forwarded && leftover::holds(slices, flow.egress, flow.port),
         )
     }
 

@@ -43,6 +43,7 @@ pub use zone::{Aegis, Zone};
 use crate::config::Config;
 use crate::diagnostic::{Diagnostics, Report, Source};
 use crate::document::{self, Table};
+use crate::ownership::Ownership;
 
 /// The top-level keys of this kind of file; `egress validate` tells the kinds apart by them.
 pub const SECTIONS: [&str; 7] = [
@@ -78,8 +79,12 @@ pub struct Resources {
     pub leases: Vec<Lease>,
     /// Settings made through API and command line, by zone id; for zones whose file has no `[zone.aegis]`.
     pub settings: BTreeMap<String, Aegis>,
-    /// Addresses and ids of pools that drain through API and command line, whatever their pools say.
+    /// Addresses and ids of pools that drain through API and command line, whatever their pools say; and servers
+    /// ([`Drain::of_server`]).
     pub drains: BTreeSet<String>,
+    /// Who holds which slices, where servers share a store (CLU-3).
+    #[serde(skip)]
+    pub ownership: Option<Ownership>,
 }
 
 impl Resources {
@@ -133,6 +138,11 @@ impl Resources {
         pool.draining.contains(address)
             || self.drains.contains(&pool.id)
             || self.drains.contains(&address.to_string())
+    }
+
+    /// Whether a server takes no new flows: it was told to (FWD-7).
+    pub fn drains_server(&self, server: &str) -> bool {
+        self.drains.contains(&Drain::of_server(server))
     }
 
     /// The most specific BYOIP prefix around `net`; without one, the address is leased.

@@ -52,11 +52,27 @@ pub enum Object {
     Drain(Drain),
 }
 
-/// New flows are kept from an address, or from all of a pool's, through API or command line (POOL-9).
+/// New flows are kept from an address, or from all of a pool's, or from a server, through API or command line (POOL-9,
+/// FWD-7).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
-    /// The address, or the pool's id; no id can be read as an address.
+    /// The address, or the pool's id, or what [`Self::of_server`] makes; no id can be read as an address.
     pub subject: String,
+}
+
+/// Before the name of a server that drains: there is no blank in any id.
+const SERVER: &str = "server ";
+
+impl Drain {
+    /// The subject that stands for a server.
+    pub fn of_server(name: &str) -> String {
+        format!("{SERVER}{name}")
+    }
+
+    /// The server, if it is one.
+    pub fn server(subject: &str) -> Option<&str> {
+        subject.strip_prefix(SERVER)
+    }
 }
 
 /// A zone's setting, made through API or command line.

@@ -1,6 +1,7 @@
 //! What every store must show, whatever keeps the bytes.
 
 use super::{Change, Limits, StateStore, StoreError};
+use crate::ownership::{Row, Step};
 use crate::resource::{Account, Aegis, Kind, Object, Owner, Setting, Zone};
 
 const WIDE: Limits = Limits {
@@ -75,6 +76,50 @@ pub(super) fn keeps_what_was_committed(store: &mut dyn StateStore) {
         (Owner::Api, setting)
     );
     assert!(stored.resources().settings["z"].enabled);
+}
+
+/// A store that servers share makes a step on top of what it was made from, once; one that is a server's own makes none.
+pub(super) fn hands_over_what_nobody_else_has_changed(store: &mut dyn StateStore) {
+    store.commit(&[put(account("a"))], WIDE).unwrap();
+    let address = "192.0.2.10".parse().unwrap();
+    let row = |before: Option<&Row>, after: &Row| Step::Row {
+        address,
+        before: before.cloned(),
+        after: after.clone(),
+        fenced: Default::default(),
+    };
+    let first = Row::first(&[("s1", 0xff00), ("s2", 0xff)]);
+    let made = store.hand_over(&[row(None, &first)]);
+    let Some(stored) = store.load().unwrap().ownership else {
+        assert!(matches!(made, Err(StoreError::NotShared)), "{made:?}");
+        return;
+    };
+    made.unwrap();
+    assert_eq!(stored.rows[&address], first);
+    let again = store.hand_over(&[row(None, &first)]);
+    assert!(matches!(again, Err(StoreError::Conflict)), "{again:?}");
+    let moving = first.given(&[("s2", 0xffff)]).unwrap();
+    let moved = moving.released("s1", 0xff00).unwrap();
+    store.hand_over(&[row(Some(&first), &moving)]).unwrap();
+    // Of two steps one was made from another row: neither is made.
+    store.load().unwrap();
+    let fence = store.load().unwrap().ownership.unwrap().fence("s3", 7);
+    let both = store.hand_over(&[fence.clone(), row(Some(&first), &moved)]);
+    assert!(matches!(both, Err(StoreError::Conflict)), "{both:?}");
+    assert!(!store.load().unwrap().ownership.unwrap().is_fenced("s3"));
+    store
+        .hand_over(&[row(Some(&moving), &moved), fence])
+        .unwrap();
+    let stored = store.load().unwrap().ownership.unwrap();
+    assert_eq!(stored.rows[&address], moved);
+    assert_eq!(stored.open("s2", address), 0xfffe);
+    assert!(stored.is_fenced("s3"));
+    // What is configured meanwhile has nothing to do with it.
+    store.commit(&[put(account("b"))], WIDE).unwrap();
+    store
+        .hand_over(&[stored.may_return("s3").unwrap()])
+        .unwrap();
+    assert!(!store.load().unwrap().ownership.unwrap().is_fenced("s3"));
 }
 
 pub(super) fn removes_what_was_removed(store: &mut dyn StateStore) {

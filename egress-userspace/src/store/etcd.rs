@@ -27,6 +27,7 @@ use super::{
     Stored, Token, TokenStore, Trouble,
 };
 use crate::config::Etcd;
+use crate::ownership;
 
 /// The shared store of a cluster, with its copy on this server.
 pub struct EtcdStore {
@@ -217,6 +218,8 @@ impl EtcdStore {
     }
 }
 
+/// Steps of a hand-over in one transaction.
+const STEPS: usize = 50;
 /// How often a change that others make void is made anew.
 const ATTEMPTS: usize = 8;
 /// How long it may take to find out what became of a commit that was not answered.
@@ -278,6 +281,34 @@ impl StateStore for EtcdStore {
         after.generation = self.put(&before, ops)?.ok_or(StoreError::Conflict)?;
         self.keep(&after, &stored)?;
         Ok(stored)
+    }
+
+    fn hand_over(&mut self, steps: &[ownership::Step]) -> Result<(), StoreError> {
+        // What this server passes on it must not hold again when it starts without etcd: so its copy says so before.
+        let kept = self.copy().ownership()?;
+        let copied = |step: &ownership::Step| match step {
+            ownership::Step::Row {
+                address,
+                before: Some(before),
+                ..
+            } => kept.as_ref().and_then(|kept| kept.rows.get(address)) == Some(before),
+            _ => true,
+        };
+        if !steps.iter().all(copied) {
+            return Err(StoreError::Conflict);
+        }
+        for part in steps.chunks(STEPS) {
+            let (conditions, ops): (Vec<_>, Vec<_>) = part.iter().map(content::hand_over).unzip();
+            let transaction = Transaction {
+                conditions: conditions.into_iter().flatten().collect(),
+                ops,
+                prune: None,
+            };
+            let made = self.remote.transact(&transaction);
+            let made = made.map_err(|reason| unavailable(&self.source, reason))?;
+            made.ok_or(StoreError::Conflict)?;
+        }
+        Ok(())
     }
 
     fn trouble(&self) -> Trouble {

@@ -243,6 +243,7 @@ impl SqliteStore {
         let mut stored = Stored::default();
         self.objects(&mut stored)?;
         stored.numbers = self.numbers()?;
+        stored.ownership = self.ownership()?;
         Ok(stored)
     }
 

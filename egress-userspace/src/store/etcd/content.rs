@@ -5,6 +5,8 @@
 //! generation              put by every commit: its name
 //! object/KIND/ID          {"owner", "modified", "object"}
 //! number/KIND/ID          {"number", "released"}: released is null while it is in use
+//! ownership/slices/IP     who holds the slices of an egress IP (ownership.rs)
+//! ownership/forgotten/NAME  a server that is fenced
 //! token/ID                a token without its secret, and the secret's hash
 //! pending                 the journal of a commit that is too large for one transaction (journal.rs)
 //! journal/NAME/PART       what that changes
@@ -16,6 +18,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::super::{Change, Limits, NewToken, Numbers, StoreError, Stored, Token, hash_of};
+use super::journal::Condition;
+use crate::ownership::{Ownership, Step};
 use crate::resource::{Kind, Object, Owner};
 
 /// The version of these keys and values. As the embedded store's schema, it rises with every kind of object.
@@ -25,6 +29,9 @@ pub(super) const SCHEMA_KEY: &str = "schema";
 pub(super) const GENERATION: &str = "generation";
 pub(super) const PENDING: &str = "pending";
 pub(super) const JOURNAL: &str = "journal/";
+pub(super) const OWNERSHIP: &str = "ownership/";
+const SLICES: &str = "ownership/slices/";
+const FORGOTTEN: &str = "ownership/forgotten/";
 
 /// A key that is put, or removed where the value is none.
 pub(super) type Op = (String, Option<String>);
@@ -126,6 +133,7 @@ impl Content {
             }
             stored.objects.insert((kind, id), (row.owner, row.object));
         }
+        stored.ownership = Some(self.ownership(path)?);
         stored.numbers = Numbers {
             zones: self
                 .numbers(Kind::Zone, path)?
@@ -139,6 +147,22 @@ impl Content {
                 .collect(),
         };
         Ok(stored)
+    }
+
+    fn ownership(&self, path: &Path) -> Result<Ownership, StoreError> {
+        let row = |(key, value): (&str, &str)| {
+            let address = key
+                .parse()
+                .map_err(|_| corrupt(path, &format!("{key} is no address")))?;
+            Ok((address, read(path, key, value)?))
+        };
+        Ok(Ownership {
+            rows: self.under(SLICES).map(row).collect::<Result<_, _>>()?,
+            forgotten: self
+                .under(FORGOTTEN)
+                .map(|(key, value)| Ok((key.to_owned(), read(path, key, value)?)))
+                .collect::<Result<_, _>>()?,
+        })
     }
 
     fn numbers(&self, kind: Kind, path: &Path) -> Result<BTreeMap<String, NumberRow>, StoreError> {
@@ -226,6 +250,38 @@ pub(super) fn put_token(new: &NewToken) -> Op {
         token: new.kept.clone(),
     };
     (format!("token/{}", new.kept.id), Some(json(&row)))
+}
+
+/// What a step of a hand-over depends on, and what it changes.
+pub(super) fn hand_over(step: &Step) -> (Vec<Condition>, Op) {
+    let said = |server: &str, mark: Option<&i64>| {
+        let text = mark.map(ToString::to_string);
+        Condition::Value(format!("{FORGOTTEN}{server}"), text)
+    };
+    match step {
+        Step::Row {
+            address,
+            before,
+            after,
+            fenced,
+        } => {
+            let key = format!("{SLICES}{address}");
+            let before = before.as_ref().map(json);
+            let mut conditions = vec![Condition::Value(key.clone(), before)];
+            let fenced = fenced.iter();
+            conditions.extend(fenced.map(|(server, mark)| said(server, Some(mark))));
+            (conditions, (key, Some(json(after))))
+        }
+        Step::Forgotten {
+            server,
+            before,
+            after,
+        } => {
+            let conditions = vec![said(server, before.as_ref())];
+            let key = format!("{FORGOTTEN}{server}");
+            (conditions, (key, Some(after.to_string())))
+        }
+    }
 }
 
 fn number_of((id, row): (String, NumberRow)) -> (String, u16) {

@@ -24,6 +24,8 @@ pub(super) enum Condition {
     Generation(i64),
     /// This journal is still pending.
     Pending(String),
+    /// This key has this value; none where it is not there.
+    Value(String, Option<String>),
 }
 
 /// One transaction: all of it, if the conditions hold.
@@ -217,6 +219,7 @@ mod tests {
         let holds = txn.conditions.iter().all(|condition| match condition {
             Condition::Generation(seen) => content.generation == *seen,
             Condition::Pending(name) => content.keys.get(PENDING) == Some(name),
+            Condition::Value(key, value) => content.keys.get(key) == value.as_ref(),
         });
         if !holds {
             return false;

@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 
-use super::content::{Content, GENERATION};
+use super::content::{Content, GENERATION, OWNERSHIP};
 use super::journal::{Condition, Transaction};
 use crate::config::Etcd;
 
@@ -199,6 +199,12 @@ impl Link {
                 Condition::Generation(revision) => {
                     Compare::mod_revision(key(GENERATION), CompareOp::Equal, *revision)
                 }
+                Condition::Value(name, Some(value)) => {
+                    Compare::value(key(name), CompareOp::Equal, value.as_str())
+                }
+                Condition::Value(name, None) => {
+                    Compare::create_revision(key(name), CompareOp::Equal, 0)
+                }
                 Condition::Pending(name) => Compare::value(
                     key(super::content::PENDING),
                     CompareOp::Equal,
@@ -250,6 +256,9 @@ async fn hear(link: &Link, sender: &watch::Sender<u64>) -> Outcome<()> {
     let options = WatchOptions::new().with_progress_notify();
     let begun = timeout(PATIENCE, client.watch(key, Some(options))).await;
     let mut stream = begun.map_err(|_| "no answer".to_owned())?.map_err(said)?;
+    let key = format!("{}{OWNERSHIP}", link.prefix);
+    let options = WatchOptions::new().with_prefix();
+    stream.watch(key, Some(options)).await.map_err(said)?;
     *link.deaf() = None;
     // Whatever was committed until now was not heard.
     sender.send_modify(|count| *count += 1);

@@ -157,11 +157,12 @@ fn count(store: &EtcdStore) -> usize {
 
 #[test]
 fn clu_1_etcd_keeps_the_same_promises() {
-    let cases: [fn(&mut dyn StateStore); 4] = [
+    let cases: [fn(&mut dyn StateStore); 5] = [
         conformance::keeps_what_was_committed,
         conformance::removes_what_was_removed,
         conformance::numbers_are_stable_and_reused_last,
         conformance::a_commit_that_fails_changes_nothing,
+        conformance::hands_over_what_nobody_else_has_changed,
     ];
     for case in cases {
         let Some(server) = Server::start("clu_1_etcd_keeps_the_same_promises") else {

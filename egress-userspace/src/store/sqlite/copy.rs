@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, TransactionBehavior, params};
 
 use super::{SqliteStore, inaccessible};
+use crate::ownership::Ownership;
 use crate::resource::Kind;
 use crate::store::{StoreError, Stored, Token};
 
@@ -11,6 +12,9 @@ const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS copy (
     source     TEXT NOT NULL,
     generation INTEGER              -- the commit that was copied last; NULL before the first
+) STRICT;
+CREATE TABLE IF NOT EXISTS ownership (
+    value TEXT NOT NULL             -- who holds which slices; no row before the first copy
 ) STRICT;
 ";
 /// When the shared store was asked for what was copied last, µs since 1970.
@@ -90,13 +94,47 @@ impl SqliteStore {
             .map_err(|error| self.failed(&error))
     }
 
+    /// Who holds which slices, as it was copied last; none in a store of its own. What an earlier version has copied says
+    /// nothing about that: then this server holds nothing.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub(in crate::store) fn ownership(&self) -> Result<Option<Ownership>, StoreError> {
+        let table: i64 = self
+            .connection
+            .query_row(
+                "SELECT count(*) FROM sqlite_schema WHERE name IN ('copy', 'ownership')",
+                [],
+                |row| row.get(0),
+            )
+            .map_err(|error| self.failed(&error))?;
+        if table == 0 {
+            return Ok(None);
+        }
+        let text: Option<String> = if table < 2 {
+            None
+        } else {
+            self.connection
+                .query_row("SELECT value FROM ownership", [], |row| row.get(0))
+                .optional()
+                .map_err(|error| self.failed(&error))?
+        };
+        let Some(text) = text else {
+            return Ok(Some(Ownership::default()));
+        };
+        let read = serde_json::from_str(&text);
+        read.map(Some)
+            .map_err(|error| self.corrupt(&format!("ownership cannot be read: {error}")))
+    }
+
     /// Replaces everything, unless this commit was copied before, or another process, which asked later, has copied a later
     /// one. Who asks later and is told of an earlier commit has met a store that was restored, and goes by it.
     ///
     /// # Errors
     /// When the database cannot be written; it is as it was.
     pub(in crate::store) fn copy(&mut self, copy: &Copy<'_>) -> Result<(), StoreError> {
-        if self.generation()? == Some(copy.generation) {
+        let same = self.generation()? == Some(copy.generation);
+        if same && self.ownership()? == copy.stored.ownership {
             return Ok(());
         }
         self.replace(copy)
@@ -156,6 +194,11 @@ impl SqliteStore {
                     kept.created
                 ])?;
             }
+        }
+        transaction.execute("DELETE FROM ownership", [])?;
+        if let Some(ownership) = &copy.stored.ownership {
+            let text = serde_json::to_string(ownership)?;
+            transaction.execute("INSERT INTO ownership (value) VALUES (?1)", [text])?;
         }
         transaction.execute(
             "UPDATE copy SET generation = ?1, asked = ?2",

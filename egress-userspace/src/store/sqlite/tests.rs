@@ -14,6 +14,7 @@ fn it_keeps_the_promises_of_a_store() {
     conformance::removes_what_was_removed(&mut fresh().1);
     conformance::numbers_are_stable_and_reused_last(&mut fresh().1);
     conformance::a_commit_that_fails_changes_nothing(&mut fresh().1);
+    conformance::hands_over_what_nobody_else_has_changed(&mut fresh().1);
 }
 
 #[test]

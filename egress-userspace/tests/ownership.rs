@@ -1,0 +1,236 @@
+//! CLU-3 under faults: daemons' real judgement and a real etcd, with a history of every port that was given out.
+//!
+//! Each server is a whole daemon but for packets: its data plane is a model that opens and ends flows by itself all the time,
+//! from what was put in force last, as the kernel does, whatever becomes of its daemon. Between each daemon and etcd there is a
+//! link that is cut, or holds back what was sent and delivers it later. Daemons stop for a while at the worst places,
+//! or are killed; etcd is stopped, killed and started again; an operator changes shares, drains servers, and has one that he
+//! switched off forgotten. No port may ever be two servers' at once, and no slice open at two.
+//!
+//! It takes 15 seconds; `EGRESS_FAULTS=300` makes it 300. `EGRESS_SEED` is printed and can be set; threads run as they like.
+
+#![cfg(feature = "etcd")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as it should be"
+)]
+
+#[path = "ownership/etcd.rs"]
+mod etcd;
+#[path = "ownership/history.rs"]
+mod history;
+#[path = "ownership/link.rs"]
+mod link;
+#[path = "ownership/model.rs"]
+mod model;
+#[path = "ownership/random.rs"]
+mod random;
+#[path = "ownership/server.rs"]
+mod server;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use egress_userspace::diagnostic::Source;
+
+use etcd::Etcd;
+use history::History;
+use link::Mode;
+use random::Random;
+use server::Server;
+
+/// Names of the servers, each in a data center of its own.
+const NAMES: [&str; 4] = ["s1", "s2", "s3", "s4"];
+/// How long it may take until all is well after the last fault.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What all servers share, with these shares of the two addresses.
+fn resources(shares: [u32; 4]) -> Source {
+    let mut text = String::from(
+        "account = [{ id = \"acme\" }]\n[[pool]]\nid = \"p\"\naccount = \"acme\"\naddresses = [\"192.0.2.10\", \"192.0.2.11\"]\n",
+    );
+    for name in NAMES {
+        text += &format!(
+            "[[location]]\nname = \"l{name}\"\n[[location.data_center]]\nname = \"d{name}\"\nserver = [{{ name = \"{name}\" }}]\n"
+        );
+    }
+    let all: Vec<String> = NAMES
+        .iter()
+        .zip(shares)
+        .map(|(name, share)| format!("{{ data_center = \"d{name}\", share = {share} }}"))
+        .collect();
+    for address in ["192.0.2.10", "192.0.2.11"] {
+        text += &format!(
+            "[[placement]]\naddress = \"{address}\"\nshares = [{}]\n",
+            all.join(", ")
+        );
+    }
+    Source::new("r.toml", text)
+}
+
+fn shares(random: &mut Random) -> [u32; 4] {
+    let mut shares = [0; 4];
+    for share in &mut shares {
+        *share = u32::try_from(random.below(5)).unwrap();
+    }
+    shares[random.at(4)] += 1;
+    shares
+}
+
+/// What went wrong in the world, and how often.
+#[derive(Debug, Default)]
+struct Faults {
+    cuts: u32,
+    held_back: u32,
+    kills: u32,
+    etcd_kills: u32,
+    etcd_stops: u32,
+    changes: u32,
+    drains: u32,
+    offs: u32,
+    forgotten: u32,
+}
+
+/// One thing that happens.
+fn befall(random: &mut Random, etcd: &mut Etcd, servers: &mut [Server], faults: &mut Faults) {
+    let at = random.at(servers.len());
+    etcd.look_after();
+    match random.below(100) {
+        0..12 => {
+            faults.cuts += 1;
+            servers[at].link.set(Mode::Cut);
+        }
+        12..24 => {
+            faults.held_back += 1;
+            servers[at].link.set(Mode::Held);
+        }
+        24..48 => {
+            for server in servers.iter() {
+                if random.below(2) == 0 {
+                    server.link.set(Mode::Open);
+                }
+            }
+        }
+        48..54 => {
+            faults.kills += 1;
+            servers[at].kill();
+            thread::sleep(Duration::from_millis(random.below(300)));
+            servers[at].start();
+        }
+        54..57 => {
+            faults.etcd_kills += 1;
+            etcd.kill();
+            thread::sleep(Duration::from_millis(random.below(500)));
+            etcd.start();
+        }
+        57..60 => {
+            faults.etcd_stops += 1;
+            etcd.signal(libc::SIGSTOP);
+            thread::sleep(Duration::from_millis(random.below(1_500)));
+            etcd.signal(libc::SIGCONT);
+        }
+        60..75 => {
+            let source = resources(shares(random));
+            faults.changes += u32::from(servers[at].told(|writer| writer.apply(&source, false)));
+        }
+        75..92 => {
+            let name = NAMES[random.at(NAMES.len())];
+            let done = if random.below(3) == 0 {
+                servers[at].told(|writer| writer.drain_server(name))
+            } else {
+                servers[at].told(|writer| writer.undrain_server(name))
+            };
+            faults.drains += u32::from(done);
+        }
+        _ => {
+            // Switched off, data plane and all; and mostly another one is told so, until it says that it is done.
+            let other = (at + 1) % servers.len();
+            servers[at].switch_off();
+            if random.below(3) == 0 {
+                faults.offs += 1;
+            } else {
+                faults.forgotten += 1;
+                until("a server to be forgotten", || {
+                    etcd.look_after();
+                    servers[other].link.set(Mode::Open);
+                    servers[other].told(|writer| writer.forget_server(NAMES[at], false))
+                });
+                servers[at].remove_copy();
+            }
+            thread::sleep(Duration::from_millis(random.below(500)));
+            servers[at].start();
+        }
+    }
+}
+
+#[test]
+fn clu_3_no_port_is_two_servers_at_once_whatever_fails() {
+    const TEST: &str = "clu_3_no_port_is_two_servers_at_once_whatever_fails";
+
+    let Some(mut etcd) = Etcd::begin() else {
+        println!("SKIPPED: {TEST}: the command etcd is not installed");
+        return;
+    };
+    let seconds = random::variable("EGRESS_FAULTS").unwrap_or(15);
+    let mut random = Random::announced(TEST);
+    let history = Arc::new(History::default());
+    let directory = tempfile::tempdir().unwrap();
+    let mut servers: Vec<Server> = NAMES
+        .iter()
+        .map(|name| {
+            let (path, random) = (directory.path().join(name), random.split());
+            Server::new(name, &path, etcd.port(), Arc::clone(&history), random)
+        })
+        .collect();
+    for server in &mut servers {
+        server.start();
+    }
+    let source = resources([1; 4]);
+    until("the first resources to be applied", || {
+        servers[0].told(|writer| writer.apply(&source, false))
+    });
+
+    let mut faults = Faults::default();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        befall(&mut random, &mut etcd, &mut servers, &mut faults);
+        history.check();
+        thread::sleep(Duration::from_millis(random.below(250)));
+    }
+    println!("{faults:?}");
+
+    // All is well again: what is to move does, and everything is open at somebody.
+    for server in &servers {
+        server.link.set(Mode::Open);
+    }
+    for name in NAMES {
+        until("nobody to drain", || {
+            servers[0].told(|writer| writer.undrain_server(name))
+        });
+    }
+    until("every slice to be open at somebody", || {
+        etcd.look_after();
+        history.check();
+        history.open() == 2 * 31 && servers.iter().all(Server::is_settled)
+    });
+    let (given, moved) = history.figures();
+    println!("{given} ports given out, {moved} times a slice came to another server");
+    assert!(given > 1_000, "only {given} ports were given out");
+    assert!(moved > 20, "only {moved} slices moved");
+    for server in &mut servers {
+        server.switch_off();
+    }
+    history.check();
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        let last = server::last_failure();
+        assert!(
+            began.elapsed() < LIMIT,
+            "waited {LIMIT:?} for {what}: {last}"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}

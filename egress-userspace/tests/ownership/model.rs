@@ -1,0 +1,244 @@
+//! A data plane without packets: it opens flows in the slices that are in force, all the time, whatever its daemon does.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use egress_common::placement;
+use egress_common::port::owns;
+use egress_userspace::dataplane::api::{
+    ApplyReport, DataPlane, DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey,
+    FlowRecord, Meter, OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
+};
+use egress_userspace::desired::Desired;
+use egress_userspace::ownership::Slices;
+use egress_userspace::resource::Address;
+use ipnet::IpNet;
+
+use super::history::History;
+use super::random::Random;
+
+/// The kernel's part, which outlives daemons.
+#[derive(Clone)]
+pub(crate) struct Kernel {
+    name: String,
+    history: Arc<History>,
+    state: Arc<Mutex<State>>,
+    off: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct State {
+    open: Slices,
+    /// Until when a port is in use or rests.
+    flows: BTreeMap<(Ipv4Addr, u16), Instant>,
+}
+
+impl Kernel {
+    /// Begins to give ports out as soon as some are in force.
+    pub(crate) fn begin(name: &str, history: Arc<History>, mut random: Random) -> Self {
+        let kernel = Self {
+            name: name.to_owned(),
+            history,
+            state: Arc::default(),
+            off: Arc::default(),
+        };
+        let own = kernel.clone();
+        thread::spawn(move || {
+            while !own.off.load(Ordering::SeqCst) {
+                own.step(&mut random);
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        kernel
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Some flows end, and one begins.
+    fn step(&self, random: &mut Random) {
+        let mut state = self.state();
+        if self.off.load(Ordering::SeqCst) {
+            return;
+        }
+        let now = Instant::now();
+        state.flows.retain(|(address, port), end| {
+            let lives = *end > now;
+            if !lives {
+                self.history.frees(&self.name, *address, *port);
+            }
+            lives
+        });
+        let open: Vec<(Ipv4Addr, u32)> = state
+            .open
+            .iter()
+            .flat_map(|(address, bitmap)| placement::slices(*bitmap).map(|slice| (*address, slice)))
+            .collect();
+        if open.is_empty() {
+            return;
+        }
+        let (address, slice) = open[random.at(open.len())];
+        // Few ports, so that servers meet.
+        let port = u16::try_from((slice << 11) + u32::try_from(random.below(4)).unwrap()).unwrap();
+        if state.flows.contains_key(&(address, port)) {
+            return;
+        }
+        let end = now + Duration::from_millis(20 + random.below(700));
+        state.flows.insert((address, port), end);
+        self.history.gives(&self.name, address, port);
+    }
+
+    /// No more of it, at once: the machine is switched off, and what it had is gone with it.
+    pub(crate) fn switch_off(&self) {
+        let mut state = self.state();
+        self.off.store(true, Ordering::SeqCst);
+        state.open.clear();
+        self.history.opens(&self.name, &Slices::new());
+        for (address, port) in std::mem::take(&mut state.flows).into_keys() {
+            self.history.frees(&self.name, address, port);
+        }
+    }
+}
+
+/// What a daemon has of it. It stops for a while now and then, as a paused process does.
+pub(crate) struct Plane {
+    pub(crate) kernel: Kernel,
+    pub(crate) random: Mutex<Random>,
+}
+
+impl Plane {
+    fn pause(&self) {
+        let time = {
+            let mut random = self.random.lock().unwrap();
+            if random.below(8) == 0 {
+                random.below(1_500)
+            } else {
+                0
+            }
+        };
+        thread::sleep(Duration::from_millis(time));
+    }
+}
+
+impl DataPlaneView for Plane {
+    fn status(&self) -> Result<DataPlaneStatus, DataPlaneError> {
+        Ok(DataPlaneStatus::default())
+    }
+
+    fn flows(
+        &self,
+        _: &FlowFilter,
+        _: &mut dyn FnMut(FlowRecord) -> ControlFlow<()>,
+    ) -> Result<(), DataPlaneError> {
+        Ok(())
+    }
+
+    fn flow(&self, _: &FlowKey) -> Result<Option<FlowRecord>, DataPlaneError> {
+        Ok(None)
+    }
+
+    fn origins(&self, _: &OriginFilter) -> Result<Vec<OriginRecord>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn usage(&self) -> Result<UsageLook, DataPlaneError> {
+        Ok(UsageLook::default())
+    }
+
+    fn meters(&self, _: &mut dyn FnMut(Meter)) -> Result<(), DataPlaneError> {
+        Ok(())
+    }
+
+    fn pools(&self) -> Result<Vec<PoolLive>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn candidate_order(
+        &self,
+        _: u16,
+        _: IpAddr,
+        _: Option<u16>,
+    ) -> Result<Vec<IpAddr>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn way(&self, _: &Traveller) -> Result<Way, DataPlaneError> {
+        Ok(Way::default())
+    }
+}
+
+impl DataPlane for Plane {
+    fn check(&self, _: &[Address]) -> Result<(), DataPlaneError> {
+        Ok(())
+    }
+
+    fn apply(&mut self, desired: &Desired) -> Result<ApplyReport, DataPlaneError> {
+        self.pause();
+        let mut open = Slices::new();
+        for candidate in desired.pools.iter().flat_map(|pool| &pool.candidates) {
+            if !candidate.draining {
+                open.insert(candidate.address, candidate.slices);
+            }
+        }
+        {
+            let mut state = self.kernel.state();
+            if !self.kernel.off.load(Ordering::SeqCst) {
+                self.kernel.history.opens(&self.kernel.name, &open);
+                state.open = open;
+            }
+        }
+        self.pause();
+        Ok(ApplyReport::default())
+    }
+
+    fn bound(&self) -> Result<usize, DataPlaneError> {
+        Ok(0)
+    }
+
+    fn repair(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn tidy(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn reset(&mut self, _: &[IpNet]) -> Result<u64, DataPlaneError> {
+        Ok(0)
+    }
+
+    fn occupied(&self, slices: &Slices) -> Result<Slices, DataPlaneError> {
+        self.pause();
+        let mut found = Slices::new();
+        for (address, port) in self.kernel.state().flows.keys() {
+            if slices.get(address).is_some_and(|all| owns(*all, *port)) {
+                *found.entry(*address).or_default() |= 1 << (port >> 11);
+            }
+        }
+        self.pause();
+        Ok(found)
+    }
+
+    fn reset_slices(&mut self, slices: &Slices) -> Result<u64, DataPlaneError> {
+        let mut ended = 0;
+        let now = Instant::now();
+        for ((address, port), end) in &mut self.kernel.state().flows {
+            if slices.get(address).is_some_and(|all| owns(*all, *port)) {
+                // It rests a little.
+                *end = (*end).min(now + Duration::from_millis(20));
+                ended += 1;
+            }
+        }
+        Ok(ended)
+    }
+
+    fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+}
