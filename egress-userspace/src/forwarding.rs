@@ -36,7 +36,9 @@ pub enum Whereabouts {
     Elsewhere(usize),
     /// Others have it, whom this server cannot send anything.
     OutOfReach,
-    /// It drains, nobody who has it is there, or nobody who has it may translate.
+    /// Nobody may open connections by it now: its slices are on their way (CLU-3), or nobody who has it may translate.
+    Nobody,
+    /// It drains, or nobody who has it answers (POLICY-4).
     Down,
 }
 
@@ -116,17 +118,25 @@ impl<'r> Planner<'r> {
             let name = &owner.server.name;
             self.peers.iter().any(|peer| peer.name == *name)
         };
-        let mut allowed = owners
+        let allowed: Vec<_> = owners
             .iter()
             .map(|(owner, _)| owner)
             .filter(allowed)
-            .peekable();
-        if allowed.peek().is_some() && !allowed.any(|owner| reached(&owner)) {
+            .collect();
+        if !allowed.is_empty() && !allowed.iter().any(reached) {
             return Whereabouts::OutOfReach;
         }
         let target = self.targets.get(&called(address)).copied();
         let Some((target, shares)) = target.zip(self.shares(&[address], regions)) else {
-            return Whereabouts::Down;
+            let is_out = |owner: &&Standing<'_>| {
+                let name = owner.server.name.as_str();
+                self.known.out.contains(name)
+            };
+            return if !allowed.is_empty() && allowed.iter().all(is_out) {
+                Whereabouts::Down
+            } else {
+                Whereabouts::Nobody
+            };
         };
         Whereabouts::Elsewhere(self.exit(DesiredPart {
             pool: number,

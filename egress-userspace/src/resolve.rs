@@ -405,30 +405,32 @@ fn exits(
         };
         return Ok((exit, exit));
     };
-    let mut of = |address: Ipv4Addr| -> Result<Option<DesiredExit>, ResolveError> {
+    let mut of = |address: Ipv4Addr| -> Result<(DesiredExit, Whereabouts), ResolveError> {
         let (pool, number) = member(resources, pools, Address::V4(address))
             .ok_or_else(|| no_member(policy, Address::V4(address)))?;
         let nowhere = DesiredExit::Nowhere { pool: number };
-        Ok(match planner.address((pool, number), address, regions) {
-            Whereabouts::Here => Some(DesiredExit::By {
+        let at = planner.address((pool, number), address, regions);
+        let exit = match at {
+            Whereabouts::Here => DesiredExit::By {
                 pool: number,
                 address: Address::V4(address),
-            }),
-            Whereabouts::Elsewhere(exit) => Some(DesiredExit::Elsewhere { pool: number, exit }),
-            Whereabouts::OutOfReach => Some(nowhere),
-            Whereabouts::Down => None,
-        })
+            },
+            Whereabouts::Elsewhere(exit) => DesiredExit::Elsewhere { pool: number, exit },
+            Whereabouts::OutOfReach | Whereabouts::Nobody | Whereabouts::Down => nowhere,
+        };
+        Ok((exit, at))
     };
     // The secondary takes the place of a primary that drains, or whose locations are down (POLICY-4).
-    let ipv4 = match of(egress.ipv4)? {
-        Some(exit) => exit,
-        None if egress.ipv4_fallback.is_unspecified() && here => DesiredExit::Default,
-        None if egress.ipv4_fallback.is_unspecified() => DesiredExit::Nowhere { pool: NO_POOL },
-        None => {
-            let (_, pool) = member(resources, pools, Address::V4(egress.ipv4_fallback))
-                .ok_or_else(|| no_member(policy, Address::V4(egress.ipv4_fallback)))?;
-            of(egress.ipv4_fallback)?.unwrap_or(DesiredExit::Nowhere { pool })
+    let (primary, at) = of(egress.ipv4)?;
+    let ipv4 = match at {
+        Whereabouts::Here | Whereabouts::Elsewhere(_) | Whereabouts::OutOfReach => primary,
+        // Another address of the pool does no harm; the default egress is for what is down alone (SAFE-1).
+        Whereabouts::Nobody | Whereabouts::Down if !egress.ipv4_fallback.is_unspecified() => {
+            of(egress.ipv4_fallback)?.0
         }
+        Whereabouts::Down if here => DesiredExit::Default,
+        Whereabouts::Down => DesiredExit::Nowhere { pool: NO_POOL },
+        Whereabouts::Nobody => primary,
     };
     Ok((ipv4, range(resources, pools, policy, egress.ipv6, here)?))
 }

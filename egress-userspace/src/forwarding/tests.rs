@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::desired::{Desired, DesiredExit};
 use crate::diagnostic::Source;
 use crate::liveness::Healths;
+use crate::ownership::Ownership;
 use crate::{resolve, resource};
 
 /// One server in Frankfurt and one in Amsterdam, of which each has an address of the pool to itself.
@@ -220,7 +221,8 @@ fn policy_4_the_secondary_is_used_when_the_primarys_location_is_down() {
             there,
             "0.0.0.0",
             "\"frankfurt\"",
-            "default",
+            // Its location is not down, and where it may not go the default egress is not its place either.
+            "nowhere",
             "192.0.2.2 by ams01-s1",
         ),
         (here, "0.0.0.0", "\"amsterdam\"", "nowhere", here),
@@ -232,6 +234,20 @@ fn policy_4_the_secondary_is_used_when_the_primarys_location_is_down() {
             found.unwrap().1.clone()
         };
         assert_eq!((of(5).as_str(), of(6).as_str()), (of_shop, of_free));
+    }
+}
+
+/// SAFE-1: a slice that is on its way from one server to another is no location that is down.
+#[test]
+fn clu_3_nobody_leaves_by_the_default_egress_while_an_address_is_on_its_way() {
+    let all = |text: &str| vec![(vec![5, 6], text.to_owned())];
+    for (secondary, expected) in [("0.0.0.0", "nowhere"), ("192.0.2.1", "nowhere")] {
+        let mut resources = with_policy(confined(""), "192.0.2.2", secondary);
+        // Nobody has been given anything yet: a new address, or a copy that an earlier version made.
+        resources.ownership = Some(Ownership::default());
+        for state in [State::Alive, State::Silent] {
+            assert_eq!(exits(&resources, state), all(expected));
+        }
     }
 }
 

@@ -298,9 +298,19 @@ impl StateStore for EtcdStore {
             return Err(StoreError::Conflict);
         }
         for part in steps.chunks(STEPS) {
-            let (conditions, ops): (Vec<_>, Vec<_>) = part.iter().map(content::hand_over).unzip();
+            let (conditions, mut ops): (Vec<_>, Vec<_>) =
+                part.iter().map(content::hand_over).unzip();
+            // An earlier version that looks into rows it does not know would go on by the division.
+            ops.push(content::put_schema());
+            // The same servers are fenced for every row, and etcd takes 128 of these.
+            let mut all = Vec::new();
+            for condition in conditions.into_iter().flatten() {
+                if !all.contains(&condition) {
+                    all.push(condition);
+                }
+            }
             let transaction = Transaction {
-                conditions: conditions.into_iter().flatten().collect(),
+                conditions: all,
                 ops,
                 prune: None,
             };

@@ -23,7 +23,9 @@ use crate::ownership::{Ownership, Step};
 use crate::resource::{Kind, Object, Owner};
 
 /// The version of these keys and values. As the embedded store's schema, it rises with every kind of object.
-pub(super) const SCHEMA: i64 = crate::store::SCHEMA_VERSION;
+/// One more than of a database of one's own since there are rows of who owns slices: whoever does not know them must not open
+/// anything by the division (CLU-3).
+pub(super) const SCHEMA: i64 = crate::store::SCHEMA_VERSION + 1;
 
 pub(super) const SCHEMA_KEY: &str = "schema";
 pub(super) const GENERATION: &str = "generation";
@@ -65,6 +67,11 @@ struct TokenRow {
     hash: String,
     #[serde(flatten)]
     token: Token,
+}
+
+/// The version goes along with whatever is written.
+pub(super) fn put_schema() -> Op {
+    (SCHEMA_KEY.to_owned(), Some(SCHEMA.to_string()))
 }
 
 impl Content {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::content::{Content, GENERATION, JOURNAL, Op, PENDING, SCHEMA, SCHEMA_KEY};
+use super::content::{self, Content, GENERATION, JOURNAL, Op, PENDING};
 
 /// Operations of one transaction, besides those that every commit makes.
 const MOST_OPS: usize = 100;
@@ -75,7 +75,7 @@ pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Result<Vec<St
     let guard = Condition::Generation(before.generation);
     let head = || {
         vec![
-            (SCHEMA_KEY.to_owned(), Some(SCHEMA.to_string())),
+            content::put_schema(),
             (GENERATION.to_owned(), Some(mark.to_owned())),
         ]
     };
