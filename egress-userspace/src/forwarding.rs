@@ -132,7 +132,13 @@ impl<'r> Planner<'r> {
                 let name = owner.server.name.as_str();
                 self.known.out.contains(name)
             };
-            return if !allowed.is_empty() && allowed.iter().all(is_out) {
+            // Of several servers none answers: this one is cut off, and no location is known to be down.
+            let is_alone = self.peers.len() > 1
+                && self
+                    .peers
+                    .iter()
+                    .all(|peer| self.known.out.contains(peer.name.as_str()));
+            return if !is_alone && !allowed.is_empty() && allowed.iter().all(is_out) {
                 Whereabouts::Down
             } else {
                 Whereabouts::Nobody

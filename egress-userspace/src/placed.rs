@@ -129,6 +129,17 @@ pub fn open_slices(resources: &Resources, server: &str, address: Ipv4Addr) -> u3
     }
 }
 
+/// The slices of an IPv4 egress IP whose replies come to the server of this name: also those in which it may open nothing.
+pub fn held_slices(resources: &Resources, server: &str, address: Ipv4Addr) -> u32 {
+    match &resources.ownership {
+        Some(ownership) => {
+            let row = ownership.rows.get(&address);
+            row.map_or(0, |row| row.held(server))
+        }
+        None => slices_of(resources, server, address),
+    }
+}
+
 /// The servers to which replies to an IPv4 egress IP go, with their slices: also those that they are to pass on (CLU-3).
 pub fn holders(resources: &Resources, address: Ipv4Addr) -> Vec<(Standing<'_>, u32)> {
     let Some(ownership) = &resources.ownership else {

@@ -148,6 +148,7 @@ pub fn resolve_among(
             pool_number(numbers, &pool.id, limits)?,
             &config.server.name,
             placed::open_slices,
+            placed::held_slices,
         ));
     }
     zones.sort_by_key(|zone| zone.number);
@@ -213,7 +214,16 @@ fn regions<'r>(resources: &'r Resources, zone: &DesiredZone) -> &'r [String] {
 /// The addresses and ranges that would be this server's egress IPs.
 pub fn addresses(resources: &Resources, config: &Config) -> Vec<Address> {
     // By the division: who holds what of it so far does not matter.
-    let pool = |pool| resolve_pool(resources, pool, 0, &config.server.name, placed::slices_of);
+    let pool = |pool| {
+        resolve_pool(
+            resources,
+            pool,
+            0,
+            &config.server.name,
+            placed::slices_of,
+            placed::slices_of,
+        )
+    };
     Desired {
         pools: resources.pools.iter().map(pool).collect(),
         ..Desired::default()
@@ -283,6 +293,7 @@ fn resolve_pool(
     number: u16,
     server: &str,
     slices_of: impl Fn(&Resources, &str, Ipv4Addr) -> u32,
+    held_of: impl Fn(&Resources, &str, Ipv4Addr) -> u32,
 ) -> DesiredPool {
     let mut resolved = DesiredPool {
         number,
@@ -294,13 +305,18 @@ fn resolve_pool(
         let draining = resources.drains(pool, address);
         match *address {
             Address::V4(address) => {
-                let slices = slices_of(resources, server, address);
+                let open = slices_of(resources, server, address);
+                // What is to be passed on takes nothing new, and is still answered for and announced (CLU-3, POOL-9).
+                let slices = match open {
+                    0 => held_of(resources, server, address),
+                    open => open,
+                };
                 if slices != 0 {
                     resolved.candidates.push(Candidate {
                         address,
                         slices,
                         cap: port::capacity_of(pool.connections_per_origin, slices),
-                        draining,
+                        draining: draining || open == 0,
                     });
                 }
             }

@@ -85,9 +85,9 @@ fn a_server_that_is_gone_gets_no_new_connections() -> Result<()> {
     elsewhere.exchange()?;
 
     // Back: not at once.
+    let began = Instant::now();
     lab.link(first, true)?;
     wait_state(&lab, first, "returning")?;
-    let began = Instant::now();
     wait_state(&lab, first, "alive")?;
     let took = began.elapsed();
     println!("returned after {took:?}");

@@ -41,7 +41,7 @@ const SLICE: &str = "bound.slice";
 /// At most so exposed, of 100, says `systemd-analyze security`.
 const EXPOSURE: &str = "35";
 /// What the unit's 30 seconds are here.
-const WATCHDOG: &str = "[Service]\nWatchdogSec=5\n";
+const WATCHDOG: &str = "[Service]\nWatchdogSec=10\n";
 const CONFIG: &str = "[server]\nname = \"s1\"\n[dataplane]\nuplink = [\"up0\"]\ninside = [\"in0\", \"in1\"]\n\
                       max_flows = 4096\n[resources]\nfile = \"resources.toml\"\n";
 
@@ -109,6 +109,8 @@ fn send(to: SocketAddr, stop: &AtomicBool) -> Result<()> {
         // Refused is as good as sent: somebody says so, by ICMP.
         let _ = socket.send_to(b"bound", to);
         let _ = TcpStream::connect_timeout(&to, Duration::from_millis(5));
+        // Where it is refused at once as well.
+        thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
