@@ -135,14 +135,14 @@ impl Terminal {
         shown.with_context(|| format!("the screen shows\n{}", self.text()))
     }
 
-    /// Whether the terminal is as a shell wants it: its own screen, a cursor, lines that are edited and echoed.
+    /// Whether the terminal is as a shell wants it: lines are edited and echoed. What the program wrote last is not looked at:
+    /// with the leader of its session the terminal hangs up, and what nobody has read by then may be lost.
     ///
     /// # Errors
     /// When the terminal is gone.
     pub fn is_restored(&self) -> Result<bool> {
         let flags = tcgetattr(&self.line)?.local_flags;
-        let whole = self.screen(|screen| !screen.alternate_screen() && !screen.hide_cursor());
-        Ok(whole && flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG))
+        Ok(flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG))
     }
 
     /// Sends the program a signal.
