@@ -119,6 +119,8 @@ fn it_shows_what_is_follows_keys_and_sizes_and_leaves_the_terminal_as_it_was() -
         text.contains("PAUSED") && text.contains(&at)
     })?;
     top.press("p")?;
+    // A key that comes together with a new size is read with the next one.
+    top.shows("no pause", |text| !text.contains("PAUSED"))?;
 
     // Sizes: columns are whole or not there, and what cannot be read is not drawn.
     top.resize(60, 12)?;
