@@ -150,6 +150,10 @@ impl Lab {
                 namespace.sysctl(&format!("net/ipv6/conf/{family}/accept_ra"), "0")?;
                 namespace.sysctl(&format!("net/ipv6/conf/{family}/router_solicitations"), "0")?;
             }
+            // Kernels send few errors to one address, and before Linux 6.13 few in all, whatever the namespace: here no kind
+            // of them counts, or one lab's errors would be missing in another.
+            namespace.sysctl("net.ipv4.icmp_ratemask", "0")?;
+            namespace.sysctl("net.ipv6.icmp.ratemask", "\n")?;
             for (name, value) in &node.sysctls {
                 namespace.sysctl(name, value)?;
             }

@@ -36,6 +36,7 @@
 //! | [`terminal`] | a program at a terminal: its keys, its screen |
 //! | [`seed`] | random numbers that can be repeated |
 //! | [`needs`] | what a machine must have, or the test says `SKIPPED` |
+//! | [`turn`] | which tests run beside which |
 //!
 //! Everything needs root: namespaces, packet sockets and BPF are not for others.
 
@@ -77,5 +78,6 @@ pub mod systemd;
 pub mod terminal;
 pub mod topology;
 pub mod tun;
+pub mod turn;
 pub mod wait;
 pub mod worker;

@@ -1,13 +1,13 @@
 //! What a machine must have for a test; without it the test says so and passes.
 
-use std::{
-    process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::process::Command;
 
 use nix::unistd::geteuid;
 
-use crate::{gateway, programs};
+use crate::{
+    gateway, programs,
+    turn::{self, Manner, Turn},
+};
 
 /// Says why a test does not run, in the form that `cargo xtask test` counts.
 pub fn skip(test: &str, reason: &str) {
@@ -55,19 +55,32 @@ pub fn has_bpftool() -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// Whether a test with the daemon can run here, and if so, its turn: tests of one binary that load the
-/// machine go one after the other. Prints `SKIPPED` if not.
+/// Whether a test with the daemon can run here, and if so, its turn: tests of one binary go one after the other. Prints
+/// `SKIPPED` if not.
 #[must_use]
-pub fn turn(test: &str, commands: &[&str]) -> Option<MutexGuard<'static, ()>> {
-    static TURN: Mutex<()> = Mutex::new(());
+pub fn turn(test: &str, commands: &[&str]) -> Option<Turn> {
+    has_daemon(test, commands).then(|| turn::take(Manner::Ordinary))
+}
 
+/// As [`turn`], for a test that says how long something may take: no [`loud_turn`] of another binary is at the same time.
+#[must_use]
+pub fn timed_turn(test: &str, commands: &[&str]) -> Option<Turn> {
+    has_daemon(test, commands).then(|| turn::take(Manner::Timed))
+}
+
+/// As [`turn`], for a test that floods the machine: no other one of its kind, and no [`timed_turn`], is at the same time.
+#[must_use]
+pub fn loud_turn(test: &str, commands: &[&str]) -> Option<Turn> {
+    has_daemon(test, commands).then(|| turn::take(Manner::Loud))
+}
+
+fn has_daemon(test: &str, commands: &[&str]) -> bool {
     if !met(test, commands) {
-        return None;
+        return false;
     }
     if let Err(error) = gateway::binary() {
         skip(test, &format!("{error:#}"));
-        return None;
+        return false;
     }
-    // A test that panicked in its turn leaves nothing that the next one would trip over.
-    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+    true
 }

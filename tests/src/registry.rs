@@ -252,10 +252,15 @@ fn namespace_prefix(id: &str) -> String {
     format!("{NAMESPACE_PREFIX}-{id}-")
 }
 
+/// Where a file is that all labs have in common.
+pub(crate) fn file(name: &str) -> Result<PathBuf> {
+    fs::create_dir_all(STATE_DIR).with_context(|| format!("creating {STATE_DIR}"))?;
+    Ok(Path::new(STATE_DIR).join(name))
+}
+
 /// Serialises creation and sweeping between processes.
 fn lock_all() -> Result<Flock<File>> {
-    fs::create_dir_all(STATE_DIR).with_context(|| format!("creating {STATE_DIR}"))?;
-    let file = open_lock(&Path::new(STATE_DIR).join("lock"))?;
+    let file = open_lock(&file("lock")?)?;
     Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .context("locking the lab directory")
@@ -271,7 +276,8 @@ fn try_lock(id: &str) -> Result<Option<Flock<File>>> {
     }
 }
 
-fn open_lock(path: &Path) -> Result<File> {
+/// Opens a file to lock.
+pub(crate) fn open_lock(path: &Path) -> Result<File> {
     OpenOptions::new()
         .create(true)
         .truncate(false)

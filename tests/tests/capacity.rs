@@ -32,7 +32,7 @@ const CROWD_LIMIT: Duration = Duration::from_secs(300);
 fn forty_thousand_to_each_origin_and_not_one_more() -> Result<()> {
     const TEST: &str = "forty_thousand_to_each_origin_and_not_one_more";
 
-    let Some(_turn) = needs::turn(TEST, &["bpftool"]) else {
+    let Some(_turn) = needs::loud_turn(TEST, &["bpftool"]) else {
         return Ok(());
     };
     let address = POOL[0];
@@ -144,7 +144,7 @@ fn udp_is_counted_apart_and_refused_by_icmp() -> Result<()> {
     const CAP: usize = 500;
     const TEST: &str = "udp_is_counted_apart_and_refused_by_icmp";
 
-    let Some(_turn) = needs::turn(TEST, &[]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &[]) else {
         return Ok(());
     };
     let resources = Resources {

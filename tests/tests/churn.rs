@@ -40,7 +40,7 @@ fn plan() -> Plan {
 fn never_one_too_many_and_never_a_free_place_refused() -> Result<()> {
     const TEST: &str = "never_one_too_many_and_never_a_free_place_refused";
 
-    let Some(_turn) = needs::turn(TEST, &[]) else {
+    let Some(_turn) = needs::loud_turn(TEST, &[]) else {
         return Ok(());
     };
     let mut random = Random::announced(TEST);
@@ -80,7 +80,7 @@ fn never_one_too_many_and_never_a_free_place_refused() -> Result<()> {
 fn short_connections_from_both_cpus_leave_nothing_behind() -> Result<()> {
     const TEST: &str = "short_connections_from_both_cpus_leave_nothing_behind";
 
-    let Some(_turn) = needs::turn(TEST, &[]) else {
+    let Some(_turn) = needs::loud_turn(TEST, &[]) else {
         return Ok(());
     };
     let site = Site::start(&plan())?;

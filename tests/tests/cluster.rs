@@ -269,7 +269,7 @@ fn what_one_server_is_told_all_of_them_do() -> Result<()> {
 fn without_etcd_nothing_can_be_changed_and_connections_go_on() -> Result<()> {
     const TEST: &str = "without_etcd_nothing_can_be_changed_and_connections_go_on";
 
-    let Some(_turn) = needs::turn(TEST, &["nft", "curl", "etcd"]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &["nft", "curl", "etcd"]) else {
         return Ok(());
     };
     let mut cluster = Cluster::start()?;

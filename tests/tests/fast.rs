@@ -389,7 +389,7 @@ fn neighbours_that_were_flushed_end_no_flow_behind_a_stateful_firewall() -> Resu
     /// Longer than connection tracking waits for the end of a handshake.
     const LATER: Duration = Duration::from_secs(4);
 
-    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &["nft"]) else {
         return Ok(());
     };
     let site = start(true)?;

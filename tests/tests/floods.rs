@@ -105,7 +105,7 @@ impl Held {
 fn cap_6_half_open_flows_make_room_and_established_ones_do_not() -> Result<()> {
     const TEST: &str = "cap_6_half_open_flows_make_room_and_established_ones_do_not";
 
-    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+    let Some(_turn) = needs::loud_turn(TEST, &["nft"]) else {
         return Ok(());
     };
     let mut random = Random::announced(TEST);
@@ -149,7 +149,7 @@ fn from_the_wire() -> Result<(Held, LeakCheck, Namespace, Hop)> {
 fn safe_3_what_nobody_asked_for_takes_no_place_and_is_counted() -> Result<()> {
     const TEST: &str = "safe_3_what_nobody_asked_for_takes_no_place_and_is_counted";
 
-    let Some(_turn) = needs::turn(TEST, &[]) else {
+    let Some(_turn) = needs::loud_turn(TEST, &[]) else {
         return Ok(());
     };
     let mut random = Random::announced(TEST);
@@ -190,7 +190,7 @@ fn safe_3_what_nobody_asked_for_takes_no_place_and_is_counted() -> Result<()> {
 fn nat_7_forged_resets_and_errors_end_nothing() -> Result<()> {
     const TEST: &str = "nat_7_forged_resets_and_errors_end_nothing";
 
-    let Some(_turn) = needs::turn(TEST, &[]) else {
+    let Some(_turn) = needs::loud_turn(TEST, &[]) else {
         return Ok(());
     };
     let mut random = Random::announced(TEST);

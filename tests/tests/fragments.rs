@@ -409,7 +409,7 @@ fn a_flood_of_fragments_of_one_host_does_not_stop_another() -> Result<()> {
     /// What a datagram may take that may also be lost.
     const PATIENCE: Duration = Duration::from_secs(2);
 
-    let Some(_turn) = needs::turn(TEST, &[]) else {
+    let Some(_turn) = needs::loud_turn(TEST, &[]) else {
         return Ok(());
     };
     let mut random = Random::announced(TEST);

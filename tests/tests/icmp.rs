@@ -48,14 +48,6 @@ fn start(masquerade: Masquerade) -> Result<Site> {
         },
         ..Plan::default()
     })?;
-    // Kernels send few errors to one address: here they send what is asked for.
-    for node in [BOUND, GATEWAY, NET, A] {
-        site.node(node).sysctl("net.ipv4.icmp_ratelimit", "0")?;
-        // A namespace's own since Linux 6.13; before that nobody may set it in one.
-        if let Err(reason) = site.node(node).sysctl("net.ipv4.icmp_msgs_burst", "10000") {
-            println!("{node} sends 50 errors at a time at the most: {reason:#}");
-        }
-    }
     Ok(site)
 }
 

@@ -195,7 +195,7 @@ fn flows_show_who_is_inside_unless_netfilter_hid_it() -> Result<()> {
 fn refusals_are_told_whatever_the_checksum_offload() -> Result<()> {
     const TEST: &str = "refusals_are_told_whatever_the_checksum_offload";
 
-    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &["nft"]) else {
         return Ok(());
     };
     for masquerade in [Masquerade::Nobody, Masquerade::Everybody] {

@@ -46,7 +46,7 @@ fn wait_state(lab: &Cities, server: usize, wanted: &str) -> Result<()> {
 fn a_server_that_is_gone_gets_no_new_connections() -> Result<()> {
     const TEST: &str = "a_server_that_is_gone_gets_no_new_connections";
 
-    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &["nft"]) else {
         return Ok(());
     };
     let lab = Cities::start(&Plan {

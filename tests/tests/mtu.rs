@@ -36,11 +36,6 @@ fn start(masquerade: Masquerade) -> Result<Site> {
         // Whoever gets through does so by being told.
         site.node(node).sysctl("net.ipv4.tcp_mtu_probing", "0")?;
     }
-    for node in [GATEWAY, NET, A] {
-        // Kernels send few errors to one address: here they send what is asked for.
-        site.node(node).sysctl("net.ipv4.icmp_ratelimit", "0")?;
-        site.node(node).sysctl("net.ipv6.icmp.ratelimit", "0")?;
-    }
     Ok(site)
 }
 

@@ -199,7 +199,7 @@ fn cap_7_ports_are_used_again_while_the_origin_holds_time_wait() -> Result<()> {
         Ok(text) => text.parse().with_context(|| format!("{VARIABLE}={text}"))?,
         Err(_) => SHORT,
     };
-    let Some(_turn) = needs::turn(TEST, &[]) else {
+    let Some(_turn) = needs::loud_turn(TEST, &[]) else {
         return Ok(());
     };
     for family in Family::ALL {

@@ -125,7 +125,7 @@ fn a_transfer_survives_ten_kills_and_an_upgrade() -> Result<()> {
     /// What holds after the upgrade: long enough for a busy machine to count what is half-open before it ends.
     const SHORT: u32 = 8;
 
-    let Some(_turn) = needs::turn(TEST, &["nft", "bpftool"]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &["nft", "bpftool"]) else {
         return Ok(());
     };
     let next = env::var_os(NEXT_BINARY_VARIABLE).map(PathBuf::from);

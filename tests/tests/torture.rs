@@ -226,7 +226,7 @@ fn servers_are_killed_partitioned_and_returned() -> Result<()> {
     let Some(count) = wanted(TEST)? else {
         return Ok(());
     };
-    let Some(_turn) = needs::turn(TEST, &["nft", "etcd", "bird"]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &["nft", "etcd", "bird"]) else {
         return Ok(());
     };
     let mut scene = Scene::start(count, PATIENCE)?;
@@ -301,7 +301,7 @@ fn etcd_is_away_for_five_minutes() -> Result<()> {
     let Some(count) = wanted(TEST)? else {
         return Ok(());
     };
-    let Some(_turn) = needs::turn(TEST, &["nft", "etcd", "bird"]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &["nft", "etcd", "bird"]) else {
         return Ok(());
     };
     let mut scene = Scene::start(count, LONG)?;

@@ -169,7 +169,7 @@ fn twenty_thousand_origins_cost_little() -> Result<()> {
     const ORIGINS: u16 = 20_000;
     const SECONDS: u64 = 10;
 
-    let Some(_turn) = needs::turn(TEST, &["nft", "curl"]) else {
+    let Some(_turn) = needs::timed_turn(TEST, &["nft", "curl"]) else {
         return Ok(());
     };
     let (site, _api) = api::enabled(&["zone-settings:write", "account-analytics:read"])?;
