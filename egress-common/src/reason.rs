@@ -57,7 +57,7 @@ reasons! {
     Blocked = 19, "blocked", "the zone is enabled but its pool is unknown to the data plane (SAFE-1)";
     Multicast = 20, "multicast", "multicast, broadcast, loopback and unspecified addresses of a bound zone are not translated (SAFE-1)";
     EventLost = 21, "event_lost", "an event did not fit the ring buffer (OBS-4)";
-    TagLost = 22, "tag_lost", "somebody rewrote the whole packet mark, reserved bits included, so its zone is not known: set marks with a mask (SAFE-1)";
+    TagLost = 22, "tag_lost", "somebody rewrote the whole packet mark, reserved bits included, so its zone is not known: set marks with a mask; or the configuration changed while a packet of no zone was on its way (SAFE-1)";
     IcmpChecksum = 23, "icmp_checksum", "an ICMP error whose checksum is wrong, or that of the header it quotes (NAT-4, RFC 5508 REQ-3)";
     IcmpImplausible = 24, "icmp_implausible", "an ICMP error quotes a TCP segment that its flow cannot have under way: likely forged (NAT-4, RFC 5927)";
     Over = 25, "over", "the origin still sends to a connection that was ended for its idleness, or on purpose; it gets a RST (NAT-7)";

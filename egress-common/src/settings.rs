@@ -30,7 +30,8 @@ pub const CGROUP_PATH: usize = 248;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Switch {
-    /// 0 or 1.
+    /// The lowest bit is the version. The number rises with each switch, so that a configuration can be told from the one
+    /// before the last, too.
     pub version: u32,
     /// 1: no flow passes routing by, since routing rules look at bits of the mark that others write on the way.
     pub routed: u32,

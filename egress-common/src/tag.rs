@@ -4,6 +4,10 @@
 //! decided where the packet enters and travels in the mark. The same bits say that a packet has
 //! been dealt with, so that it passes the guard.
 
+/// Configurations whose "no zone" can be told apart. A packet may wait on its way, for its next hop's ARP answer above
+/// all; that it was in no zone when it entered says nothing once another configuration is in force.
+pub const GENERATIONS: u32 = 4;
+
 /// Where the tag stands in the mark.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +24,9 @@ pub enum Tag {
     /// Nothing: the zone has not been decided, or there is none.
     None,
     /// The packet entered by an inside interface and belongs to no zone. A value, not an absence: where
-    /// somebody has rewritten the whole mark, the tag is missed instead of read as "no zone".
-    Unbound,
+    /// somebody has rewritten the whole mark, the tag is missed instead of read as "no zone". With the generation of the
+    /// configuration that said so, below [`GENERATIONS`].
+    Unbound(u32),
     /// The packet belongs to this zone.
     Zone(u16),
     /// The uplink's program has dealt with the packet: translated it, or let it pass.
@@ -45,9 +50,9 @@ impl TagField {
     /// The highest zone number this field can carry.
     #[inline(always)]
     pub const fn last_zone(self) -> u32 {
-        let unbound = (self.mask >> self.shift) - 1;
-        if unbound - 1 < u16::MAX as u32 {
-            unbound - 1
+        let last = (self.mask >> self.shift) - GENERATIONS - 1;
+        if last < u16::MAX as u32 {
+            last
         } else {
             u16::MAX as u32
         }
@@ -61,8 +66,8 @@ impl TagField {
             Tag::None
         } else if value == self.mask >> self.shift {
             Tag::Done
-        } else if value == (self.mask >> self.shift) - 1 {
-            Tag::Unbound
+        } else if value >= (self.mask >> self.shift) - GENERATIONS {
+            Tag::Unbound((self.mask >> self.shift) - 1 - value)
         } else {
             Tag::Zone(value as u16)
         }
@@ -74,7 +79,7 @@ impl TagField {
         let value = match tag {
             Tag::None => 0,
             Tag::Zone(zone) => ((zone as u32) << self.shift) & self.mask,
-            Tag::Unbound => self.mask - (1 << self.shift),
+            Tag::Unbound(generation) => self.mask - ((1 + generation % GENERATIONS) << self.shift),
             Tag::Done => self.mask,
         };
         mark & !self.mask | value
@@ -98,9 +103,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tag_survives_and_the_users_bits_too(mark: u32, zone in 1u16..=0xfffd) {
+        fn a_tag_survives_and_the_users_bits_too(mark: u32, zone in 1u16..=0xfffa, generation in 0..GENERATIONS) {
             let field = TagField::new(0xffff_0000).unwrap();
-            for tag in [Tag::None, Tag::Unbound, Tag::Zone(zone), Tag::Done] {
+            for tag in [Tag::None, Tag::Unbound(generation), Tag::Zone(zone), Tag::Done] {
                 let marked = field.write(mark, tag);
                 prop_assert_eq!(field.read(marked), tag);
                 prop_assert_eq!(marked & 0xffff, mark & 0xffff);

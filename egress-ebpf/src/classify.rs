@@ -11,7 +11,7 @@ use egress_common::settings::{
     CgroupKey, InterfaceKey, MAX_MARKS, MAX_ZONES, Prefixed, Selected, Settings, VERSION_BITS,
     Zone, role, zone_flag,
 };
-use egress_common::tag::Tag;
+use egress_common::tag::{GENERATIONS, Tag};
 
 use crate::maps::{
     CGROUPS, DEVICES, EXEMPT4, EXEMPT6, INTERFACES, MARKS, SETTINGS, SOURCES4, SOURCES6, SWITCH,
@@ -23,6 +23,8 @@ use crate::verdict;
 #[derive(Clone, Copy)]
 pub struct Configuration {
     pub version: u32,
+    /// Of one that was read by [`Configuration::now`]: which one it is, below [`GENERATIONS`].
+    generation: u32,
     settings: &'static Settings,
 }
 
@@ -30,7 +32,11 @@ impl Configuration {
     /// Reads the switch: once a packet, which carries the version on (SAFE-5).
     #[inline(always)]
     pub fn now() -> Option<Self> {
-        Self::of(SWITCH.get(0)?.version)
+        let number = SWITCH.get(0)?.version;
+        Some(Self {
+            generation: number % GENERATIONS,
+            ..Self::of(number)?
+        })
     }
 
     /// The configuration of a version that was read before.
@@ -38,7 +44,26 @@ impl Configuration {
     pub fn of(version: u32) -> Option<Self> {
         let version = version & 1;
         let settings = SETTINGS.get(version)?;
-        Some(Self { version, settings })
+        Some(Self {
+            version,
+            generation: 0,
+            settings,
+        })
+    }
+
+    /// Which one it is, for a packet that is in no zone.
+    #[inline(always)]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// What a tag says now: that a packet was in no zone under another configuration is nothing.
+    #[inline(always)]
+    pub fn still(&self, tag: Tag) -> Tag {
+        match tag {
+            Tag::Unbound(generation) if generation != self.generation => Tag::None,
+            tag => tag,
+        }
     }
 
     #[inline(always)]
@@ -247,8 +272,8 @@ pub fn leaving<A: Selectable>(
         Tag::Zone(zone) => return Owner::Zone(zone as u32),
         // Decided where it entered. Its source may be rewritten by now. Of a packet that came by another
         // interface last, the tag was about what carried it.
-        Tag::Unbound if inside => return Owner::Nobody,
-        Tag::Unbound | Tag::None | Tag::Done => {}
+        Tag::Unbound(_) if inside => return Owner::Nobody,
+        Tag::Unbound(_) | Tag::None | Tag::Done => {}
     }
     if let Some(zone) = A::by_source(version, source) {
         return Owner::Zone(zone);

@@ -34,6 +34,7 @@ fn bound(ctx: &TcContext, tag: Tag) -> bool {
     let Some(configuration) = Configuration::now() else {
         return false;
     };
+    let tag = configuration.still(tag);
     match (selected(ctx, &configuration, tag), tag) {
         (Some(bound), _) => bound,
         // Whatever became of its headers: it entered as a packet of this zone.

@@ -24,7 +24,7 @@ pub fn run(ctx: &TcContext) -> i32 {
     }
 }
 
-/// No zone's number: the packet cannot be read, or it is in none.
+/// No zone's number: the packet cannot be read, or it is in none, as the configuration of a generation says.
 const UNREAD: u32 = 1 << 31;
 const NONE: u32 = 1 << 30;
 
@@ -47,11 +47,11 @@ fn zone<A: Family>(ctx: &TcContext, source: Result<A, Malformed>) -> u32 {
     let Ok(source) = source else {
         return UNREAD;
     };
-    Configuration::now()
-        .and_then(|configuration| {
-            classify::entering(&configuration, verdict::interface(ctx), source)
-        })
-        .unwrap_or(NONE)
+    let Some(configuration) = Configuration::now() else {
+        return NONE;
+    };
+    classify::entering(&configuration, verdict::interface(ctx), source)
+        .unwrap_or(NONE | configuration.generation())
 }
 
 /// Neither IPv4 nor IPv6, or nothing that can be read. It has no tag: an IP packet that it carries, in PPPoE for
@@ -68,8 +68,8 @@ fn ip<A: Family>(ctx: &TcContext, network: usize, zone: u32) -> i32 {
     if zone == UNREAD {
         return unread(ctx);
     }
-    if zone == NONE {
-        verdict::set_tag(ctx, Tag::Unbound);
+    if zone & NONE != 0 {
+        verdict::set_tag(ctx, Tag::Unbound(zone & !NONE));
         return NEXT;
     }
     verdict::set_tag(ctx, Tag::Zone(zone as u16));

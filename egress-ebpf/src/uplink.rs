@@ -119,6 +119,7 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
     let Some(configuration) = Configuration::now() else {
         return report::drop(ctx, Reason::Blocked);
     };
+    let tag = configuration.still(tag);
     packet.begin(ip, &configuration, tag);
     packet.cut = false;
     if packet.has_ports() {
@@ -127,7 +128,7 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
         }
         // Nobody's business unless it is bound.
         packet.cut = true;
-    } else if packet.is_fragment() && !matches!(tag, Tag::Unbound) {
+    } else if packet.is_fragment() && !matches!(tag, Tag::Unbound(_)) {
         // Behind a masquerade rule nobody's may look like one of a zone's datagram.
         return next::LATER;
     }

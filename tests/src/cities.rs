@@ -16,6 +16,7 @@
 //! Zone K has the sources 10.1.K.0/24, at every server, and pool K. The servers reach each other by their uplinks, through
 //! the routers of their data centers and the one between those, `net`.
 
+mod attempts;
 mod load;
 mod network;
 mod routes;
@@ -26,7 +27,8 @@ use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::PathBuf, time::Duratio
 use anyhow::{Context as _, Result, ensure};
 
 pub use self::{
-    load::{Known, Load, News, Ports},
+    attempts::{Attempts, News},
+    load::{Known, Load, Ports},
     network::{routers, topology},
     walk::{Case, Walk},
 };

@@ -37,7 +37,7 @@ fn note<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> Option<()> {
 #[inline(never)]
 pub fn later<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     // Of the others `known` has taken note.
-    if matches!(packet.tag, Tag::Unbound) && note(ctx, packet).is_none() {
+    if matches!(packet.tag, Tag::Unbound(_)) && note(ctx, packet).is_none() {
         return report::drop(ctx, Reason::Contended);
     }
     let answer = super::later::<A>(ctx);

@@ -245,8 +245,8 @@ fn zone_numbers_fit_the_reserved_bits_and_the_tables() {
     };
     assert_eq!(
         max(0xff),
-        253,
-        "0 is no tag, 254 is no zone, 255 is a packet that was dealt with"
+        250,
+        "0 is no tag, 251 to 254 are no zone, 255 is a packet that was dealt with"
     );
     assert_eq!(max(0xffff_0000), 16_383);
 }

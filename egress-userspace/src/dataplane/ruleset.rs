@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 
 use egress_common::ipv6::is_local_signalling;
-use egress_common::tag::{Tag, TagField};
+use egress_common::tag::{GENERATIONS, Tag, TagField};
 
 use super::cgroups::Cgroups;
 use crate::desired::{Desired, DesiredZone};
@@ -302,7 +302,9 @@ impl<'a> Writer<'a> {
             self.rule(chain, format_args!("{expression} != 0 accept"));
             return;
         }
-        let nobodys = [Tag::Unbound, Tag::Done].map(|tag| (self.tag(tag), "accept".to_owned()));
+        let nobodys = (0..GENERATIONS).map(Tag::Unbound).chain([Tag::Done]);
+        let nobodys = nobodys.map(|tag| (self.tag(tag), "accept".to_owned()));
+        let nobodys: Verdicts = nobodys.collect();
         let others = self
             .zones()
             .map(|zone| (self.tag(Tag::Zone(zone.number)), verdict_of(zone)))

@@ -38,7 +38,15 @@ pub(super) fn is_configured(maps: &Maps) -> Result<bool, DataPlaneError> {
 /// Puts a version in force: one write that every packet sees or does not see.
 pub(super) fn switch(maps: &Maps, version: u32) -> Result<(), DataPlaneError> {
     let now: Switch = maps.only("SWITCH")?;
-    maps.set("SWITCH", 0, Switch { version, ..now })
+    let mut number = now.version.wrapping_add(1);
+    if number & 1 != version {
+        number = number.wrapping_add(1);
+    }
+    let next = Switch {
+        version: number,
+        ..now
+    };
+    maps.set("SWITCH", 0, next)
 }
 
 /// Whether the fast path is left alone, whatever the programs were loaded with.

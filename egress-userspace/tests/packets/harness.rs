@@ -31,7 +31,7 @@ use egress_common::settings::{
 };
 use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
-use egress_common::tag::{Tag, TagField};
+use egress_common::tag::{GENERATIONS, Tag, TagField};
 use egress_userspace::policy::compile::Tables;
 
 use crate::family::{Family, TWIN_BITS, twin};
@@ -137,9 +137,15 @@ pub(crate) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// The mark of a packet that entered and belongs to no zone.
+/// The mark of a packet that entered and belongs to no zone, as the first configuration says.
 pub(crate) fn unbound(mask: u32) -> u32 {
-    TagField::new(mask).unwrap().write(0, Tag::Unbound)
+    unbound_by(mask, 0)
+}
+
+/// As [`unbound`], by the configuration of a number.
+pub(crate) fn unbound_by(mask: u32, number: u32) -> u32 {
+    let tag = Tag::Unbound(number % GENERATIONS);
+    TagField::new(mask).unwrap().write(0, tag)
 }
 
 /// The tag of packets that the uplink's program has dealt with.

@@ -6,7 +6,7 @@ use egress_common::settings::{MarkSelector, zone_flag};
 
 use super::errors::{NO_PORT, later};
 use super::{Address, DataPlane, EGRESS, INSIDE, MARTIANS, ORIGIN, Packet, QUERIES, STRANGER, at};
-use crate::harness::{Hook, done, tagged, unbound};
+use crate::harness::{Hook, done, tagged, unbound, unbound_by};
 use crate::packet::{ACK, SYN};
 use crate::run::{Meta, Verdict};
 use crate::world::{self, DISABLED_ZONE, ENABLED, INSIDE_INTERFACE, POOL, World, ZONE};
@@ -196,6 +196,49 @@ fn zone_4_the_zone_is_decided_where_a_packet_entered() {
     let outcome = plane.run(Hook::UplinkEgress, &packet, meta);
     assert_eq!(<Packet>::read(&outcome.bytes).source, EGRESS);
     assert_eq!(outcome.mark, done(0xffff_0000));
+}
+
+#[test]
+fn safe_1_no_zone_is_believed_only_of_the_configuration_in_force() {
+    let Some(mut plane) = DataPlane::new() else {
+        return;
+    };
+    let bound = Packet::tcp(INSIDE, ORIGIN, SYN);
+    let stranger = Packet::tcp((STRANGER, 40_000), ORIGIN, SYN);
+    let entered = |packet: &Packet, plane: &DataPlane| Meta {
+        ingress: INSIDE_INTERFACE,
+        mark: plane.run(Hook::InsideIngress, packet, Meta::default()).mark,
+        ..Meta::default()
+    };
+    let waiting = entered(&stranger, &plane);
+    assert_eq!(waiting.mark, unbound(0xffff_0000));
+    let outcome = plane.run(Hook::UplinkEgress, &stranger, waiting);
+    assert_eq!(outcome.verdict, Verdict::Next);
+    for number in [2, 4, 5] {
+        let world = plane.world.clone();
+        plane.write(number & 1, &world);
+        plane.switch(number);
+        if number % 4 == 0 {
+            // Few can be told apart, and nothing waits for so long.
+            assert_eq!(entered(&stranger, &plane).mark, waiting.mark);
+            continue;
+        }
+        // It entered before its zone was there, and waited for its next hop.
+        let outcome = plane.run(Hook::UplinkEgress, &bound, waiting);
+        assert_eq!(<Packet>::read(&outcome.bytes).source, EGRESS);
+        // Whose it is nobody can say any more: netfilter may have rewritten its source.
+        let outcome = plane.run(Hook::UplinkEgress, &stranger, waiting);
+        assert_eq!(outcome.verdict, Verdict::Drop);
+        let guard = plane.run(Hook::UplinkGuard, &bound, waiting);
+        assert_eq!(guard.verdict, Verdict::Drop);
+        // What enters now is as it was.
+        let now = entered(&stranger, &plane);
+        assert_eq!(now.mark, unbound_by(0xffff_0000, number));
+        let outcome = plane.run(Hook::UplinkEgress, &stranger, now);
+        assert_eq!(outcome.verdict, Verdict::Next);
+        let guard = plane.run(Hook::UplinkGuard, &stranger, now);
+        assert_eq!(guard.verdict, Verdict::Next);
+    }
 }
 
 #[test]

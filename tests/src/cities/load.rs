@@ -1,21 +1,17 @@
-//! Load on the cities: connections that are held, some of which are known one by one, and new ones all the time.
+//! Load on the cities: connections that are held, some of which are known one by one, and new ones all the time; and who has
+//! used which port.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Cities, ORIGINS, POOLS, SERVERS, crowd, egress_ip, server_named};
+use super::{Attempts, Cities, ORIGINS, POOLS, SERVERS, crowd, egress_ip, server_named};
 use crate::{
     capture::{Frame, Tap},
     client::{Clients, Options, Outcome},
@@ -24,8 +20,6 @@ use crate::{
     site::CONNECT_LIMIT,
 };
 
-/// Between two attempts of a prober.
-const PAUSE: Duration = Duration::from_millis(100);
 /// Connections known one by one, of each server's client and zone.
 const KNOWN: usize = 4;
 
@@ -40,38 +34,6 @@ pub struct Known {
     pub live: Peers,
 }
 
-/// One attempt to connect and to get a byte back.
-#[derive(Clone, Debug)]
-struct Attempt {
-    /// When it began.
-    began: Instant,
-    /// When it had succeeded or failed.
-    ended: Instant,
-    /// Why it failed.
-    error: Option<String>,
-}
-
-/// New connections of one zone behind one server, one after the other.
-#[derive(Debug)]
-struct Prober {
-    server: usize,
-    attempts: Arc<Mutex<Vec<Attempt>>>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-/// What became of new connections in some time.
-#[derive(Clone, Debug, Default)]
-pub struct News {
-    /// Attempts.
-    pub attempts: usize,
-    /// Those that failed.
-    pub failed: usize,
-    /// The longest time in which nothing succeeded, of any zone behind any server.
-    pub longest: Duration,
-    /// How many failed in which way.
-    pub errors: BTreeMap<String, usize>,
-}
-
 /// All of it.
 #[derive(Debug)]
 pub struct Load {
@@ -79,8 +41,8 @@ pub struct Load {
     pub held: Vec<Clients>,
     /// Those that are known.
     pub known: Vec<Known>,
-    probers: Vec<Prober>,
-    stop: Arc<AtomicBool>,
+    /// New ones.
+    pub new: Attempts,
 }
 
 impl Load {
@@ -113,17 +75,8 @@ impl Load {
             held.push(clients);
         }
         let known = known(lab, listener)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let probers = (0..SERVERS.len())
-            .flat_map(|server| (1..=POOLS).map(move |zone| (server, zone)))
-            .map(|(server, zone)| prober(lab, server, zone, patience, &stop))
-            .collect();
-        Ok(Self {
-            held,
-            known,
-            probers,
-            stop,
-        })
+        let new = Attempts::start(lab, patience);
+        Ok(Self { held, known, new })
     }
 
     /// Has an echo on each connection that is held; what was lost is no longer held. By the server of the client.
@@ -152,112 +105,6 @@ impl Load {
         }
         Ok((count, slowest))
     }
-
-    /// What became of new connections that began in some time, without those from behind some servers.
-    #[must_use]
-    pub fn news(&self, from: Instant, to: Instant, without: &[usize]) -> News {
-        let mut news = News::default();
-        for prober in &self.probers {
-            if without.contains(&prober.server) {
-                continue;
-            }
-            let attempts = prober
-                .attempts
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let mut last = from;
-            for one in attempts
-                .iter()
-                .filter(|one| one.began >= from && one.began < to)
-            {
-                news.attempts += 1;
-                match &one.error {
-                    None => {
-                        news.longest = news.longest.max(one.ended - last);
-                        last = one.ended;
-                    }
-                    Some(error) => {
-                        news.failed += 1;
-                        *news.errors.entry(error.clone()).or_default() += 1;
-                    }
-                }
-            }
-            news.longest = news.longest.max(to.saturating_duration_since(last));
-        }
-        news
-    }
-
-    /// Ends the new connections.
-    ///
-    /// # Errors
-    /// When a prober could not go on.
-    pub fn stop(&mut self) -> Result<()> {
-        self.stop.store(true, Ordering::SeqCst);
-        for prober in &mut self.probers {
-            if let Some(thread) = prober.thread.take() {
-                thread.join().map_err(|_| anyhow!("a prober panicked"))??;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ = self.stop();
-    }
-}
-
-fn prober(
-    lab: &Cities,
-    server: usize,
-    zone: usize,
-    patience: Duration,
-    stop: &Arc<AtomicBool>,
-) -> Prober {
-    let attempts = Arc::new(Mutex::new(Vec::new()));
-    let (node, told, stop) = (lab.client(server), Arc::clone(&attempts), Arc::clone(stop));
-    let thread = thread::spawn(move || {
-        node.run(|| {
-            // Connections of one address all go to one server.
-            let places = crowd(zone).into_iter().cycle();
-            let places = places.zip(ORIGINS.into_iter().cycle().skip(server));
-            for (address, (_, origin)) in places {
-                if stop.load(Ordering::SeqCst) {
-                    break;
-                }
-                let began = Instant::now();
-                let caller = Caller {
-                    address: Some(address.into()),
-                    patience: Some(patience),
-                    ..Caller::default()
-                };
-                let done = attempt(caller, (origin, ECHO_PORT).into(), patience);
-                told.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(Attempt {
-                        began,
-                        ended: Instant::now(),
-                        error: done.err().map(|error| error.root_cause().to_string()),
-                    });
-                thread::sleep(PAUSE);
-            }
-        })
-    });
-    Prober {
-        server,
-        attempts,
-        thread: Some(thread),
-    }
-}
-
-/// Connects in the network namespace of this thread, and has a byte sent back.
-fn attempt(caller: Caller, to: SocketAddr, patience: Duration) -> Result<()> {
-    let mut stream = caller.open(to)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.write_all(b"?")?;
-    stream.read_exact(&mut [0])?;
-    Ok(())
 }
 
 /// Opens the connections that are known, and finds out whose they are.
