@@ -14,6 +14,25 @@ pub const SLICE_SHIFT: u32 = 11;
 /// Random ports tried before quarantined ones are asked to yield (CAP-8: at least 64).
 pub const PROBES: u32 = 64;
 
+/// Groups of [`effort`]: up to 1, 2, 4, ... 64 ports tried, and more.
+pub const EFFORTS: u32 = 8;
+
+/// The group of a flow that got its port after so many were tried (OBS-3).
+#[inline(always)]
+pub const fn effort(tried: u32) -> u32 {
+    let group = u32::BITS - tried.saturating_sub(1).leading_zeros();
+    if group < EFFORTS { group } else { EFFORTS - 1 }
+}
+
+/// The most ports tried in a group; none for the last one.
+pub const fn most_tried(group: u32) -> Option<u32> {
+    if group + 1 < EFFORTS {
+        Some(1 << group)
+    } else {
+        None
+    }
+}
+
 /// Connections per origin that owning slice k (1..=31) entitles to (CAP-3).
 pub const fn quota(slice: u32) -> u32 {
     quota_of(CONNECTIONS_PER_ORIGIN, slice)
@@ -147,6 +166,19 @@ pub fn preferred(secret: Secret, inside: u64, realm: u16, candidates: u32) -> u3
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn obs_3_efforts_are_told_apart_by_powers_of_two() {
+        for tried in 0..=600 {
+            let slowly = (0..EFFORTS)
+                .find(|group| most_tried(*group).is_none_or(|most| tried <= most))
+                .unwrap();
+            assert_eq!(effort(tried), slowly, "{tried}");
+        }
+        assert_eq!((effort(1), effort(PROBES), effort(PROBES + 1)), (0, 6, 7));
+        assert_eq!(effort(u32::MAX), EFFORTS - 1);
+    }
+
     use proptest::prelude::*;
 
     #[test]

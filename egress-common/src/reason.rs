@@ -3,6 +3,8 @@
 //! The data plane counts by these numbers, metrics and logs use these names, `egress why` prints
 //! these sentences. A number is never given to another reason.
 
+use crate::port::EFFORTS;
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal, $text:literal;)*) => {
         /// Why a packet was dropped, refused or let pass unusually.
@@ -80,8 +82,18 @@ reasons! {
 }
 
 impl Reason {
-    /// Number of reasons: the length of the counters' map.
+    /// Number of reasons.
     pub const COUNT: usize = Self::ALL.len();
+}
+
+/// Length of the counters' map: the reasons, and behind them how many ports new flows tried, by
+/// [`port::effort`](crate::port::effort); of those a counter's `packets` are flows and its `bytes` are ports.
+pub const COUNTERS: usize = Reason::COUNT + EFFORTS as usize;
+
+/// The counter of a group of efforts.
+#[inline(always)]
+pub const fn of_effort(group: u32) -> u32 {
+    Reason::COUNT as u32 + group
 }
 
 /// Packets and bytes counted under one reason.

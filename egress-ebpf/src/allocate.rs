@@ -75,7 +75,8 @@ pub struct Open<A> {
     /// First candidate that was full: its counter records the refusal.
     full: A,
     was_full: u32,
-    pad2: u32,
+    /// Ports that were asked for.
+    tried: u32,
 }
 
 /// Families with a scratch record of their own.
@@ -297,6 +298,7 @@ fn prepare<A: Scratch>(
         (*open).port = 0;
         (*open).seeded = 0;
         (*open).was_full = 0;
+        (*open).tried = 0;
     }
 }
 
@@ -349,6 +351,10 @@ fn publish<A: Scratch>(
     }
     match index::insert::<A, ByInside>(&packet.key, mine) {
         Inserted::Done => {
+            if packet.kind != flag::FORWARDED {
+                // SAFETY: this CPU's own record.
+                report::effort(unsafe { (*open).tried });
+            }
             count::admitted::<A>(place);
             record::opened(mine, slot, packet);
             Ok(mine)

@@ -25,7 +25,7 @@ use egress_common::layout::Layout;
 use egress_common::peer::{MAX_PEERS, Owners, Peer, PeerNumber, Traffic, Tunnel, Underlay};
 use egress_common::policy::{MAX_RULES, MAX_SETS, PORTS, Rule, RuleSet};
 use egress_common::probe::{MAX_PROBES, Probe};
-use egress_common::reason::{Counter, Event, Reason};
+use egress_common::reason::{self, Counter, Event};
 use egress_common::record::Head;
 use egress_common::reply;
 use egress_common::settings::{
@@ -199,7 +199,7 @@ pub static SWEEPER: Array<Sweeper, 1> = Array::new();
 
 // Counters, the log, and replies.
 #[btf_map]
-pub static REASONS: PerCpuArray<Counter, { Reason::COUNT }> = PerCpuArray::new();
+pub static REASONS: PerCpuArray<Counter, { reason::COUNTERS }> = PerCpuArray::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 /// What the flow log is told: records that say by themselves what they are ([`egress_common::record`]).

@@ -3,7 +3,8 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use egress_common::packet::{Header, Ip};
-use egress_common::reason::{Event, Reason};
+use egress_common::port;
+use egress_common::reason::{Event, Reason, of_effort};
 
 use crate::maps::{EVENTS, REASONS};
 use crate::verdict::DROP;
@@ -22,10 +23,21 @@ pub fn count(ctx: &TcContext, reason: Reason) {
     count_bytes(reason, ctx.len());
 }
 
+/// Counts a flow that got its port after so many were tried (OBS-3).
+#[inline(always)]
+pub fn effort(tried: u32) {
+    add(of_effort(port::effort(tried)), tried);
+}
+
 /// Counts one packet of `bytes` bytes under a reason.
 #[inline(always)]
 pub fn count_bytes(reason: Reason, bytes: u32) {
-    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+    add(reason as u32, bytes);
+}
+
+#[inline(always)]
+fn add(counter: u32, bytes: u32) {
+    if let Some(counter) = REASONS.get_ptr_mut(counter) {
         // SAFETY: this CPU's own element; nothing else writes it meanwhile.
         unsafe {
             (*counter).packets += 1;

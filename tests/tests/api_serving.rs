@@ -178,6 +178,7 @@ fn a_scrape_says_what_is() -> Result<()> {
     for line in ["egress_ready 1", "egress_frozen 0", "egress_behind 0"] {
         ensure!(has(line), "{line}: {}", scrape.text);
     }
+    the_ports_that_were_tried_are_told(&scrape.text)?;
     let reasons = status.as_array().context("no reasons")?;
     let mut dropped = 0;
     for count in reasons {
@@ -210,6 +211,23 @@ fn a_scrape_says_what_is() -> Result<()> {
         }
     }
     the_page_says_what_is(&site)
+}
+
+/// OBS-3: two connections or more have a port, and each of them has tried one at least.
+fn the_ports_that_were_tried_are_told(scrape: &str) -> Result<()> {
+    let figure = |name: &str| -> Result<f64> {
+        let found = scrape.lines().find_map(|line| line.strip_prefix(name));
+        let found = found.with_context(|| format!("no {name}in\n{scrape}"))?;
+        Ok(found.parse()?)
+    };
+    let tried = figure("egress_ports_tried_sum ")?;
+    let connections = figure("egress_ports_tried_count ")?;
+    let all = figure("egress_ports_tried_bucket{le=\"+Inf\"} ")?;
+    ensure!(
+        connections >= 2.0 && tried >= connections && (all - connections).abs() < 0.5,
+        "{tried} ports, {connections} connections, {all} in groups"
+    );
+    Ok(())
 }
 
 /// OBS-5: the page for people: to whom, under which policy, and that nothing can be done by it.

@@ -36,6 +36,7 @@ pub unsafe extern "C" fn attempt<A: Scratch>(nth: u32, _: *mut c_void) -> i64 {
         if !A::may_keep(slices, port) {
             return 0;
         }
+        (*open).tried += 1;
         let mine = (*open).mine.index;
         let Some(slot) = A::slot(mine) else { return 1 };
         // The slot is ours and in no index: it says what is asked for before it is asked.

@@ -11,6 +11,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+mod ports_tried;
+
+use ports_tried::PortsHistogram;
+
 use super::envelope::{Answer, ApiError};
 use super::{Api, Call};
 use crate::carried::Carried;
@@ -119,6 +123,11 @@ impl Scrape {
         self.addresses(&mut registry);
         self.flow_log(&mut registry);
         self.carried(&mut registry);
+        registry.register(
+            "ports_tried",
+            "Source ports that new connections tried until they had one",
+            PortsHistogram(self.status.ports_tried.clone()),
+        );
         // Last, since it takes the status.
         let ready = Gauge::<i64>::default();
         ready.set(Status::new(self.status, None).ready.into());

@@ -372,6 +372,9 @@ pub struct DataPlaneStatus {
     pub tables: Vec<TableStatus>,
     /// Packets by reason, named as in the data plane.
     pub reasons: Vec<ReasonCount>,
+    /// How many source ports new flows tried until they had one (CAP-8).
+    #[serde(default)]
+    pub ports_tried: Vec<PortsTried>,
     /// Addresses that take no new flows, with those that are left on them (POOL-9).
     #[serde(default)]
     pub draining: Vec<DrainingStatus>,
@@ -437,6 +440,17 @@ pub struct TableStatus {
     pub used: u64,
     /// The most it holds.
     pub capacity: u64,
+}
+
+/// Flows that tried about as many source ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsTried {
+    /// The most that one of them tried, more than the group before; none if any number.
+    pub most: Option<u32>,
+    /// Flows that got a port.
+    pub flows: u64,
+    /// Ports that they tried.
+    pub ports: u64,
 }
 
 /// Packets counted under one reason.

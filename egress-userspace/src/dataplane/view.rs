@@ -5,9 +5,11 @@ mod pools;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
+use aya::maps::{MapData, PerCpuArray};
 use egress_common::free::FreeList;
 use egress_common::layout::Layout;
-use egress_common::reason::{Counter, Reason};
+use egress_common::port;
+use egress_common::reason::{Counter, Reason, of_effort};
 use egress_common::settings::{Settings, role};
 
 use pools::Caps;
@@ -32,8 +34,8 @@ use super::versions;
 use crate::config::{Attach, Dataplane, Tunnel};
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
-    HookStatus, Meter, Names, OriginFilter, OriginRecord, PoolLive, ReasonCount, TableStatus,
-    Traveller, UsageLook, Way, utilization,
+    HookStatus, Meter, Names, OriginFilter, OriginRecord, PoolLive, PortsTried, ReasonCount,
+    TableStatus, Traveller, UsageLook, Way, utilization,
 };
 
 /// Behind the names of tables that are for IPv6.
@@ -150,12 +152,7 @@ impl View {
         let guarded = guard::dropped(self.maps.pins());
         let mut found = Vec::new();
         for reason in Reason::ALL {
-            let mut packets: u64 = counters
-                .get(&(*reason as u32), 0)
-                .map_err(|error| DataPlaneError::failed("reading map REASONS", error))?
-                .iter()
-                .map(|counter| counter.packets)
-                .sum();
+            let mut packets = sum(&counters, *reason as u32)?.packets;
             if *reason == Reason::HookMissing {
                 // The program behind the uplink's hook and the nftables table are two halves of one guard.
                 packets += guarded;
@@ -166,6 +163,19 @@ impl View {
             });
         }
         Ok(found)
+    }
+
+    fn ports_tried(&self) -> Result<Vec<PortsTried>, DataPlaneError> {
+        let counters = self.maps.per_cpu::<Counter>("REASONS")?;
+        let group = |group| {
+            let Counter { packets, bytes } = sum(&counters, of_effort(group))?;
+            Ok(PortsTried {
+                most: port::most_tried(group),
+                flows: packets,
+                ports: bytes,
+            })
+        };
+        (0..port::EFFORTS).map(group).collect()
     }
 
     /// A counter remembers the cap of its last use; what counts is the cap in force.
@@ -184,6 +194,17 @@ impl View {
     fn tables_in_force(&self) -> Result<Tables, DataPlaneError> {
         Tables::read(&self.maps, versions::in_force(&self.maps)?)
     }
+}
+
+/// A counter's sum over all CPUs.
+fn sum(counters: &PerCpuArray<MapData, Counter>, number: u32) -> Result<Counter, DataPlaneError> {
+    let all = counters
+        .get(&number, 0)
+        .map_err(|error| DataPlaneError::failed("reading map REASONS", error))?;
+    Ok(Counter {
+        packets: all.iter().map(|one| one.packets).sum(),
+        bytes: all.iter().map(|one| one.bytes).sum(),
+    })
 }
 
 impl DataPlaneView for View {
@@ -208,6 +229,7 @@ impl DataPlaneView for View {
                 )?,
             ],
             reasons: self.reasons()?,
+            ports_tried: self.ports_tried()?,
             draining: self.draining()?,
             peers: peers::status(&self.maps)?,
             routed: versions::is_routed(&self.maps)?,

@@ -1,6 +1,7 @@
 //! CAP-8: which ports of an IPv4 egress IP are used. IPv6 has no slices.
 
 use egress_common::key::{TCP, UDP};
+use egress_common::port::most_tried;
 
 use crate::harness::DataPlane;
 use crate::packet::{ACK, Packet, RST, SYN};
@@ -32,6 +33,20 @@ fn cap_8_ports_are_unguessable_owned_and_all_different() {
     );
     assert_eq!(plane.active(EGRESS, ORIGIN, UDP), 1_300);
     assert_eq!(plane.all_reasons(), []);
+    // OBS-3: the nth of them finds a port at once with probability 1 - n/2048: 887 of all, give or take 15.
+    let efforts = plane.efforts();
+    println!("flows and ports by effort: {efforts:?}");
+    assert_eq!(efforts.iter().map(|(flows, _)| flows).sum::<u64>(), 1_300);
+    assert!((787..987).contains(&efforts[0].0), "{efforts:?}");
+    for (group, (flows, ports)) in (0..).zip(&efforts) {
+        let most = most_tried(group).map_or(u64::MAX, u64::from);
+        let least = group
+            .checked_sub(1)
+            .and_then(most_tried)
+            .map_or(0, u64::from);
+        assert!(*ports <= flows.saturating_mul(most), "{efforts:?}");
+        assert!(*flows == 0 || *ports > flows * least, "{efforts:?}");
+    }
     plane.consistent();
 }
 

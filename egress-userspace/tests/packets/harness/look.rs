@@ -4,7 +4,7 @@ use aya::Pod;
 use egress_common::count::Count;
 use egress_common::free;
 use egress_common::key::{FlowKey, OriginKey, ReverseKey};
-use egress_common::reason::Reason;
+use egress_common::reason::{Counter, Reason, of_effort};
 use egress_common::slot::{Slot, State, flag};
 use egress_common::usage::Area;
 
@@ -23,6 +23,17 @@ where
     pub(crate) fn reason(&self, reason: Reason) -> u64 {
         let counters = self.reasons.get(&(reason as u32), 0).unwrap();
         counters.iter().map(|counter| counter.packets).sum()
+    }
+
+    /// Flows that got a port, and the ports they tried, by [`egress_common::port::effort`] (OBS-3).
+    pub(crate) fn efforts(&self) -> Vec<(u64, u64)> {
+        (0..egress_common::port::EFFORTS)
+            .map(|group| {
+                let counters = self.reasons.get(&of_effort(group), 0).unwrap();
+                let sum = |of: fn(&Counter) -> u64| counters.iter().map(of).sum();
+                (sum(|one| one.packets), sum(|one| one.bytes))
+            })
+            .collect()
     }
 
     /// Packets counted under every reason.
