@@ -50,16 +50,18 @@ impl Terminal {
         let end = || pair.slave.try_clone();
         command.stdin(end()?).stdout(end()?).stderr(end()?);
         command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
-        // A session of its own, whose terminal this is: or nobody would tell it of a new size.
-        let claim = || {
-            // SAFETY: plain system calls on descriptor 0, which is the terminal by now.
-            if unsafe { libc::setsid() < 0 || libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 } {
+        // A session of its own, so that whatever terminal the tests run at is not taken for this one. It does not lead this
+        // one's session, as it does not where a shell does: with its leader a terminal hangs up, and what was written last
+        // and nobody has read by then is lost.
+        let leave = || {
+            // SAFETY: a plain system call.
+            if unsafe { libc::setsid() } < 0 {
                 return Err(std::io::Error::last_os_error());
             }
             Ok(())
         };
-        // SAFETY: `claim` makes two system calls and allocates nothing.
-        unsafe { command.pre_exec(claim) };
+        // SAFETY: `leave` makes one system call and allocates nothing.
+        unsafe { command.pre_exec(leave) };
         let child = command
             .spawn()
             .with_context(|| format!("starting {command:?}"))?;
@@ -96,10 +98,10 @@ impl Terminal {
         Ok(())
     }
 
-    /// Makes the window another size.
+    /// Makes the window another size, and tells the program so, as the kernel tells those of the terminal's session.
     ///
     /// # Errors
-    /// When the terminal is gone.
+    /// When the terminal or the program is gone.
     pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         lock(&self.parser).set_size(least(rows), least(columns));
         let size = size(columns, rows);
@@ -109,7 +111,7 @@ impl Terminal {
         if set < 0 {
             bail!("the window's size: {}", std::io::Error::last_os_error());
         }
-        Ok(())
+        self.signal(Signal::SIGWINCH)
     }
 
     /// The lines that are shown.
@@ -135,14 +137,22 @@ impl Terminal {
         shown.with_context(|| format!("the screen shows\n{}", self.text()))
     }
 
-    /// Whether the terminal is as a shell wants it: lines are edited and echoed. What the program wrote last is not looked at:
-    /// with the leader of its session the terminal hangs up, and what nobody has read by then may be lost.
+    /// Waits until the terminal is as a shell wants it: its own screen, a cursor, lines that are edited and echoed. What the
+    /// program wrote last may still be on its way to the emulator.
     ///
     /// # Errors
-    /// When the terminal is gone.
-    pub fn is_restored(&self) -> Result<bool> {
-        let flags = tcgetattr(&self.line)?.local_flags;
-        Ok(flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG))
+    /// When it is not in time; the message says what is missing.
+    pub fn wait_restored(&self) -> Result<()> {
+        let mut last = None;
+        let restored = wait::until_true("the terminal to be restored", LIMIT, || {
+            let flags = tcgetattr(&self.line)?.local_flags;
+            let edits = flags.contains(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG);
+            let (other, hidden) =
+                self.screen(|screen| (screen.alternate_screen(), screen.hide_cursor()));
+            last = Some((edits, other, hidden));
+            Ok(edits && !other && !hidden)
+        });
+        restored.with_context(|| format!("edits, other screen, hidden cursor: {last:?}"))
     }
 
     /// Sends the program a signal.

@@ -47,8 +47,7 @@ fn it_shows_what_is_follows_keys_and_sizes_and_leaves_the_terminal_as_it_was() -
     })?;
     early.signal(Signal::SIGTERM)?;
     ensure!(early.wait_end()?.success());
-    // What it wrote last may still be on its way to the emulator.
-    wait::until_true("the terminal after SIGTERM", LIMIT, || early.is_restored())?;
+    early.wait_restored().context("after SIGTERM")?;
 
     let zone = ["zone", "enable", "shop.example", "--pool", "partners"];
     site.gateway.text(zone)?;
@@ -149,7 +148,7 @@ fn it_shows_what_is_follows_keys_and_sizes_and_leaves_the_terminal_as_it_was() -
     top.press("q")?;
     let status = top.wait_end()?;
     ensure!(status.success(), "{status}");
-    wait::until_true("the terminal after q", LIMIT, || top.is_restored())?;
+    top.wait_restored().context("after q")?;
 
     // One look, for scripts.
     let one = site.gateway.json(&["top"])?;
