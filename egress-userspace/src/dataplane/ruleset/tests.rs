@@ -127,7 +127,7 @@ fn safe_6_forwarded_packets_go_by_their_tag_and_untagged_ones_do_not_leave() {
             "meta mark & 0xffff0000 != 0 oif 7 accept",
             "meta mark & 0x0000ffff vmap { 0x000000a1 : goto bound }",
             "meta mark & 0x000000f0 vmap { 0x00000050 : accept }",
-            "meta mark & 0xffff0000 vmap { 0x00020000 : accept, 0xfffe0000 : accept, 0xffff0000 : accept }",
+            "meta mark & 0xffff0000 vmap { 0x00020000 : accept, 0xfffe0000 : accept, 0xfffd0000 : accept, 0xfffc0000 : accept, 0xfffb0000 : accept, 0xffff0000 : accept }",
             "meta mark & 0xffff0000 != 0 goto bound",
             "iifname vmap { \"in1\" : goto unseen }",
             "goto sources",
