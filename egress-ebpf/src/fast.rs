@@ -7,13 +7,13 @@
 //! So do a flow's packets until one from the inside was met whose flow is the one that its endpoints name: then
 //! netfilter changes nothing on the way that it would have to change back, and has seen the handshake.
 
-use aya_ebpf::bindings::TC_ACT_REDIRECT;
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, bpf_redir_neigh};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use egress_common::key::TCP;
 use egress_common::packet::{Fragment, Ip, Segment};
 use egress_common::reason::Reason;
-use egress_common::slot::{advance, flag};
+use egress_common::slot::{State, advance, flag};
 use egress_common::tag::Tag;
 use egress_common::tcp::Way;
 
@@ -80,7 +80,12 @@ fn shortcut<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     let Some(found) = flow::outgoing(&packet.key) else {
         return DECLINED;
     };
-    if !matches!(uplink::live(packet, &found), Live::Translate) || !is_home(ctx, &found) {
+    if !matches!(uplink::live(packet, &found), Live::Translate)
+        || found.word.state as u8 == State::Closed as u8
+        || !is_home(ctx, &found)
+    {
+        // Of a flow that is over only the port rests. Where netfilter has begun to rewrite sources since, its endpoints
+        // are those of another flow by now, which goes the ordinary way.
         return DECLINED;
     }
     if !found.word.has(flag::DIRECT) {
@@ -179,11 +184,17 @@ pub fn send<A: Family>(ctx: &TcContext, hop: &Hop) -> i32 {
     if address(&Frame::now(ctx), hop).is_none() || A::take_hop(ctx, ETHERNET).is_none() {
         return report::drop(ctx, Reason::Malformed);
     }
-    // SAFETY: the helpers take an interface and no flags: its way out.
+    // SAFETY: the helpers take an interface, where the neighbour's address stands and how long that is, and no flags: its
+    // way out. The helper only reads the address.
     let verdict = unsafe {
         if hop.is_due() {
             // Through the kernel's neighbour entry, which asks now and then whether the neighbour is there.
-            bpf_redirect_neigh(hop.interface, core::ptr::null_mut(), 0, 0)
+            bpf_redirect_neigh(
+                hop.interface,
+                (&raw const hop.via).cast_mut(),
+                size_of::<bpf_redir_neigh>() as i32,
+                0,
+            )
         } else {
             bpf_redirect(hop.interface, 0)
         }

@@ -3,7 +3,7 @@
 //! a daemon. As often a packet goes through the kernel's neighbour entry, as each packet of a flow that sends seldom does:
 //! so the kernel learns of a neighbour that is gone.
 
-use aya_ebpf::bindings::bpf_fib_lookup;
+use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh};
 use aya_ebpf::programs::TcContext;
 use egress_common::settings::role;
 use egress_common::tcp::Way;
@@ -46,6 +46,9 @@ pub struct Hop {
     /// Link-layer addresses of the neighbour and of the interface.
     pub neighbour: [u8; 6],
     pub own: [u8; 6],
+    /// The neighbour's address. A route with several next hops may name another one when it is asked again, and to
+    /// IPv6 it does so whatever the interface.
+    pub via: bpf_redir_neigh,
     /// Whether this packet is to go through the kernel's neighbour entry: [`ONCE`], or [`ALWAYS`] until the kernel is
     /// asked again.
     due: u32,
@@ -125,6 +128,9 @@ fn ask<A: Family>(ctx: &TcContext, question: &Query<A>, hop: &mut Hop) -> i32 {
     // A length, so that the route's MTU is told and not only the device's.
     let mut answer = look_up(ctx, question, &mut block.0, 1);
     let interface = block.0.ifindex;
+    hop.via.nh_family = block.0.family as u32;
+    // SAFETY: as many bytes of either family, whichever stands there.
+    hop.via.__bindgen_anon_1.ipv6_nh = unsafe { block.0.__bindgen_anon_4.ipv6_dst };
     if answer == NO_NEIGHBOUR {
         // The neighbour entry itself takes the packets and looks for the neighbour. On the ordinary way a firewall that
         // has not seen the flow for long may take them for invalid. The MTU is told of what is too long.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     capture::{Capture, Frame},
-    client::Fetch,
+    client::{Churn, Closer, Fetch},
     config::{Resources, Server},
     fragment::{Datagram, ETHERNET_PIECE},
     leak::Rules,
@@ -22,7 +22,8 @@ use egress_tests::{
     path::Family,
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
     standard::{
-        A, BOUND, BOUND_ADDRESS, BOUND_ADDRESS_V6, GATEWAY, INSIDE_BOUND, NET, POOL, RANGE, UPLINK,
+        A, BOUND, BOUND_ADDRESS, BOUND_ADDRESS_V6, GATEWAY, INSIDE_BOUND, Masquerade, NET, POOL,
+        RANGE, UPLINK,
     },
     wait,
 };
@@ -31,6 +32,8 @@ use serde_json::Value;
 /// How long a change of the routing rules may go unnoticed on a busy machine.
 const ROUTED_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a busy machine may take for a few hundred short connections.
+const CHURN_LIMIT: Duration = Duration::from_secs(120);
 /// Connections held open.
 const HELD: usize = 20;
 /// Bytes of a transfer: without offloads, thousands of packets.
@@ -170,6 +173,52 @@ fn flows_that_netfilter_redirects_are_answered() -> Result<()> {
     let before = forwarded(&site)?;
     fetch(&site, site.at_a(HTTP_PORT))?;
     ensure!(forwarded(&site)? - before < PACKETS / 100);
+    let report = check.report()?;
+    ensure!(report.leaks == 0, "{report:?}");
+    Ok(())
+}
+
+/// What an older flow left behind is no guide for a new one whose source netfilter rewrites by now: all packets of a
+/// connection leave from one address.
+#[test]
+fn a_masquerade_that_begins_later_ends_no_new_connection() -> Result<()> {
+    const TEST: &str = "a_masquerade_that_begins_later_ends_no_new_connection";
+    /// Few, so that each new connection has the endpoints of an older one.
+    const CLIENT_PORTS: &str = "30000 30099";
+    /// Enough to have used each of them.
+    const ENOUGH: usize = 400;
+
+    let Some(_turn) = needs::turn(TEST, &["nft"]) else {
+        return Ok(());
+    };
+    let site = start(true)?;
+    site.node(BOUND)
+        .sysctl("net.ipv4.ip_local_port_range", CLIENT_PORTS)?;
+    let check = site.watch_for(Rules::new().allow(POOL).allow_range(RANGE.into()))?;
+    let mut clients = site.clients(BOUND, 1)?;
+    let mut churn = |target| -> Result<()> {
+        let churn = Churn {
+            target,
+            duration_ms: 500,
+            parallel: 8,
+            closer: Closer::Server,
+        };
+        let mut succeeded = 0;
+        wait::until("enough connections", CHURN_LIMIT, || {
+            let outcome = clients.churn(churn)?;
+            ensure!(
+                outcome.refusals() == 0 && outcome.timed_out == 0 && outcome.failed.is_empty(),
+                "{target}: {outcome:?}"
+            );
+            succeeded += outcome.succeeded;
+            Ok((succeeded >= ENOUGH).then_some(()))
+        })
+    };
+    let origins = [site.at_a(HTTP_PORT), site.at_a_v6(HTTP_PORT)];
+    origins.into_iter().try_for_each(&mut churn)?;
+    let masquerade = Masquerade::Everybody.script().context("no script")?;
+    site.node(GATEWAY).nft(&masquerade)?;
+    origins.into_iter().try_for_each(churn)?;
     let report = check.report()?;
     ensure!(report.leaks == 0, "{report:?}");
     Ok(())

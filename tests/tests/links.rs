@@ -9,14 +9,14 @@ use egress_tests::{
     config::{Resources, Server},
     leak::{LeakCheck, Rules},
     links::{Link, Side},
-    needs,
+    needs, netns,
     offload::{self, Offload},
     origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
     service,
     site::{CONNECT_LIMIT, Plan, Site, all_succeeded},
     standard::{
         A, B, BOUND, DEFAULT_EGRESS, GATEWAY, INSIDE_BOUND, INSIDE_UNBOUND, NET, Options, POOL,
-        ROUTER_ADDRESSES, SECOND_UPLINK, UPLINK,
+        RANGE, ROUTER_ADDRESSES, SECOND_UPLINK, UPLINK,
     },
     topology::End,
     wait,
@@ -270,13 +270,17 @@ fn two_uplinks() -> Plan {
             uplink: vec![UPLINK.to_owned(), SECOND_UPLINK.to_owned()],
             ..Server::default()
         },
+        resources: Resources::both_families(),
         ..Plan::default()
     }
 }
 
 /// What leaves by either uplink.
 fn watch_uplinks(site: &Site) -> Result<[LeakCheck; 2]> {
-    let start = |uplink| LeakCheck::start(&site.node(NET), uplink, Rules::new().allow(POOL));
+    let start = |uplink| {
+        let rules = Rules::new().allow(POOL).allow_range(RANGE.into());
+        LeakCheck::start(&site.node(NET), uplink, rules)
+    };
     Ok([start(UPLINK)?, start(SECOND_UPLINK)?])
 }
 
@@ -339,6 +343,31 @@ fn two_uplinks_and_a_route_that_moves() -> Result<()> {
         );
     }
     ensure!(site.active(site.at_a(ECHO_PORT), "tcp")? == held as u64);
+
+    // IPv6: whichever next hop a packet takes, it is asked for on its own uplink.
+    let nexthops = [
+        ("2001:db8:113::1", UPLINK),
+        ("2001:db8:31::1", SECOND_UPLINK),
+    ];
+    gateway.sysctl("net.ipv6.fib_multipath_hash_policy", "1")?;
+    gateway.ip("-6 route del default")?;
+    let route = nexthops.map(|(via, dev)| format!("nexthop via {via} dev {dev}"));
+    gateway.ip(&format!("-6 route add default {}", route.join(" ")))?;
+    let checks = watch_uplinks(&site)?;
+    let opened = holder.open(site.at_a_v6(ECHO_PORT), HELD, CONNECT_LIMIT)?;
+    all_succeeded(&opened, HELD).context("IPv6")?;
+    for _ in 0..5 {
+        all_succeeded(&holder.check(CONNECT_LIMIT)?, held + HELD).context("IPv6")?;
+    }
+    from_pool(checks)?;
+    let known = netns::run(gateway.command("ip")?.args(["-6", "neigh"]))?;
+    for ((via, _), (_, dev)) in nexthops.iter().zip(nexthops.iter().rev()) {
+        let wrong = format!("{via} dev {dev} ");
+        ensure!(
+            !known.contains(&wrong),
+            "asked on the other uplink: {known}"
+        );
+    }
     Ok(())
 }
 
