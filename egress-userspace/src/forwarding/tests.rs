@@ -137,6 +137,13 @@ fn fwd_8_a_zone_leaves_in_its_regions_only() {
         assert_eq!(part(regions, "fra01-s1").as_deref(), frankfurt, "{regions}");
         assert_eq!(part(regions, "ams01-s1").as_deref(), amsterdam, "{regions}");
     }
+    // No server is there, which is not the same as everywhere.
+    let mut resources = confined("\"frankfurt\"");
+    resources.zones[0].regions = vec!["paris".to_owned()];
+    for server in ["fra01-s1", "ams01-s1"] {
+        let part = desired(&resources, server).confined[&5].part;
+        assert_eq!(part, Part::Nothing, "{server}");
+    }
     // What it had there drains: nowhere else, from there neither.
     let mut resources = confined("\"frankfurt\"");
     resources.pools[0].draining = vec!["192.0.2.1".parse().unwrap()];
@@ -181,8 +188,14 @@ fn health(state: State) -> crate::liveness::Health {
 
 /// How the policy's IPv4 leaves the server in Frankfurt, by zone.
 fn exits(resources: &Resources, state: State) -> Vec<(Vec<u16>, String)> {
-    let healths = [([10, 9, 0, 2].into(), health(state))].into();
-    let desired = among(resources, "fra01-s1", &healths);
+    exits_among(resources, &[(2, state)])
+}
+
+/// As [`exits`], with this known of several servers, by their addresses' last part.
+fn exits_among(resources: &Resources, states: &[(u8, State)]) -> Vec<(Vec<u16>, String)> {
+    let healths = states.iter();
+    let healths = healths.map(|(last, state)| ([10, 9, 0, *last].into(), health(*state)));
+    let desired = among(resources, "fra01-s1", &healths.collect());
     let exits = &desired.tunnel.as_ref().unwrap().exits;
     let named = |exit: DesiredExit| match exit {
         DesiredExit::Elsewhere { exit, .. } => {
@@ -214,6 +227,33 @@ fn policy_4_the_secondary_is_used_when_the_primarys_location_is_down() {
         assert_eq!(exits(&resources, State::Alive), both(alive));
         assert_eq!(exits(&resources, State::Silent), both(dead));
     }
+    // What drains is no primary, wherever it is, and no secondary (POOL-9).
+    for (primary, secondary, draining, expected) in [
+        (here, there, vec![here], "192.0.2.2 by ams01-s1"),
+        (here, "0.0.0.0", vec![here], "default"),
+        (there, here, vec![there], here),
+        (there, here, vec![there, here], "nowhere"),
+    ] {
+        let mut resources = with(primary, secondary);
+        resources.pools[0].draining = draining.iter().map(|one| one.parse().unwrap()).collect();
+        assert_eq!(exits(&resources, State::Alive), both(expected));
+    }
+    // One that this server cannot send anything is not down.
+    let mut apart = with(there, here);
+    let no_tunnel = FILE.replace("tunnel = \"10.9.0.1\"", "");
+    let no_tunnel = no_tunnel.replace("tunnel = \"10.9.0.2\"", "");
+    apart.locations = model(&no_tunnel).locations;
+    let found = desired(&apart, "fra01-s1").policies[0].ipv4;
+    assert_eq!(found, DesiredExit::Nowhere { pool: 3 });
+    // Whom nobody at all answers is cut off, and knows of no location that it is down.
+    let mut three = with(there, "0.0.0.0");
+    let paris = "[[location]]\nname = \"paris\"\n[[location.data_center]]\nname = \"par01\"\n\
+                 [[location.data_center.server]]\nname = \"par01-s1\"\nnumber = 3\ntunnel = \"10.9.0.3\"\n";
+    three.locations = model(&format!("{FILE}{paris}")).locations;
+    for (others, expected) in [(State::Alive, "default"), (State::Silent, "nowhere")] {
+        let found = exits_among(&three, &[(2, State::Silent), (3, others)]);
+        assert_eq!(found, both(expected));
+    }
     // FWD-8: a zone that is confined uses neither an address nor the default egress elsewhere.
     for (primary, secondary, confined_to, of_shop, of_free) in [
         (here, there, "\"amsterdam\"", "192.0.2.2 by ams01-s1", here),
@@ -229,12 +269,31 @@ fn policy_4_the_secondary_is_used_when_the_primarys_location_is_down() {
     ] {
         let resources = with_policy(confined(confined_to), primary, secondary);
         let found = exits(&resources, State::Alive);
-        let of = |zone: u16| {
-            let found = found.iter().find(|(zones, _)| zones.contains(&zone));
-            found.unwrap().1.clone()
-        };
-        assert_eq!((of(5).as_str(), of(6).as_str()), (of_shop, of_free));
+        assert_eq!((of(&found, 5), of(&found, 6)), (of_shop, of_free));
     }
+    // Where the primary's location is down, the default egress is here, and not where the zone may leave.
+    let mut resources = with_policy(confined("\"amsterdam\""), there, "0.0.0.0");
+    let found = exits(&resources, State::Silent);
+    assert_eq!((of(&found, 5), of(&found, 6)), ("nowhere", "default"));
+    // Nor is an IPv6 address, nor the default egress of a policy that names it.
+    let ipv6: BTreeMap<u16, bool> = desired(&resources, "fra01-s1")
+        .policies
+        .iter()
+        .flat_map(|policy| {
+            let leaves = matches!(policy.ipv6, DesiredExit::By { .. });
+            policy.zones.iter().map(move |zone| (*zone, leaves))
+        })
+        .collect();
+    assert_eq!(ipv6, [(5, false), (6, true)].into());
+    resources.policies[0].egress = None;
+    let found = exits(&resources, State::Alive);
+    assert_eq!((of(&found, 5), of(&found, 6)), ("nowhere", "default"));
+}
+
+/// How a zone leaves.
+fn of(found: &[(Vec<u16>, String)], zone: u16) -> &str {
+    let found = found.iter().find(|(zones, _)| zones.contains(&zone));
+    &found.unwrap().1
 }
 
 /// SAFE-1: a slice that is on its way from one server to another is no location that is down.

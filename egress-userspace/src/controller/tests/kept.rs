@@ -41,7 +41,14 @@ fn an_empty_store_unbinds_nothing_that_was_taken_over() {
     assert!(said.is_ok(), "that is meant");
     assert_eq!(times(&dataplane), 1);
 
+    // Who says what is to be bound, and is not obeyed, has not said so.
     let all = Source::new("r.toml", bound());
+    dataplane.0.lock().unwrap().broken = true;
+    assert!(service.writer().unwrap().apply(&all, false).is_err());
+    dataplane.0.lock().unwrap().broken = false;
+    assert!(service.reload().is_err());
+    assert_eq!(times(&dataplane), 1);
+
     service.writer().unwrap().apply(&all, false).unwrap();
     assert_eq!(times(&dataplane), 2);
     assert_eq!(service.controller().behind(), None);

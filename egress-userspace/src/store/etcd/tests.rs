@@ -2,6 +2,7 @@
 
 mod odd;
 
+use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -293,6 +294,19 @@ fn clu_2_without_etcd_the_copy_serves_and_nothing_can_be_changed() {
     assert!(store.revoke_token(&token.kept.id).unwrap());
     assert!(!store.revoke_token(&token.kept.id).unwrap());
     assert_eq!(store.tokens().unwrap(), []);
+
+    // One that has lost everything is not taken for one that says that there is nothing.
+    server.stop();
+    fs::remove_dir_all(server.directory.path().join("etcd")).unwrap();
+    server.restart();
+    let mut said = String::new();
+    wait("the loss of everything to be told", || {
+        said = store.current().unwrap_err().to_string();
+        said.contains("holds nothing at all")
+    });
+    assert!(said.contains("restore etcd"), "{said}");
+    assert_eq!(count(&store), 2);
+    assert!(store.commit(&[account("c")], WIDE).is_err());
 }
 
 #[test]
