@@ -9,6 +9,7 @@ use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use egress_common::family::{ETHERTYPE_IPV4, V4};
+use egress_common::icmp;
 use egress_common::key::{TCP, realm};
 use egress_common::packet::{Fragment, Options, control};
 use egress_common::peer::{GOING_ON, Peer};
@@ -23,7 +24,9 @@ use crate::allocate;
 use crate::classify::Configuration;
 use crate::family::Family;
 use crate::flow::{self, Arrival, Found};
+use crate::fragment::{self, Fragmented};
 use crate::frame::Frame;
+use crate::held::Release;
 use crate::maps::{DEVICES, FORWARDS, PEERS};
 use crate::outgoing::{Outgoing, next};
 use crate::policy::{self, Policed};
@@ -37,10 +40,6 @@ pub fn hand_over<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
         packet.reason = Reason::NoAddress;
         return next::REFUSE;
     };
-    if !matches!(packet.ip.fragment, Fragment::Whole) {
-        packet.reason = Reason::ForwardedFragment;
-        return next::REFUSE;
-    }
     if packet.key.realm != realm::COMMON {
         packet.reason = Reason::ForwardedRealm;
         return next::REFUSE;
@@ -72,6 +71,12 @@ fn packet(ctx: &TcContext, offset: usize, zone: u16) -> i32 {
         return report::drop(ctx, Reason::Contended);
     };
     let mut step = read(ctx, packet, offset, zone);
+    if step == next::LATER {
+        step = later(ctx, packet);
+    }
+    if step == next::MESSAGE {
+        step = message(ctx, packet);
+    }
     if step == next::KNOWN {
         step = known(ctx, packet);
     }
@@ -82,23 +87,29 @@ fn packet(ctx: &TcContext, offset: usize, zone: u16) -> i32 {
         step = allocate::pin(ctx, packet);
     }
     let room = steer::room();
-    // Only TCP is told: a sender of datagrams would cut them itself from then on, and fragments are not forwarded.
-    // What is around them is cut where it must be.
-    if step == next::LEAVE
-        && packet.ip.protocol == TCP
-        && room != 0
-        && too_long::is(ctx, packet, room)
-    {
+    // What may be cut goes on: what is around it is cut where it must be, unless that is IPv6.
+    let cut = steer::is_cut();
+    if room != 0 && packet.ip.length > room && !cut && step == next::FORWARD {
+        return report::drop(ctx, Reason::ForwardedTooLong);
+    }
+    if step == next::LEAVE && room != 0 && too_long::is(ctx, packet, room, cut) {
         return match too_long::answer(ctx, packet, room) {
             refuse::ANSWERED => hand_back(ctx),
             verdict => verdict,
         };
     }
+    if step == next::LEAVE && packet.is_first() {
+        step = fragment::out::first(ctx, packet);
+    }
     if step == next::LEAVE {
         step = leave(ctx, packet);
     }
     if step == next::FORWARD {
-        return send(ctx, packet);
+        step = send(ctx, packet);
+        if step == verdict::NEXT && packet.is_first() {
+            return followed(ctx);
+        }
+        return step;
     }
     if step == next::REFUSE {
         return match refuse::answer(ctx, packet) {
@@ -121,9 +132,16 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, zon
     packet.begin(ip, &configuration, Tag::Zone(zone));
     packet.zone = zone as u32;
     packet.redirect = false;
-    if !matches!(packet.ip.fragment, Fragment::Whole)
-        || !packet.has_ports()
-        || packet.key.realm != realm::COMMON
+    if packet.key.realm != realm::COMMON {
+        return report::drop(ctx, Reason::Malformed);
+    }
+    if packet.is_fragment() && !packet.has_ports() {
+        return next::LATER;
+    }
+    if packet.ip.protocol == A::ICMP && matches!(packet.ip.fragment, Fragment::Whole) {
+        return next::MESSAGE;
+    }
+    if !packet.has_ports()
         || packet.read_transport(&Frame::now(ctx)).is_err()
         // The flow is found again by it, and no port is port 0.
         || packet.key.inside_port == 0
@@ -158,6 +176,46 @@ fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     } else {
         report::drop(ctx, Reason::Contended)
     }
+}
+
+/// A later fragment, of the flow that `uplink_egress` has found a moment ago. It opens nothing.
+#[inline(never)]
+fn later<A: Fragmented>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    let found = if fragment::is_noted(ctx, &packet.ip) {
+        fragment::flow::<A>()
+    } else {
+        None
+    };
+    let Some(found) = found else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    flow::count(ctx, found.slot, Way::Out, packet.ip.length);
+    follow(ctx, packet, &found)
+}
+
+/// An ICMP error about what a flow was sent; its server judges it.
+#[inline(never)]
+fn message<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    let ip = &packet.ip;
+    let frame = Frame::quotes(ctx);
+    let error = icmp::read::<A>(&frame, ip.network_at, ip.transport_at, ip.payload());
+    let Some(found) = error.and_then(|error| flow::outgoing(&error.received(realm::COMMON))) else {
+        return report::drop(ctx, Reason::IcmpError);
+    };
+    follow(ctx, packet, &found)
+}
+
+/// Sends the packet where its flow goes, under an id that opens nothing there.
+#[inline(always)]
+fn follow<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, found: &Found<A>) -> i32 {
+    if !found.word.has(flag::FORWARDED) || found.word.has(flag::EXPIRED) {
+        return report::drop(ctx, Reason::Contended);
+    }
+    // SAFETY: a live map value that was checked to be this packet's.
+    let (number, _) = server_and_exit(unsafe { (*found.slot).interface });
+    packet.peer = number;
+    packet.target = GOING_ON;
+    next::FORWARD
 }
 
 /// Whether the flow's server is still one that is known.
@@ -274,6 +332,20 @@ fn send<A>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
     }
     // The packet around it is this host's own, and no zone's.
     verdict::done(ctx)
+}
+
+/// The fragments that waited for this one, which is aimed, follow it.
+#[inline(never)]
+fn followed(ctx: &TcContext) -> i32 {
+    let Some(work) = V4::work() else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    // SAFETY: this CPU's own record, and nobody else's until the first copy is sent.
+    let work = unsafe { &*work };
+    if work.held == 0 {
+        return verdict::NEXT;
+    }
+    Release::new(ctx, work, 0).through_tunnel().run(ctx)
 }
 
 /// Sends an answer of ours back to where the packet came from, as if it had arrived on the uplink.

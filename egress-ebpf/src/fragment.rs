@@ -19,7 +19,7 @@ use aya_ebpf::programs::TcContext;
 use egress_common::fragment::{
     Choice, DatagramKey, Direction, Fate, Piece, Survey, Words, identification,
 };
-use egress_common::key::Reference;
+use egress_common::key::{Reference, realm};
 use egress_common::packet::Ip;
 use egress_common::reason::Reason;
 use egress_common::siphash::Secret;
@@ -136,6 +136,25 @@ pub fn note<A: Fragmented>(
         (*work).network = ip.network_at as u32;
     }
     Some(())
+}
+
+/// Whether this fragment, which leaves, is of the datagram that this CPU has looked up last.
+#[inline(always)]
+pub fn is_noted<A: Fragmented>(ctx: &TcContext, ip: &Ip<A>) -> bool {
+    let (Some(work), Some(header)) = (A::work(), A::part_of(&Frame::now(ctx), ip)) else {
+        return false;
+    };
+    let key = DatagramKey {
+        source: ip.source,
+        destination: ip.destination,
+        identification: header.identification,
+        realm: realm::COMMON as u32,
+        protocol: ip.protocol as u32,
+        pad: 0,
+    };
+    // SAFETY: this CPU's own record.
+    let work = unsafe { &*work };
+    work.direction == Direction::Out as u32 && work.key.same(&key)
 }
 
 /// A later fragment, if its datagram is known.

@@ -15,6 +15,7 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::TcContext;
 use egress_common::fragment::{FRAME, FRAMES, LIFETIME, WINDOW};
+use egress_common::packet::ETHERNET;
 use egress_common::reason::Reason;
 use egress_common::tag::Tag;
 use egress_common::word::Word;
@@ -170,6 +171,8 @@ pub struct Release<A> {
     base: u64,
     /// 1: they leave from `egress` with `identification`; 0: they stay as they are.
     rewrite: u64,
+    /// 1: they go through the tunnel, where every packet has an Ethernet header.
+    tunnel: u64,
     /// `BPF_F_INGRESS`, or 0.
     flags: u64,
     identification: u64,
@@ -186,6 +189,7 @@ impl<A: Fragmented> Release<A> {
             owner: work.owner(),
             base: (work.window() * WINDOW) as u64,
             rewrite: 0,
+            tunnel: 0,
             flags,
             identification: 0,
             inside: work.key.source,
@@ -199,6 +203,13 @@ impl<A: Fragmented> Release<A> {
         self.rewrite = 1;
         self.egress = egress;
         self.identification = identification as u64;
+        self
+    }
+
+    /// Frames go through the tunnel, where the packet was aimed.
+    #[inline(always)]
+    pub fn through_tunnel(mut self) -> Self {
+        self.tunnel = 1;
         self
     }
 
@@ -266,6 +277,9 @@ unsafe fn send<A: Fragmented>(release: &Release<A>, buffer: *mut Buffer) -> Resu
     let ctx = TcContext::new(release.ctx);
     // SAFETY: promised by the caller; lengths are within the buffer.
     unsafe {
+        if release.tunnel != 0 && (*buffer).network as usize != ETHERNET {
+            return Err(());
+        }
         let length = bounded((*buffer).length);
         // A sum that a device has made of the packet is forgotten as soon as its length changes.
         if bpf_skb_change_tail(release.ctx, length + 1, 0) != 0

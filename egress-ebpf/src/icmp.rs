@@ -118,6 +118,8 @@ pub fn arriving<A: Family>(ctx: &TcContext, outer: &Outer<A>) -> Result<Arriving
 pub enum Leaving {
     /// It leaves from a flow's egress IP.
     Translated,
+    /// It is about a flow of this zone that another server translates.
+    Forwarded { zone: u32 },
     /// It is an error about a packet of no flow, which its destination has sent; `key` is that packet's now.
     About,
     /// It is none that is translated.
@@ -155,7 +157,9 @@ pub fn leaving<A: Family>(
         return Err(Reason::IcmpError);
     }
     if found.word.has(flag::FORWARDED) {
-        return Err(Reason::ForwardedIcmp);
+        // SAFETY: a live map value that was checked to be the quoted packet's.
+        let zone = unsafe { (*found.slot).zone } as u32;
+        return Ok(Leaving::Forwarded { zone });
     }
     believable(ctx, &frame, outer, &error, &found, Way::Out)?;
     // SAFETY: a live map value that was checked to be the quoted packet's.

@@ -33,6 +33,14 @@ pub fn room() -> u32 {
     TUNNEL.get(0).map_or(0, |tunnel| tunnel.mtu)
 }
 
+/// Whether the kernel cuts what is around a packet that does not fit: over IPv4 alone.
+#[inline(always)]
+pub fn is_cut() -> bool {
+    TUNNEL
+        .get(0)
+        .is_none_or(|tunnel| unmapped(&tunnel.own).is_some())
+}
+
 /// Sends the packet to the server of this number, under a tunnel id; `network` is where its IP header starts.
 #[inline(always)]
 pub fn send(ctx: &TcContext, number: u32, network: usize, id: u32) -> i32 {

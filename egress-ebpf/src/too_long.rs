@@ -28,9 +28,10 @@ const IN_FRONT: usize = IPV4_MIN + ICMP_HEADER;
 /// "Do not fragment" (RFC 791).
 const DF: u16 = 0x4000;
 
-/// Whether the packet, or a packet it stands for, is longer than `mtu` and must not be cut.
+/// Whether the packet, or a packet it stands for, is longer than `mtu`, and cannot be cut: because it must not be, or
+/// because nothing is `cut` there.
 #[inline(always)]
-pub fn is(ctx: &TcContext, packet: &Outgoing<V4>, mtu: u32) -> bool {
+pub fn is(ctx: &TcContext, packet: &Outgoing<V4>, mtu: u32, cut: bool) -> bool {
     let size = verdict::segment_size(ctx);
     let length = if size == 0 {
         packet.ip.length
@@ -43,9 +44,10 @@ pub fn is(ctx: &TcContext, packet: &Outgoing<V4>, mtu: u32) -> bool {
         packet.ip.header() as u32 + header + size
     };
     length > mtu
-        && Frame::now(ctx)
-            .u16(packet.ip.network() + 6)
-            .is_some_and(|flags| flags & DF != 0)
+        && (!cut
+            || Frame::now(ctx)
+                .u16(packet.ip.network() + 6)
+                .is_some_and(|flags| flags & DF != 0))
 }
 
 /// Turns the packet into the error that says how long it may be: [`ANSWERED`], or a verdict.

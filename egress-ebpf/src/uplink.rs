@@ -174,6 +174,11 @@ pub fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
 fn message<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     match icmp::leaving(ctx, &packet.outer(), &mut packet.key) {
         Ok(Leaving::Translated) => verdict::done(ctx),
+        // Whoever translates the flow has seen what it is about, and judges it.
+        Ok(Leaving::Forwarded { zone }) => {
+            packet.zone = zone;
+            next::FORWARD
+        }
         Ok(Leaving::About) => {
             packet.about = packet.key.protocol;
             next::CLASSIFY

@@ -16,7 +16,9 @@ use egress_common::tag::Tag;
 use crate::allocate;
 use crate::classify::Configuration;
 use crate::family::Family;
+use crate::fragment::{self, Fragmented};
 use crate::frame::Frame;
+use crate::icmp::{self, Leaving};
 use crate::maps::TARGETS;
 use crate::outgoing::{Outgoing, next};
 use crate::{options, refuse, report, steer, too_long, uplink, verdict};
@@ -29,6 +31,21 @@ pub fn run(ctx: &TcContext, offset: usize, sender: u32, id: u32) -> i32 {
     };
     let mut step = read(ctx, packet, offset, sender);
     packet.target = id;
+    if step == next::LATER || step == next::MESSAGE {
+        if exceeded(ctx) != 0 {
+            return report::drop(ctx, Reason::ForwardedTooLong);
+        }
+        step = if step == next::LATER {
+            later(ctx, packet)
+        } else {
+            message(ctx, packet)
+        };
+        return if step == verdict::NEXT {
+            out(ctx)
+        } else {
+            step
+        };
+    }
     if step == next::KNOWN {
         step = uplink::known(ctx, packet);
     }
@@ -45,16 +62,25 @@ pub fn run(ctx: &TcContext, offset: usize, sender: u32, id: u32) -> i32 {
     }
     if step == next::LEAVE {
         let mtu = exceeded(ctx);
+        if mtu == u32::MAX {
+            return report::drop(ctx, Reason::ForwardedTooLong);
+        }
         if mtu != 0 {
-            if !too_long::is(ctx, packet, mtu) {
-                return report::drop(ctx, Reason::ForwardedTooLong);
-            }
+            // Whether it may be cut or not: here nobody cuts it.
             return match too_long::answer(ctx, packet, mtu) {
                 refuse::ANSWERED => send_back(ctx, sender, packet),
                 verdict => verdict,
             };
         }
+        if packet.is_first() {
+            step = fragment::out::first(ctx, packet);
+        }
+    }
+    if step == next::LEAVE {
         step = uplink::leave(ctx, packet);
+        if step == verdict::NEXT && packet.is_first() {
+            step = fragment::out::translated(ctx, packet);
+        }
         if step == verdict::NEXT {
             return out(ctx);
         }
@@ -84,13 +110,35 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, sen
     packet.only = 0;
     packet.policy = 0;
     packet.kind = flag::VISITOR;
-    if !matches!(packet.ip.fragment, Fragment::Whole) {
-        return report::drop(ctx, Reason::ForwardedFragment);
+    if packet.is_fragment() && !packet.has_ports() {
+        return next::LATER;
+    }
+    if packet.ip.protocol == A::ICMP && matches!(packet.ip.fragment, Fragment::Whole) {
+        return next::MESSAGE;
     }
     if !packet.has_ports() || packet.read_transport(&Frame::now(ctx)).is_err() {
         return report::drop(ctx, Reason::Malformed);
     }
     next::KNOWN
+}
+
+/// A later fragment of a datagram whose first one was translated here.
+#[inline(never)]
+fn later<A: Fragmented>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    match fragment::out::known(ctx, packet) {
+        next::CLASSIFY => report::drop(ctx, Reason::ForwardedFragment),
+        step => step,
+    }
+}
+
+/// An ICMP error about what a connection of this sender was sent.
+#[inline(never)]
+fn message<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    match icmp::leaving(ctx, &packet.outer(), &mut packet.key) {
+        Ok(Leaving::Translated) => verdict::done(ctx),
+        Ok(_) => report::drop(ctx, Reason::ForwardedIcmp),
+        Err(reason) => report::drop(ctx, reason),
+    }
 }
 
 /// A packet without a flow. Its sender has looked at everything else.

@@ -1,6 +1,9 @@
 //! FWD-1 to FWD-4 with real daemons: a new connection at a server that owns nothing of its pool is translated by one
 //! that does, and comes back.
 
+#[path = "forwarding/following.rs"]
+mod following;
+
 use std::{
     collections::BTreeSet,
     io,
@@ -130,7 +133,7 @@ fn the_owner_translates_and_the_sender_delivers() -> Result<()> {
     };
     for underlay in Underlay::ALL {
         let pair = start(underlay, 40_000)?;
-        both_ways(&pair).with_context(|| {
+        both_ways(&pair, underlay).with_context(|| {
             let [one, two] = Side::ALL.map(|side| pair.gateway(side).last_words());
             format!("{underlay:?}: {one}\n{two}")
         })?;
@@ -138,7 +141,7 @@ fn the_owner_translates_and_the_sender_delivers() -> Result<()> {
     Ok(())
 }
 
-fn both_ways(pair: &Pair) -> Result<()> {
+fn both_ways(pair: &Pair, underlay: Underlay) -> Result<()> {
     let (one, two) = (pair.gateway(Side::One), pair.gateway(Side::Two));
     let check = LeakCheck::start(
         &pair.node(NET),
@@ -247,6 +250,7 @@ fn both_ways(pair: &Pair) -> Result<()> {
     wait::until_true("the forwarded flow to be over", LIMIT, || {
         Ok(flows(one, at)?.is_empty() && flows(two, at)?.len() == 1)
     })?;
+    following::all(pair, underlay).context("what follows")?;
     for gateway in [one, two] {
         for drop in [
             "tunnel_stranger",
@@ -254,6 +258,7 @@ fn both_ways(pair: &Pair) -> Result<()> {
             "steered_twice",
             "peer_unreachable",
             "forwarded_too_long",
+            "forwarded_icmp",
             "claims_egress_ip",
         ] {
             ensure!(reason(gateway, drop)? == 0, "{drop}");

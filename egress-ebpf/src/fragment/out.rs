@@ -18,7 +18,7 @@ use crate::verdict::{self, NEXT};
 
 /// A later fragment that may belong to a known datagram.
 #[inline(never)]
-pub fn known<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
+pub fn known<A: Fragmented>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     if note(ctx, packet).is_none() {
         return report::drop(ctx, Reason::Contended);
     }
@@ -35,17 +35,21 @@ fn note<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> Option<()> {
 
 /// A later fragment of a bound zone.
 #[inline(never)]
-pub fn later<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> i32 {
+pub fn later<A: Fragmented>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     // Of the others `known` has taken note.
     if matches!(packet.tag, Tag::Unbound(_)) && note(ctx, packet).is_none() {
         return report::drop(ctx, Reason::Contended);
     }
     let answer = super::later::<A>(ctx);
-    later_one(ctx, packet, answer)
+    match later_one(ctx, packet, answer) {
+        // Its first one was dealt with by another CPU this very moment.
+        next::FORWARD => report::drop(ctx, Reason::Contended),
+        verdict => verdict,
+    }
 }
 
 #[inline(always)]
-fn later_one<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>, answer: i32) -> i32 {
+fn later_one<A: Fragmented>(ctx: &TcContext, packet: &mut Outgoing<A>, answer: i32) -> i32 {
     if answer == answer::HELD {
         return verdict::used_up();
     }
@@ -53,25 +57,32 @@ fn later_one<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>, answer: i32) 
         return report::drop(ctx, reason);
     }
     match translate(ctx, packet) {
-        Ok(()) => verdict::done(ctx),
+        Ok(NEXT) => verdict::done(ctx),
+        Ok(step) => step,
         Err(reason) => report::drop(ctx, reason),
     }
 }
 
-/// Gives a later fragment its flow's address and its datagram's identification; it holds no ports.
+/// Gives a later fragment its flow's address and its datagram's identification; it holds no ports. Or says that
+/// another server does.
 #[inline(always)]
-fn translate<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), Reason> {
+fn translate<A: Fragmented>(ctx: &TcContext, packet: &mut Outgoing<A>) -> Result<i32, Reason> {
     let work = A::work().ok_or(Reason::Contended)?;
     // SAFETY: this CPU's own record.
     let (fate, identification) = unsafe { ((*work).fate, (*work).identification) };
     match Fate::from_number(fate) {
-        Fate::Pass => return Ok(()),
+        Fate::Pass => return Ok(NEXT),
         Fate::Flow => {}
         _ => return Err(Reason::FragmentRefused),
     }
     let found = flow::<A>().ok_or(Reason::FragmentRefused)?;
-    if found.word.has(flag::EXPIRED) || found.word.has(flag::FORWARDED) {
+    if found.word.has(flag::EXPIRED) {
         return Err(Reason::FragmentRefused);
+    }
+    if found.word.has(flag::FORWARDED) {
+        // SAFETY: a live map value of the generation that the first fragment belonged to.
+        packet.zone = unsafe { (*found.slot).zone } as u32;
+        return Ok(next::FORWARD);
     }
     flows::count(ctx, found.slot, Way::Out, packet.ip.length);
     // SAFETY: a live map value of the generation that the first fragment belonged to.
@@ -82,7 +93,7 @@ fn translate<A: Fragmented>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(),
         .and_then(|()| A::renumber(&frame, network, identification))
         .map_err(|()| Reason::Malformed)?;
     A::moved(ctx, packet.ip.source, egress);
-    Ok(())
+    Ok(NEXT)
 }
 
 /// A first fragment that is to open a flow: none is opened for one that will be dropped.

@@ -43,7 +43,7 @@ use super::start;
 use super::sys;
 use super::tables::Tables;
 use super::taken::{self, Watch};
-use super::tunnel;
+use super::tunnel::{self, Room};
 use super::versions;
 use super::view::View;
 use super::watcher::Watcher;
@@ -81,6 +81,8 @@ pub struct Plane {
     births: u64,
     /// Name of the tunnel's interface, if there is to be one.
     tunnel: Option<String>,
+    /// What fits it.
+    room: Room,
     /// Hooks of interfaces that left the configuration are yet to be taken off.
     departed: bool,
     /// What the sweep has ended and nobody has told yet.
@@ -161,6 +163,7 @@ impl Plane {
             absent_cgroups: BTreeSet::new(),
             births: 0,
             tunnel: None,
+            room: Room::default(),
             departed: true,
             ended,
             rules: Rules::listen(field.mask)?,
@@ -322,17 +325,20 @@ impl Plane {
         exits: &ExitNumbers,
     ) -> Result<(Theirs, u64), DataPlaneError> {
         let Some(tunnel) = &desired.tunnel else {
+            self.room = Room::default();
             return Ok((Theirs::default(), 0));
         };
+        let room = Room::of(tunnel)?;
         let (numbers, mut changed) = peers::enter(&self.maps, tunnel, exits)?;
         let end = Tunnel {
             interface: self.index(&tunnel.device).unwrap_or(0),
             // Where there is none, packets are dropped.
             uplink: self.ready.first().copied().unwrap_or(0),
             own: peers::underlay(tunnel.own),
-            mtu: tunnel::room(tunnel)?,
+            mtu: room.bytes,
         };
         changed += u64::from(peers::set_end(&self.maps, end)?);
+        self.room = room;
         let theirs = Theirs {
             shared: peers::shared(tunnel),
             ranges: peers::ranges(tunnel, &numbers),
@@ -567,7 +573,10 @@ impl Plane {
         let seen = self.seen.clone();
         let ready = self.ready.clone();
         let attached = self.attach();
-        let stale = seen != self.seen
+        let before = self.room.bytes;
+        let room_changed = self.room.has_changed();
+        let stale = matches!(room_changed, Ok(true))
+            || seen != self.seen
             || ready != self.ready
             || !self.guard.is_settled()
             || self.births != self.maps.only::<u64>("CGROUP_BIRTHS")?;
@@ -577,6 +586,10 @@ impl Plane {
         let put_back = self.guard.look_after()?;
         self.follow_rules()?;
         let mut done = attached?;
+        room_changed?;
+        if self.room.bytes != before {
+            done.push(self.said_of_room(before));
+        }
         let pinned = pinned?;
         if pinned > 0 {
             done.push(format!(
@@ -587,6 +600,27 @@ impl Plane {
             done.push("the guard was missing or changed, and was put back".to_owned());
         }
         Ok(done)
+    }
+
+    /// Looks for ways to other servers where there was none; no kernel announces those that this host needs.
+    fn look_for_ways(&mut self) -> Result<Option<String>, DataPlaneError> {
+        let Some(desired) = self.desired.clone().filter(|_| self.room.is_lacking()) else {
+            return Ok(None);
+        };
+        let before = self.room.bytes;
+        let room = desired.tunnel.as_ref().map(Room::of).transpose()?;
+        if room.as_ref() == Some(&self.room) {
+            return Ok(None);
+        }
+        self.put(&desired)?;
+        Ok((self.room.bytes != before).then(|| self.said_of_room(before)))
+    }
+
+    fn said_of_room(&self, before: u32) -> String {
+        format!(
+            "the longest packet that reaches the other servers uncut has {} bytes now, {before} before",
+            self.room.bytes
+        )
     }
 
     /// The selected cgroups that exist; warns when one is missing that was not missing before.
@@ -690,6 +724,7 @@ impl DataPlane for Plane {
             let addresses: Vec<Address> = desired.addresses().collect();
             done.extend(self.own.look(&addresses)?);
         }
+        done.extend(self.look_for_ways()?);
         if let Some(desired) = self.desired.clone()
             && selects_cgroups(&desired)
         {

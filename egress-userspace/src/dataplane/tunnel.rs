@@ -2,7 +2,7 @@
 //! in one request, and knows it again by its link-layer address, which nobody else has a use for; it stays when the
 //! daemon ends, like everything else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use egress_common::placement::digest;
@@ -142,25 +142,52 @@ fn around(tunnel: &DesiredTunnel) -> u32 {
     }
 }
 
-/// Length of the longest packet that reaches every other server uncut, as far as this host's interfaces tell; 0 if
-/// there is no way to any of them (NAT-5).
-pub(super) fn room(tunnel: &DesiredTunnel) -> Result<u32, DataPlaneError> {
-    let all = Interface::all()?;
-    let mut least = None;
-    for peer in &tunnel.peers {
-        let by = route::out(peer.address, tunnel.own)?;
-        let mtu = all
-            .iter()
-            .find(|one| Some(one.index) == by)
-            .map(|by| by.mtu);
-        least = match (least, mtu) {
-            (Some(least), Some(mtu)) => Some(u32::min(least, mtu)),
-            (least, mtu) => least.or(mtu),
-        };
+/// What fits the tunnel, and the interfaces that say so (NAT-5).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Room {
+    /// Length of the longest packet that reaches every other server uncut, as far as this host's interfaces tell; 0 if
+    /// there is no way to any of them.
+    pub(super) bytes: u32,
+    /// The interfaces towards the others, and the longest packet that each takes.
+    ways: BTreeMap<String, u32>,
+    /// There is no way to some of them.
+    lacking: bool,
+}
+
+impl Room {
+    pub(super) fn of(tunnel: &DesiredTunnel) -> Result<Self, DataPlaneError> {
+        let all = Interface::all()?;
+        let mut room = Self::default();
+        for peer in &tunnel.peers {
+            let by = route::out(peer.address, tunnel.own)?;
+            match all.iter().find(|one| Some(one.index) == by) {
+                Some(by) => {
+                    room.ways.insert(by.name.clone(), by.mtu);
+                }
+                None => room.lacking = true,
+            }
+        }
+        // No packet has more than 16 bits of length.
+        let most = u32::from(u16::MAX);
+        let least = room.ways.values().min();
+        room.bytes = least.map_or(0, |mtu| mtu.saturating_sub(around(tunnel)).min(most));
+        Ok(room)
     }
-    // No packet has more than 16 bits of length.
-    let most = u32::from(u16::MAX);
-    Ok(least.map_or(0, |mtu| mtu.saturating_sub(around(tunnel)).min(most)))
+
+    /// Whether one of the interfaces takes something else by now.
+    pub(super) fn has_changed(&self) -> Result<bool, DataPlaneError> {
+        for (name, mtu) in &self.ways {
+            if Interface::find(name)?.is_none_or(|by| by.mtu != *mtu) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether there was no way to some of the others.
+    pub(super) fn is_lacking(&self) -> bool {
+        self.lacking
+    }
 }
 
 fn refusal(reason: String, remedy: &str) -> DataPlaneError {

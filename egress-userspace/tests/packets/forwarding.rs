@@ -1,6 +1,8 @@
 //! FWD-1, FWD-2, FWD-4: a new connection of a pool that this server owns nothing of is handed to the tunnel as it is, by
 //! a flow that keeps its server. What the tunnel does with it, and what the other server does, is a matter for a lab.
 
+use std::net::Ipv6Addr;
+
 use egress_common::key::{ReverseKey, TCP, UDP};
 use egress_common::peer::{Peer, Traffic, Tunnel, mapped};
 use egress_common::policy::Exit;
@@ -14,13 +16,12 @@ use egress_userspace::policy::{compile, parse};
 
 use crate::harness::{DataPlane, Hook, done, tagged};
 use crate::packet::{ACK, Body, Endpoint, FIN, Packet, RST, SYN};
-use crate::pieces::cut;
 use crate::run::{Meta, Outcome, Verdict};
 use crate::world::{EGRESS, EGRESS_2, ENABLED, INSIDE, ORIGIN, POOL, World, ZONE};
 
-const MASK: u32 = 0xffff_0000;
+pub(crate) const MASK: u32 = 0xffff_0000;
 /// Two other servers.
-const FIRST: u16 = 9;
+pub(crate) const FIRST: u16 = 9;
 const SECOND: u16 = 11;
 const TUNNEL: Tunnel = Tunnel {
     interface: 1,
@@ -35,7 +36,7 @@ const fn peer(last: u8) -> Peer {
 }
 
 /// A server without any address of its pool, whose new connections go to the server of this number.
-fn without_addresses() -> Option<DataPlane> {
+pub(crate) fn without_addresses() -> Option<DataPlane> {
     let mut plane = DataPlane::of(World::default().with_addresses(&[]))?;
     plane.array("TUNNEL", 0, TUNNEL);
     plane.array("PEERS", u32::from(FIRST), peer(9));
@@ -57,14 +58,14 @@ fn exit_to(plane: &mut DataPlane, exit: u32, server: u16) {
     plane.hash("FORWARDS", exit, forward);
 }
 
-fn sent_to(plane: &DataPlane, server: u16) -> u64 {
+pub(crate) fn sent_to(plane: &DataPlane, server: u16) -> u64 {
     let all: Vec<Traffic> = plane.per_cpu("PEER_TRAFFIC", server.into());
     all.iter().map(|one| one.sent_packets).sum()
 }
 
 /// A packet leaves by the uplink, is handed over, and leaves by the tunnel as it came.
 #[track_caller]
-fn forwarded(plane: &DataPlane, packet: &Packet) {
+pub(crate) fn forwarded(plane: &DataPlane, packet: &Packet) {
     let handed = plane.out(packet);
     assert_eq!(
         handed.verdict,
@@ -365,11 +366,7 @@ fn safe_1_what_is_not_forwarded_is_refused() {
     let Some(mut plane) = without_addresses() else {
         return;
     };
-    // No fragments, and nothing that opens nothing.
-    let long = Packet::udp(INSIDE, ORIGIN, &[7; 3_000]);
-    let pieces = cut(&long, &[1_480; 3]);
-    plane.try_bytes(Hook::UplinkEgress, &pieces[0], Meta::default());
-    assert_eq!(plane.reason(Reason::ForwardedFragment), 1);
+    // Nothing that opens nothing.
     for flags in [ACK, FIN | ACK] {
         plane.answered(&Packet::tcp(INSIDE, ORIGIN, flags));
     }
@@ -382,12 +379,6 @@ fn safe_1_what_is_not_forwarded_is_refused() {
     plane.run(Hook::TunnelEgress, &Packet::tcp(INSIDE, ORIGIN, ACK), meta);
     assert_eq!(plane.reason(Reason::NoFlow), 3);
     assert_eq!(plane.state(INSIDE, ORIGIN, TCP), None);
-    // No ICMP errors about what was forwarded.
-    forwarded(&plane, &Packet::udp(INSIDE, ORIGIN, b"question"));
-    let answer = Packet::udp(ORIGIN, INSIDE, b"answer");
-    let error = Packet::icmp(INSIDE.0, ORIGIN.0, 3, 3, &answer.ip_bytes());
-    assert_eq!(plane.out(&error).verdict, Verdict::Drop);
-    assert_eq!(plane.reason(Reason::ForwardedIcmp), 1);
     // Nobody to send it to.
     forward_to(&mut plane, 0);
     let syn = Packet::tcp(INSIDE, ORIGIN, SYN);
@@ -396,7 +387,7 @@ fn safe_1_what_is_not_forwarded_is_refused() {
     plane.array("TUNNEL", 0, Tunnel::default());
     plane.answered(&syn);
     assert_eq!(plane.reason(Reason::NoAddress), 2);
-    assert_eq!(plane.all_active(), 1);
+    assert_eq!(plane.all_active(), 0);
     plane.consistent();
 }
 
@@ -488,7 +479,7 @@ fn nat_5_a_syn_announces_no_longer_segments_than_fit_the_tunnel() {
 
 #[test]
 fn nat_5_a_segment_that_does_not_fit_the_tunnel_is_answered_with_what_does() {
-    let Some(plane) = with_room() else { return };
+    let Some(mut plane) = with_room() else { return };
     let room = ROOM as usize;
     let syn = Packet::tcp(INSIDE, ORIGIN, SYN);
     assert_eq!(by_tunnel(&plane, &syn, (0, 0)).verdict, Verdict::Next);
@@ -498,21 +489,21 @@ fn nat_5_a_segment_that_does_not_fit_the_tunnel_is_answered_with_what_does() {
     let fits = [
         (tcp(room), (0, 0)),
         (tcp(40 + 2 * 1_410), (2, 1_410)),
-        // A sender of datagrams would cut them itself once it was told.
-        (udp(1_500), (0, 0)),
+        (udp(room), (0, 0)),
     ];
     for (packet, segments) in fits {
         let sent = by_tunnel(&plane, &packet, segments);
         assert_eq!(sent.verdict, Verdict::Next, "{:?}", plane.all_reasons());
         assert_eq!(sent.bytes, packet.bytes());
     }
-    let mut may_be_cut = tcp(1_500);
-    may_be_cut.fragment = 0;
-    let sent = by_tunnel(&plane, &may_be_cut, (0, 0));
-    assert_eq!(
-        (sent.verdict, sent.bytes),
-        (Verdict::Next, may_be_cut.bytes())
-    );
+    let may_be_cut = [tcp(1_500), udp(1_500)].map(|packet| Packet {
+        fragment: 0,
+        ..packet
+    });
+    for packet in &may_be_cut {
+        let sent = by_tunnel(&plane, packet, (0, 0));
+        assert_eq!((sent.verdict, sent.bytes), (Verdict::Next, packet.bytes()));
+    }
     assert_eq!(plane.all_reasons(), []);
     let mut with_options = tcp(1_500);
     with_options.options = vec![1; 12];
@@ -522,6 +513,7 @@ fn nat_5_a_segment_that_does_not_fit_the_tunnel_is_answered_with_what_does() {
         (tcp(1_500), (0, 0)),
         (with_options, (0, 0)),
         (tcp(40 + 2 * 1_411), (2, 1_411)),
+        (udp(room + 1), (0, 0)),
     ];
     for (count, (packet, segments)) in too_long.iter().enumerate() {
         let answered = by_tunnel(&plane, packet, *segments);
@@ -540,6 +532,25 @@ fn nat_5_a_segment_that_does_not_fit_the_tunnel_is_answered_with_what_does() {
         assert_eq!(answer, expected);
         assert_eq!(plane.reason(Reason::PathTooLong), 1 + count as u64);
     }
+    assert_eq!(sent_to(&plane, FIRST), before);
+    // Over IPv6 nobody cuts anything: that is told whoever sent it, and what cannot be told is dropped.
+    let own = Ipv6Addr::LOCALHOST.octets();
+    let six = Tunnel {
+        mtu: ROOM,
+        own,
+        ..TUNNEL
+    };
+    plane.array("TUNNEL", 0, six);
+    for (nth, packet) in (1..).zip(&may_be_cut) {
+        let answered = by_tunnel(&plane, packet, (0, 0));
+        assert_eq!(answered.verdict, Verdict::Redirect);
+        let told = plane.reason(Reason::PathTooLong);
+        assert_eq!(told, too_long.len() as u64 + nth);
+    }
+    let quoted = Packet::udp(ORIGIN, INSIDE, &vec![7; room]);
+    let error = Packet::icmp(INSIDE.0, ORIGIN.0, 3, 3, &quoted.ip_bytes());
+    assert_eq!(by_tunnel(&plane, &error, (0, 0)).verdict, Verdict::Drop);
+    assert_eq!(plane.reason(Reason::ForwardedTooLong), 1);
     assert_eq!(sent_to(&plane, FIRST), before);
     assert_eq!(plane.all_active(), 2);
     plane.consistent();

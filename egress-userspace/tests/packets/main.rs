@@ -34,6 +34,7 @@ mod world;
 
 mod arp;
 mod budget;
+mod following;
 mod forwarding;
 mod fragments;
 mod fuzz;

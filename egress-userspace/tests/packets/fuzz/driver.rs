@@ -103,7 +103,7 @@ fn interface(name: &str) -> u32 {
 }
 
 /// Keeps this thread on the CPU it is on.
-fn stay() {
+pub(crate) fn stay() {
     // SAFETY: a set of CPUs may be all zeros, and is as long as said.
     let status = unsafe {
         let mut one: libc::cpu_set_t = std::mem::zeroed();

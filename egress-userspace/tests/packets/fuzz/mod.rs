@@ -36,6 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 pub(crate) use bpf::{Attach, attach};
+pub(crate) use driver::stay;
 use finding::History;
 use generate::Generator;
 use oracle::Tally;
