@@ -10,6 +10,7 @@
 //! both takes the store first.
 
 mod change;
+mod courtesy;
 mod draining;
 mod farewell;
 mod policy;

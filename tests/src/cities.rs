@@ -27,7 +27,7 @@ use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::PathBuf, time::Duratio
 use anyhow::{Context as _, Result, ensure};
 
 pub use self::{
-    attempts::{Attempts, News},
+    attempts::{Attempts, News, Pace},
     load::{Known, Load, Ports},
     network::{routers, topology},
     walk::{Case, Walk},

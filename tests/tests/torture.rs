@@ -10,21 +10,26 @@
 
 use std::{
     env,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
-    cities::{self, Cities, Load, News, ORIGINS, Plan, Ports, SERVERS},
+    capture::{Capture, Frame},
+    cities::{self, Cities, Load, News, ORIGINS, Pace, Plan, Ports, SERVERS},
     client::Outcome,
+    config::Resources,
     gateway::Gateway,
     leak::{LeakCheck, Rules},
     needs,
     pair::{NET, ORIGIN, ORIGIN_ADDRESS},
-    peer, wait,
+    peer::{self, Caller, Peers},
+    wait,
 };
+use ipnet::{IpNet, Ipv4Net};
+use serde_json::Value;
 
 /// The port at which the test itself is the origin.
 const PORT: u16 = 9_000;
@@ -34,12 +39,26 @@ const LIMIT: Duration = Duration::from_secs(120);
 const GONE: Duration = Duration::from_secs(6);
 /// FWD-7.
 const PROMISE: Duration = Duration::from_millis(3_000);
-/// How long a new connection may take: SYNs are sent again after one second, and after three.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How new connections are begun. SYNs are sent again after one second, after three and after seven.
+const PACE: Pace = Pace {
+    period: Duration::from_millis(100),
+    patience: Duration::from_secs(5),
+};
+const GENTLE: Pace = Pace {
+    period: Duration::from_millis(400),
+    patience: Duration::from_secs(15),
+};
 /// So that slices are handed over soon.
 const TIMERS: &str = "[timers]\ntcp_closing = 2\nquarantine = 2\n";
 /// Whether a node routes.
 const FORWARDING: &str = "net.ipv4.ip_forward";
+/// The number of an address that only Amsterdam has, and ports for which a policy wants it: else another address, which is
+/// not of the zone's pool, else the default egress.
+const BANK: usize = 4;
+const SECONDARY: usize = 1;
+const POLICED: usize = 2;
+const BY_SECONDARY: u16 = 9_001;
+const BY_DEFAULT: u16 = 9_002;
 /// How long etcd is away.
 const AWAY: Duration = Duration::from_secs(300);
 
@@ -55,18 +74,26 @@ struct Scene {
 }
 
 impl Scene {
-    fn start(count: usize, patience: Duration) -> Result<Self> {
+    fn start(count: usize, pace: Pace) -> Result<Self> {
         let lab = Cities::start(&Plan {
             max_flows: 65_536,
             sections: TIMERS.to_owned(),
             ..Plan::whole(cities::resources(7_000, 9_000))
         })?;
         all_alive(&lab)?;
-        let addresses: Vec<_> = (1..=cities::POOLS).map(cities::egress_ip).collect();
-        let rules = cities::routers().into_iter().fold(
-            Rules::new().allow(addresses.iter().copied()),
-            |rules, router| rules.allow_errors_about(router, &addresses),
-        );
+        let addresses: Vec<_> = (1..=BANK).map(cities::egress_ip).collect();
+        let by_default = IpNet::from(Ipv4Net::new(cities::inside(POLICED), 24)?);
+        let allowed = Rules::new()
+            .allow(addresses.iter().copied())
+            .allow_to_port(by_default, BY_DEFAULT);
+        // The origin resets what it gets by the default egress, and no router knows a way back.
+        let mut about = addresses.clone();
+        about.push(cities::inside(POLICED));
+        let rules = cities::routers()
+            .into_iter()
+            .fold(allowed, |rules, router| {
+                rules.allow_errors_about(router, &about)
+            });
         let checks = ORIGINS
             .into_iter()
             .map(|(node, _)| LeakCheck::start(&lab.lab.node(node), "eth0", rules.clone()))
@@ -75,7 +102,7 @@ impl Scene {
         let at = SocketAddr::from((ORIGIN_ADDRESS, PORT));
         let listener = peer::listen(&lab.lab.node(ORIGIN), at)?;
         let began = Instant::now();
-        let load = Load::start(&lab, count, &listener, patience)?;
+        let load = Load::start(&lab, count, &listener, pace)?;
         println!(
             "{count} connections are held, {} more are known one by one, after {:?}",
             load.known.len(),
@@ -125,8 +152,8 @@ impl Scene {
     fn news(&self, what: &str, from: Instant, to: Instant, without: &[usize]) -> Result<News> {
         let news = self.load.new.news(from, to, without)?;
         println!(
-            "{what}: {} of {} new connections failed {:?}, nothing of an address succeeded for {:?} at most ({:?})",
-            news.failed, news.attempts, news.errors, news.longest, news.whose
+            "{what}: {} of {} new connections failed {:?} at {:?}, nothing of an address succeeded for {:?} at most ({:?})",
+            news.failed, news.attempts, news.errors, news.when, news.longest, news.whose
         );
         Ok(news)
     }
@@ -141,8 +168,9 @@ impl Scene {
         Ok((figure("slices")?, figure("leaving")?))
     }
 
-    /// A server drains, and has slices again: no connection fails, old or new.
-    fn drains(&mut self, server: usize) -> Result<()> {
+    /// A server drains, and has slices again: no connection fails, old or new. How fast all hear of it depends on the
+    /// machine: where that may be slow, new connections of all succeed while it drains and when it is back.
+    fn drains(&mut self, server: usize, is_slow: bool) -> Result<()> {
         let name = SERVERS[server].0;
         let before = self.slices(server)?;
         ensure!(before.0 > 0 && before.1 == 0, "{name}: {before:?}");
@@ -152,17 +180,8 @@ impl Scene {
             let (has, leaving) = self.slices(server)?;
             Ok(has == leaving)
         })?;
-        // Nothing that comes in by it opens there.
-        wait::until_true("new connections to go elsewhere", LIMIT, || {
-            let mut here = 0;
-            for zone in 1..=cities::POOLS {
-                let source = cities::inside(zone).to_string();
-                let at = SocketAddr::from((ORIGIN_ADDRESS, PORT)).to_string();
-                let why = self.lab.gateways[server].json(&["why", &source, &at])?;
-                here += usize::from(why["path"] == "local");
-            }
-            Ok(here == 0)
-        })?;
+        wait::until_true("nothing to open here", LIMIT, || Ok(!self.opens(server)?))?;
+        self.load.new.wait_success(Instant::now(), &[], LIMIT)?;
         thread::sleep(GONE.saturating_sub(began.elapsed()));
         let least = self.slices(server)?;
         let until = Instant::now();
@@ -170,6 +189,8 @@ impl Scene {
         wait::until_true("its slices to be back", LIMIT, || {
             Ok(self.slices(server)? == before)
         })?;
+        wait::until_true("it to open something", LIMIT, || self.opens(server))?;
+        self.load.new.wait_success(Instant::now(), &[], LIMIT)?;
         let end = Instant::now();
         println!(
             "{name} drains: of {} slices {} were left after {:?}; back after {:?}",
@@ -178,8 +199,15 @@ impl Scene {
             until - began,
             end - until
         );
-        let news = self.news(&format!("{name} drains"), began, end, &[])?;
-        ensure!(news.failed == 0, "{name} drains: {news:?}");
+        let news = self.news(&format!("{name} drains, and back"), began, end, &[])?;
+        if news.failed > 0 {
+            for (gateway, (at, ..)) in self.lab.gateways.iter().zip(SERVERS) {
+                let log = gateway.log();
+                let refused = log.lines().filter(|line| line.contains("egress::refused"));
+                refused.for_each(|line| println!("{at}: {line}"));
+            }
+        }
+        ensure!(is_slow || news.failed == 0, "{name} drains: {news:?}");
         self.lost(&format!("{name} drains"), &[0; SERVERS.len()])
     }
 
@@ -199,6 +227,19 @@ impl Scene {
         );
         self.gone = all;
         Ok(())
+    }
+
+    /// Whether something that comes in at a server leaves by it.
+    fn opens(&self, server: usize) -> Result<bool> {
+        let at = SocketAddr::from((ORIGIN_ADDRESS, PORT)).to_string();
+        for zone in 1..=cities::POOLS {
+            let source = cities::inside(zone).to_string();
+            let why = self.lab.gateways[server].json(&["why", &source, &at])?;
+            if why["path"] == "local" {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A server dies with all it knows, and comes back without.
@@ -283,6 +324,128 @@ fn wanted(test: &str) -> Result<Option<usize>> {
     }
 }
 
+/// The usual resources, and policies whose primary only Amsterdam has.
+fn policed() -> Resources {
+    let mut resources = cities::resources(7_000, 9_000);
+    let (primary, secondary) = (cities::egress_ip(BANK), cities::egress_ip(SECONDARY));
+    resources.sections += &format!(
+        "[[placement]]\naddress = \"{primary}\"\nshares = [{{ data_center = \"ams01\", share = 1 }}]\n\
+         [[pool]]\nid = \"bank\"\naccount = \"acme\"\nkind = \"leased\"\naddresses = [\"{primary}\", \"2001:db8:6::/64\"]\n"
+    );
+    for (precedence, port, fallback) in [
+        (1, BY_SECONDARY, secondary.to_string()),
+        (2, BY_DEFAULT, "0.0.0.0".to_owned()),
+    ] {
+        resources.sections += &format!(
+            "[[policy]]\nname = \"to {port}\"\naccount = \"acme\"\nprecedence = {precedence}\n\
+             traffic = \"net.dst.port == {port}\"\n\
+             egress = {{ ipv4 = \"{primary}\", ipv4_fallback = \"{fallback}\", ipv6 = \"2001:db8:6::/64\" }}\n"
+        );
+    }
+    resources
+}
+
+impl Scene {
+    /// What `egress why` says of a connection of the zone of the policies behind the first server.
+    fn why(&self, port: u16) -> Result<Value> {
+        let (source, at) = (
+            cities::inside(POLICED),
+            SocketAddr::from((ORIGIN_ADDRESS, port)),
+        );
+        self.lab.gateways[0].json(&["why", &source.to_string(), &at.to_string()])
+    }
+
+    /// POLICY-4, while Amsterdam is there: both policies use its address.
+    fn primary(&self) -> Result<Vec<Peers>> {
+        self.lab.apply(0, &policed())?;
+        let announced = || Ok(self.lab.routed_to(BANK)?.contains("ams01"));
+        wait::until_true("the route to the primary", LIMIT, announced)?;
+        let mut live = Vec::new();
+        for port in [BY_SECONDARY, BY_DEFAULT] {
+            let leads_there = || {
+                let why = self.why(port)?;
+                let path = why["path"].as_str().unwrap_or_default();
+                Ok(path.starts_with("peer ams01"))
+            };
+            wait::until_true("the policy to be in force", LIMIT, leads_there)?;
+            let at = SocketAddr::from((ORIGIN_ADDRESS, port));
+            let listener = peer::listen(&self.lab.lab.node(ORIGIN), at)?;
+            let one = self.lab.connect(POLICED, 0, &listener)?;
+            let seen = one.seen.ip();
+            ensure!(seen == IpAddr::from(cities::egress_ip(BANK)), "{seen}");
+            live.push(one);
+        }
+        Ok(live)
+    }
+
+    /// POLICY-4, while Amsterdam is away: one policy uses its secondary, the other one the default egress.
+    fn secondary(&self) -> Result<()> {
+        for port in [BY_SECONDARY, BY_DEFAULT] {
+            wait::until_true("the policy to do without Amsterdam", LIMIT, || {
+                let why = self.why(port)?;
+                let path = why["path"].as_str().unwrap_or_default();
+                Ok(!path.starts_with("peer ams01"))
+            })?;
+        }
+        let at = SocketAddr::from((ORIGIN_ADDRESS, BY_SECONDARY));
+        let listener = peer::listen(&self.lab.lab.node(ORIGIN), at)?;
+        let seen = self.lab.connect(POLICED, 0, &listener)?.seen.ip();
+        ensure!(seen == IpAddr::from(cities::egress_ip(SECONDARY)), "{seen}");
+        // The network has no way back to inside addresses.
+        let capture = Capture::start(&self.lab.lab.node(ORIGIN), "eth0")?;
+        let source = IpAddr::from(cities::inside(POLICED));
+        let caller = Caller {
+            address: Some(source),
+            patience: Some(Duration::from_secs(1)),
+            ..Caller::default()
+        };
+        let at = SocketAddr::from((ORIGIN_ADDRESS, BY_DEFAULT));
+        ensure!(caller.connect(&self.lab.client(0), at).is_err());
+        capture.wait_for("a SYN by the default egress", LIMIT, |frames| {
+            let mut all = frames.iter().filter_map(Frame::packet);
+            all.any(|one| one.source == source && one.destination_port() == Some(BY_DEFAULT))
+        })
+    }
+}
+
+/// FWD-7, POLICY-4, SAFE-1: a server drains, then a location is cut off and comes back, under a little load.
+#[test]
+fn a_server_drains_and_a_location_is_cut_off() -> Result<()> {
+    const TEST: &str = "a_server_drains_and_a_location_is_cut_off";
+    const COUNT: usize = 320;
+    const DRAINS: usize = 7;
+    /// Amsterdam, and its servers.
+    const AWAY: usize = 2;
+    const GONE: [usize; 2] = [4, 5];
+
+    let Some(_turn) = needs::turn(TEST, &["nft", "etcd", "bird"]) else {
+        return Ok(());
+    };
+    let mut scene = Scene::start(COUNT, GENTLE)?;
+    let run = |scene: &mut Scene| -> Result<()> {
+        let mut by_policy = scene.primary()?;
+        scene.drains(DRAINS, true)?;
+        let began = Instant::now();
+        scene.lab.data_center_link(AWAY, false)?;
+        scene.load.new.wait_success(began, &GONE, LIMIT)?;
+        println!(
+            "Amsterdam is cut off: all others' new connections succeed after {:?}",
+            began.elapsed()
+        );
+        scene.secondary()?;
+        scene.lab.data_center_link(AWAY, true)?;
+        scene.lost("Amsterdam is back", &[0; SERVERS.len()])?;
+        // They are where they were (FWD-4).
+        by_policy.iter_mut().try_for_each(Peers::exchange)
+    };
+    let done = run(&mut scene);
+    if done.is_err() {
+        println!("{}", scene.last_words());
+    }
+    done?;
+    scene.finish()
+}
+
 #[test]
 fn servers_are_drained_killed_partitioned_and_returned() -> Result<()> {
     const TEST: &str = "servers_are_drained_killed_partitioned_and_returned";
@@ -297,10 +460,10 @@ fn servers_are_drained_killed_partitioned_and_returned() -> Result<()> {
     let Some(_turn) = needs::timed_turn(TEST, &["nft", "etcd", "bird"]) else {
         return Ok(());
     };
-    let mut scene = Scene::start(count, PATIENCE)?;
+    let mut scene = Scene::start(count, PACE)?;
     let run = || -> Result<()> {
         let none = [0; SERVERS.len()];
-        scene.drains(DRAINS)?;
+        scene.drains(DRAINS, false)?;
         let what = format!("{} is cut off", SERVERS[CUT].0);
         scene.happens(
             &what,
@@ -368,7 +531,7 @@ fn etcd_is_away_for_five_minutes() -> Result<()> {
     let Some(_turn) = needs::timed_turn(TEST, &["nft", "etcd", "bird"]) else {
         return Ok(());
     };
-    let mut scene = Scene::start(count, PATIENCE)?;
+    let mut scene = Scene::start(count, PACE)?;
     let none = [0; SERVERS.len()];
     // Without anything happening to it, etcd is not lost: it ends connections that ask too often whether it is there.
     thread::sleep(QUIET);

@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::requests::Service;
 use super::turns::Turn;
-use super::{Behind, Controller, plan_file};
+use super::{Behind, Controller, courtesy, plan_file};
 use crate::config::{Config, ConfigError};
 use crate::control::protocol::{Applied, Failure};
 use crate::diagnostic::Source;
@@ -172,6 +172,9 @@ impl<'s> Writer<'s> {
     pub fn refresh(&mut self) -> Result<bool, Failure> {
         let current = self.store.current();
         let current = current.map(|stored| self.claimed(&Arc::clone(&self.config), stored));
+        if let Ok(stored) = &current {
+            self.be_courteous(stored);
+        }
         let mut controller = self.controller();
         let stored = match current {
             Ok(stored) => stored,
@@ -193,6 +196,16 @@ impl<'s> Writer<'s> {
             .err()
             .map(|failure| Behind::Refused(failure.reason.clone()));
         outcome.map(|()| true)
+    }
+
+    /// Waits before this is put in force, if others would else have connections refused.
+    fn be_courteous(&self, after: &Stored) {
+        let (before, own) = {
+            let controller = self.controller();
+            let own = controller.config.server.name.clone();
+            (Arc::clone(&controller.in_force), own)
+        };
+        courtesy::wait(&before, after, &own);
     }
 
     /// Commits and puts in force.
@@ -239,6 +252,7 @@ impl<'s> Writer<'s> {
                 }
             }
         };
+        self.be_courteous(&after);
         let failure = {
             let mut controller = self.controller();
             let healths = controller.healths.clone();

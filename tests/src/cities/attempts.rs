@@ -1,5 +1,5 @@
-//! New connections all the time: each of some addresses behind each server begins one every tenth of a second, whatever
-//! became of those before.
+//! New connections all the time: each of some addresses behind each server begins one after the other, at a steady pace,
+//! whatever became of those before.
 //!
 //! So it is not the retransmission of a SYN (after a second, after three) that tells when new connections succeed again:
 //! each attempt has a socket and a port of its own, hence a slice, a way back and a server of its own.
@@ -32,12 +32,19 @@ use crate::{
     wait,
 };
 
-/// Between two attempts of one address.
-const PERIOD: Duration = Duration::from_millis(100);
 /// How long the thread sleeps at most.
 const POLL: Duration = Duration::from_millis(5);
 /// Addresses of each zone behind each server: they are not all sent to the same server.
 const ADDRESSES: usize = 2;
+
+/// How attempts are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two of one address.
+    pub period: Duration,
+    /// How long one may take; then it has failed.
+    pub patience: Duration,
+}
 
 /// One attempt to connect and to get a byte back, that is over.
 #[derive(Clone, Debug)]
@@ -81,7 +88,7 @@ struct Prober {
 #[derive(Debug)]
 pub struct Attempts {
     probers: Vec<Prober>,
-    patience: Duration,
+    pace: Pace,
     stop: Arc<AtomicBool>,
 }
 
@@ -99,26 +106,32 @@ pub struct News {
     pub whose: Option<(&'static str, IpAddr)>,
     /// How many failed in which way.
     pub errors: BTreeMap<String, usize>,
+    /// When the first and the last one began that failed, since the beginning.
+    pub when: Option<(Duration, Duration)>,
+}
+
+/// Whose attempts they are, behind each server.
+fn probing() -> Vec<IpAddr> {
+    let all = (1..=POOLS).flat_map(|zone| {
+        let some = crowd(zone).into_iter().skip(1).step_by(3);
+        some.take(ADDRESSES).map(IpAddr::from)
+    });
+    all.collect()
 }
 
 impl Attempts {
-    /// Begins with them; one that takes longer than `patience` has failed.
+    /// Begins with them.
     #[must_use]
-    pub fn start(lab: &Cities, patience: Duration) -> Self {
+    pub fn start(lab: &Cities, pace: Pace) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let probers = (0..SERVERS.len())
             .map(|server| {
                 let known = Arc::new(Mutex::new(Known::default()));
                 let (node, told, stop) =
                     (lab.client(server), Arc::clone(&known), Arc::clone(&stop));
-                let all = (1..=POOLS).flat_map(|zone| {
-                    let some = crowd(zone).into_iter().skip(1).step_by(3);
-                    some.take(ADDRESSES).map(IpAddr::from)
-                });
-                let addresses: Vec<_> = all.collect();
+                let addresses = probing();
                 let all = addresses.clone();
-                let thread =
-                    thread::spawn(move || node.run(|| run(&all, patience, &told, &stop))?);
+                let thread = thread::spawn(move || node.run(|| run(&all, pace, &told, &stop))?);
                 Prober {
                     server,
                     addresses,
@@ -129,7 +142,7 @@ impl Attempts {
             .collect();
         Self {
             probers,
-            patience,
+            pace,
             stop,
         }
     }
@@ -145,7 +158,7 @@ impl Attempts {
                 continue;
             }
             let name = SERVERS[prober.server].0;
-            wait::until_true("attempts to be over", self.patience * 12, || {
+            wait::until_true("attempts to be over", self.pace.patience * 12, || {
                 let known = prober.known.lock().unwrap_or_else(PoisonError::into_inner);
                 Ok(known.complete.is_some_and(|until| until >= to))
             })
@@ -162,6 +175,9 @@ impl Attempts {
                     None => ends.push(one.ended),
                     Some(error) => {
                         news.failed += 1;
+                        let at = one.began - from;
+                        let (first, last) = news.when.unwrap_or((at, at));
+                        news.when = Some((first.min(at), last.max(at)));
                         *news.errors.entry(error.clone()).or_default() += 1;
                     }
                 }
@@ -229,17 +245,12 @@ impl Drop for Attempts {
 }
 
 /// Begins attempts of these addresses, to one origin after the other, and follows them.
-fn run(
-    addresses: &[IpAddr],
-    patience: Duration,
-    told: &Mutex<Known>,
-    stop: &AtomicBool,
-) -> Result<()> {
+fn run(addresses: &[IpAddr], pace: Pace, told: &Mutex<Known>, stop: &AtomicBool) -> Result<()> {
     let mut poller = Poller::new()?;
     let mut open: HashMap<i32, Open> = HashMap::new();
     // Numbers of sockets in the order in which they began; those that are over are skipped.
     let mut order: VecDeque<(i32, Instant)> = VecDeque::new();
-    let pause = PERIOD / u32::try_from(addresses.len())?;
+    let pause = pace.period / u32::try_from(addresses.len())?;
     let mut next = Instant::now();
     let mut turns = addresses.iter().cycle().zip(1..).map(|(address, turn)| {
         let (_, origin) = ORIGINS[turn / addresses.len() % ORIGINS.len()];
@@ -250,7 +261,7 @@ fn run(
         let now = Instant::now();
         if now >= next {
             // What could not be begun in time is not caught up.
-            next = (next + pause).max(now.checked_sub(PERIOD).unwrap_or(now));
+            next = (next + pause).max(now.checked_sub(pace.period).unwrap_or(now));
             let (address, to) = turns.next().context("no addresses")?;
             let maker = Maker {
                 mark: None,
@@ -285,7 +296,7 @@ fn run(
         while let Some((number, began)) = order.front().copied() {
             let is_open = open.get(&number).is_some_and(|one| one.began == began);
             if is_open {
-                if began.elapsed() < patience {
+                if began.elapsed() < pace.patience {
                     break;
                 }
                 if let Some(one) = open.remove(&number) {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Attempts, Cities, ORIGINS, POOLS, SERVERS, crowd, egress_ip, server_named};
+use super::{Attempts, Cities, ORIGINS, POOLS, Pace, SERVERS, crowd, egress_ip, server_named};
 use crate::{
     capture::{Frame, Tap},
     client::{Clients, Options, Outcome},
@@ -47,16 +47,11 @@ pub struct Load {
 
 impl Load {
     /// Opens `count` connections, half to each origin, and as many as there are zones and servers times four that are known,
-    /// and begins with new ones, each of which may take `patience`.
+    /// and begins with new ones.
     ///
     /// # Errors
     /// When one fails.
-    pub fn start(
-        lab: &Cities,
-        count: usize,
-        listener: &TcpListener,
-        patience: Duration,
-    ) -> Result<Self> {
+    pub fn start(lab: &Cities, count: usize, listener: &TcpListener, pace: Pace) -> Result<Self> {
         let mut held = Vec::new();
         for (server, (name, ..)) in SERVERS.iter().enumerate() {
             // One process for each zone, each with an address that no other client uses.
@@ -75,7 +70,7 @@ impl Load {
             held.push(clients);
         }
         let known = known(lab, listener)?;
-        let new = Attempts::start(lab, patience);
+        let new = Attempts::start(lab, pace);
         Ok(Self { held, known, new })
     }
 
