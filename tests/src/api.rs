@@ -23,6 +23,13 @@ pub const OTHER_ZONE: &str = "11111111111111111111111111111111";
 /// A zone of the first account whose setting stands in the file.
 pub const FILED_ZONE: &str = "22222222222222222222222222222222";
 
+/// All that a token may change, the operator's part included.
+pub const WRITE: [&str; 3] = [
+    "zone-settings:write",
+    "account-egress:write",
+    "account-addresses:write",
+];
+
 /// A client with a token.
 #[derive(Clone, Debug)]
 pub struct Api {
@@ -266,4 +273,40 @@ sources = ["10.78.0.0/24"]
     let path = site.gateway.files().resources();
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     Ok(site)
+}
+
+/// Writes the resources file: two accounts with a zone each, of which the second one's has this name, a pool that nobody
+/// uses, and more sections.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn two_accounts(site: &Site, theirs: &str, sections: &str) -> Result<()> {
+    let text = format!(
+        r#"
+account = [{{ id = "{ACCOUNT}", name = "acme" }}, {{ id = "{OTHER_ACCOUNT}", name = "other" }}]
+[[pool]]
+id = "filed"
+account = "acme"
+addresses = ["198.18.0.9"]
+[[zone]]
+id = "{ZONE_ID}"
+name = "shop.example"
+account = "acme"
+sources = ["10.1.0.0/24"]
+[[zone]]
+id = "{OTHER_ZONE}"
+name = "{theirs}"
+account = "other"
+sources = ["10.78.0.0/24"]
+{sections}
+"#
+    );
+    let path = site.gateway.files().resources();
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Where something of an account is.
+#[must_use]
+pub fn of(account: &str, rest: &str) -> String {
+    format!("/client/v4/accounts/{account}/{rest}")
 }

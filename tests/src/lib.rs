@@ -31,6 +31,7 @@
 //! | [`programs`] | where other people's programs are |
 //! | [`bird`] | BGP by BIRD |
 //! | [`etcd`] | the store that servers share |
+//! | [`certificate`] | certificates for tests |
 //! | [`libraries`] | where other people's libraries are |
 //! | [`service`] | real servers and clients, other people's programs |
 //! | [`terminal`] | a program at a terminal: its keys, its screen |
@@ -43,6 +44,7 @@
 pub mod api;
 pub mod bird;
 pub mod capture;
+pub mod certificate;
 pub mod cgroup;
 pub mod cities;
 pub mod client;

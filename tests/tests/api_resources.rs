@@ -1,11 +1,11 @@
 //! API-3, POOL-1 to POOL-7 with real packets: addresses, pools and prefixes that are made through the API, beside those of
 //! the resources file.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
-    api::{self, ACCOUNT, Api, LISTEN, OTHER_ACCOUNT, OTHER_ZONE, Reply, aegis},
+    api::{self, ACCOUNT, Api, LISTEN, OTHER_ACCOUNT, Reply, aegis, of},
     config::ZONE_ID,
     needs,
     peer::{self, Caller, Peers},
@@ -16,52 +16,15 @@ use serde_json::{Value, json};
 
 /// The port at which the tests themselves are the origin.
 const PORT: u16 = 9_000;
-/// All that a token may change.
-const WRITE: [&str; 3] = [
-    "zone-settings:write",
-    "account-egress:write",
-    "account-addresses:write",
-];
 /// The network of the pool's addresses.
 const PREFIX: &str = "203.0.113.0/24";
 
 /// A site whose file has accounts, zones, and a pool that nobody uses.
 fn started() -> Result<Site> {
     let mut site = api::prepare(&format!("[api]\nlisten = \"{LISTEN}\""))?;
-    write_file(&site, "")?;
+    api::two_accounts(&site, "other.example", "")?;
     site.gateway.restart()?;
     Ok(site)
-}
-
-/// Writes the resources file, with more sections.
-fn write_file(site: &Site, sections: &str) -> Result<()> {
-    let text = format!(
-        r#"
-account = [{{ id = "{ACCOUNT}", name = "acme" }}, {{ id = "{OTHER_ACCOUNT}", name = "other" }}]
-[[pool]]
-id = "filed"
-account = "acme"
-addresses = ["198.18.0.9"]
-[[zone]]
-id = "{ZONE_ID}"
-name = "shop.example"
-account = "acme"
-sources = ["10.1.0.0/24"]
-[[zone]]
-id = "{OTHER_ZONE}"
-name = "other.example"
-account = "other"
-sources = ["10.78.0.0/24"]
-{sections}
-"#
-    );
-    let path = site.gateway.files().resources();
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
-}
-
-/// A path of an account.
-fn of(account: &str, rest: &str) -> String {
-    format!("/client/v4/accounts/{account}/{rest}")
 }
 
 fn post(api: &Api, path: &str, body: &Value) -> Result<Reply> {
@@ -96,7 +59,7 @@ fn pool_1_a_pool_made_by_the_api_carries_connections_and_outlives_everything_els
         return Ok(());
     };
     let mut site = started()?;
-    let api = Api::new(&site, "acme", &WRITE)?;
+    let api = Api::new(&site, "acme", &api::WRITE)?;
     let [first, second] = POOL.map(|address| address.to_string());
     let (leases, pools) = (
         of(ACCOUNT, "egress/leased_ips"),
@@ -148,14 +111,16 @@ fn pool_1_a_pool_made_by_the_api_carries_connections_and_outlives_everything_els
         site.gateway
             .egress([Path::new("apply"), Path::new("-f"), path])
     };
-    write_file(
+    api::two_accounts(
         &site,
+        "other.example",
         "[[pool]]\nid = \"added\"\naccount = \"other\"\naddresses = [\"198.18.0.7\"]",
     )?;
     let applied = apply(&file)?;
     ensure!(applied.status.success(), "{applied:?}");
-    write_file(
+    api::two_accounts(
         &site,
+        "other.example",
         "[[pool]]\nid = \"made\"\naccount = \"acme\"\naddresses = [\"198.18.0.7\"]",
     )?;
     let claimed = apply(&file)?;
@@ -164,7 +129,7 @@ fn pool_1_a_pool_made_by_the_api_carries_connections_and_outlives_everything_els
         claimed.status.code() == Some(2) && said.contains("belongs to the API"),
         "{claimed:?}"
     );
-    write_file(&site, "")?;
+    api::two_accounts(&site, "other.example", "")?;
     site.gateway.kill()?;
     site.gateway.restart()?;
     older.exchange()?;
@@ -218,9 +183,9 @@ fn what_may_not_be_made_is_refused_with_its_code() -> Result<()> {
         return Ok(());
     };
     let site = started()?;
-    let api = Api::new(&site, "acme", &WRITE)?;
+    let api = Api::new(&site, "acme", &api::WRITE)?;
     let tenant = Api::new(&site, "acme", &["account-egress:write"])?;
-    let other = Api::new(&site, "other", &WRITE)?;
+    let other = Api::new(&site, "other", &api::WRITE)?;
     let pools = of(ACCOUNT, "egress/pools");
     let leases = of(ACCOUNT, "egress/leased_ips");
     let prefixes = of(ACCOUNT, "addressing/prefixes");
@@ -472,7 +437,7 @@ fn pool_7_a_zone_leaves_by_a_prefix_once_that_was_delegated() -> Result<()> {
     };
     let site = started()?;
     // The other account has the prefix and the pool; the zone is acme's.
-    let owner = Api::new(&site, "other", &WRITE)?;
+    let owner = Api::new(&site, "other", &api::WRITE)?;
     let user = Api::new(&site, "acme", &["zone-settings:write"])?;
     let prefixes = of(OTHER_ACCOUNT, "addressing/prefixes");
     let new = json!({ "asn": 64500, "cidr": PREFIX, "description": "ours" });

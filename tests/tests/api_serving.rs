@@ -3,19 +3,17 @@
 use std::{
     env, fs,
     io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
-    path::Path,
-    process::Command,
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     api::{self, Api, LISTEN, aegis},
+    certificate,
     config::ZONE_ID,
-    needs, netns,
+    needs,
     peer::{self, Caller, Peers},
-    programs,
     site::Site,
     standard::{A, BOUND, GATEWAY, POOL},
     wait,
@@ -30,29 +28,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PAGE: &str = "EGRESS_PAGE";
 /// What changes settings.
 const WRITE: &str = "zone-settings:write";
-
-/// Makes a certificate for an address, and its key.
-fn certify(directory: &Path, address: IpAddr) -> Result<()> {
-    let openssl = programs::find("openssl").context("no openssl")?;
-    let mut command = Command::new(&openssl);
-    command
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-        ])
-        .args(["-nodes", "-days", "1", "-subj", "/CN=egress"])
-        .args(["-addext", &format!("subjectAltName=IP:{address}")])
-        .arg("-out")
-        .arg(directory.join("api.crt"))
-        .arg("-keyout")
-        .arg(directory.join("api.key"));
-    netns::run(programs::with_libraries(&mut command, &openssl))?;
-    Ok(())
-}
 
 /// API-4: TLS beyond loopback, limits, metrics for whoever may, and an end in order.
 #[test]
@@ -70,7 +45,8 @@ fn it_serves_by_tls_within_limits_and_ends_in_order() -> Result<()> {
     let refused = format!("{refused:#}");
     ensure!(refused.contains("cannot read the certificate"), "{refused}");
     site.gateway.wait_end()?;
-    certify(&site.lab.directory(), INSIDE.parse::<SocketAddr>()?.ip())?;
+    let address = INSIDE.parse::<SocketAddr>()?.ip();
+    certificate::make(&site.lab.directory(), "api", Some(address))?;
     site.gateway.restart()?;
     let api = Api::new(&site, "acme", &[WRITE])?;
     let directory = site.lab.directory();

@@ -1,16 +1,17 @@
 //! CLU-1, OBS-2: each server keeps its own utilization, and any server's answer covers what all of them have; what it lacks
 //! it says.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     api::{ACCOUNT, Api, LISTEN},
+    certificate,
     gateway::Gateway,
-    needs, netns,
+    needs,
     pair::{ORIGIN, Pair, SHARED, Side, Underlay},
     peer::{self, Caller, Peers},
-    programs, wait,
+    wait,
 };
 use serde_json::{Value, json};
 
@@ -22,28 +23,6 @@ const PORTS: [u16; 2] = [9_000, 9_001];
 const COUNTS: [usize; 2] = [3, 5];
 /// What may take a look or two, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Makes a certificate and its key.
-fn certify(directory: &Path, name: &str) -> Result<()> {
-    let openssl = programs::find("openssl").context("no openssl")?;
-    let mut command = Command::new(&openssl);
-    command
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-        ])
-        .args(["-nodes", "-days", "1", "-subj", "/CN=egress"])
-        .arg("-out")
-        .arg(directory.join(format!("{name}.crt")))
-        .arg("-keyout")
-        .arg(directory.join(format!("{name}.key")));
-    netns::run(programs::with_libraries(&mut command, &openssl))?;
-    Ok(())
-}
 
 /// Starts a daemon with the API, and this certificate if there is one.
 fn start(gateway: &mut Gateway, base: &str, certificate: Option<&Path>) -> Result<()> {
@@ -102,8 +81,8 @@ fn any_servers_answer_covers_all_of_them_or_says_whom_it_lacks() -> Result<()> {
     let mut pair = Pair::start(Underlay::V4)?;
     let directory = pair.lab.directory().to_owned();
     let (ours, others) = (directory.join("ours"), directory.join("others"));
-    certify(&directory, "ours")?;
-    certify(&directory, "others")?;
+    certificate::make(&directory, "ours", None)?;
+    certificate::make(&directory, "others", None)?;
     let mut bases = Vec::new();
     for gateway in &mut pair.gateways {
         let base = fs::read_to_string(gateway.files().config())?;

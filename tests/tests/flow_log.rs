@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -304,26 +304,24 @@ fn a_daemon_that_is_killed_loses_no_connection() -> Result<()> {
     let log = Log::of(&site);
     let origin = site.at_a(ECHO_PORT);
     let mut clients = site.clients(BOUND, 1)?;
-    let (over, allowed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (allow, allowed) = mpsc::channel();
     let opened = thread::scope(|scope| -> Result<usize> {
         let load = scope.spawn(|| -> Result<usize> {
             let mut opened = 0;
-            while !over.load(Ordering::SeqCst) {
-                if opened >= allowed.load(Ordering::SeqCst) {
-                    thread::sleep(Duration::from_millis(1));
-                    continue;
+            for () in allowed {
+                for _ in 0..MOST / 50 {
+                    let outcome = clients.open(origin, 50, CONNECT_LIMIT)?;
+                    ensure!(outcome.succeeded == 50, "{outcome:?}");
+                    opened += 50;
+                    clients.close_all(opened % 100 == 0)?;
                 }
-                let outcome = clients.open(origin, 50, CONNECT_LIMIT)?;
-                ensure!(outcome.succeeded == 50, "{outcome:?}");
-                opened += 50;
-                clients.close_all(opened % 100 == 0)?;
             }
             Ok(opened)
         });
         let mut kills = || -> Result<()> {
             for _ in 0..KILLS {
                 let before = size(&log.path);
-                allowed.fetch_add(MOST, Ordering::SeqCst);
+                allow.send(()).context("the load has ended")?;
                 wait::until_true("more lines", LIMIT, || Ok(size(&log.path) != before))?;
                 site.gateway.kill()?;
                 site.gateway.restart()?;
@@ -331,10 +329,10 @@ fn a_daemon_that_is_killed_loses_no_connection() -> Result<()> {
             Ok(())
         };
         let killed = kills();
-        over.store(true, Ordering::SeqCst);
-        let opened = load.join().map_err(|_| anyhow!("the load panicked"))?;
+        drop(allow);
+        let opened = load.join().map_err(|_| anyhow!("the load panicked"))??;
         killed?;
-        opened
+        Ok(opened)
     })?;
     site.wait_active(origin, "tcp", 0, LIMIT)?;
     let lines = log.settled(opened)?;
