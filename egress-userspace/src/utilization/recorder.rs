@@ -97,11 +97,13 @@ impl<S: Source> Recorder<S> {
             self.read = Some((made, stretch.to));
         }
         if lost > 0 {
-            let seconds = gap / 1_000_000_000;
-            tracing::warn!(
-                "utilization was not recorded for {seconds} s, longer than the data plane remembers: {lost} times five \
-                 minutes of one count are left out"
-            );
+            let before = match gap / 1_000_000_000 {
+                0 => "what the data plane counted before there was a history of it is older than it remembers".to_owned(),
+                seconds => format!(
+                    "utilization was not recorded for {seconds} s, longer than the data plane remembers"
+                ),
+            };
+            tracing::warn!("{before}: {lost} times five minutes of one count are left out");
         }
         let due = |kept| instant.saturating_duration_since(kept) >= KEEP;
         if self.kept.is_none_or(due) {
