@@ -264,7 +264,6 @@ impl Controller {
         self.allows(&desired)?;
         let report = self.dataplane.apply(&desired)?;
         tracing::info!(
-            version = report.version,
             changed = report.changed,
             zones = desired.zones.len(),
             pools = desired.pools.len(),

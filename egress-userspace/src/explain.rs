@@ -53,7 +53,7 @@ pub struct Query {
 
 /// The protocols one can ask about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String", into = "String")]
 pub enum Traffic {
     /// TCP.
     Tcp,
@@ -61,6 +61,49 @@ pub enum Traffic {
     Udp,
     /// ICMP queries (ping).
     Icmp,
+    /// Another one, by its number: it is not translated, and never leaves.
+    Other(u8),
+}
+
+impl Traffic {
+    /// Other protocols by name, with their numbers.
+    const OTHERS: [(&str, u8); 5] = [
+        ("sctp", 132),
+        ("gre", 47),
+        ("esp", 50),
+        ("ah", 51),
+        ("ipip", 4),
+    ];
+}
+
+impl TryFrom<String> for Traffic {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let text = text.to_ascii_lowercase();
+        let other = || Self::OTHERS.into_iter().find(|(name, _)| *name == text);
+        match text.as_str() {
+            "tcp" | "6" => Ok(Self::Tcp),
+            "udp" | "17" => Ok(Self::Udp),
+            "icmp" | "icmpv6" | "1" | "58" => Ok(Self::Icmp),
+            _ => match other() {
+                Some((_, number)) => Ok(Self::Other(number)),
+                None => text.parse().map(Self::Other).map_err(|_| {
+                    "expected tcp, udp, icmp, sctp, gre, esp, ah, ipip, or a protocol's number"
+                        .to_owned()
+                }),
+            },
+        }
+    }
+}
+
+impl From<Traffic> for String {
+    fn from(traffic: Traffic) -> Self {
+        match traffic {
+            Traffic::Other(number) => number.to_string(),
+            named => named.to_string(),
+        }
+    }
 }
 
 /// What is live, for the explanation; `None` means that nobody knows.
@@ -481,7 +524,7 @@ fn translated(traffic: Traffic) -> Option<Protocol> {
     match traffic {
         Traffic::Tcp => Some(Protocol::Tcp),
         Traffic::Udp => Some(Protocol::Udp),
-        Traffic::Icmp => None,
+        Traffic::Icmp | Traffic::Other(_) => None,
     }
 }
 
@@ -512,7 +555,7 @@ fn before_pool(desired: &Desired, zone: &DesiredZone, query: &Query) -> Option<O
     let off = match query.protocol {
         Traffic::Tcp => !zone.egress_tcp,
         Traffic::Udp => !zone.egress_udp,
-        Traffic::Icmp => false,
+        Traffic::Icmp | Traffic::Other(_) => false,
     };
     let destination = query.destination;
     if !zone.enabled {

@@ -16,6 +16,7 @@ use scope::Scope;
 
 use crate::control::protocol::{Failure, Filter};
 use crate::dataplane::api::{DataPlaneStatus, Names, PoolAddressLive, PoolLive};
+use crate::dataplane::cgroup_directory;
 use crate::liveness::Healths;
 use crate::placed::{self, Standing};
 use crate::resource::{Address, Kind, Owner, Pool, PoolKind, PoolUse, Resources, Zone};
@@ -78,9 +79,14 @@ impl Status {
         status
     }
 
-    /// Whether there are hooks and all of them are in place.
+    /// Whether there are hooks, all of them are in place, and where they are of use.
     pub fn in_place(&self) -> bool {
-        !self.dataplane.hooks.is_empty() && self.dataplane.hooks.iter().all(|hook| hook.in_place)
+        let dataplane = &self.dataplane;
+        let stopped = dataplane
+            .troubles
+            .iter()
+            .any(|trouble| trouble.kind.stops_traffic());
+        !dataplane.hooks.is_empty() && dataplane.hooks.iter().all(|hook| hook.in_place) && !stopped
     }
 }
 
@@ -160,6 +166,9 @@ pub struct ZoneRecord {
     pub marks: Vec<String>,
     /// Paths below the cgroup2 mount.
     pub cgroups: Vec<String>,
+    /// Those of them that do not exist now.
+    #[serde(default)]
+    pub absent_cgroups: Vec<String>,
     /// Interfaces.
     pub interfaces: Vec<String>,
 }
@@ -201,8 +210,33 @@ pub fn zone_record(stored: &Stored, resources: &Resources, zone: &Zone) -> ZoneR
         sources: zone.sources.iter().map(ToString::to_string).collect(),
         marks: zone.marks.iter().map(ToString::to_string).collect(),
         cgroups: zone.cgroups.clone(),
+        absent_cgroups: absent(&zone.cgroups),
         interfaces: zone.interfaces.clone(),
     }
+}
+
+/// The cgroups that do not exist on this host.
+fn absent(paths: &[String]) -> Vec<String> {
+    let is_absent = |path: &&String| !cgroup_directory(path).is_ok_and(|place| place.exists());
+    paths.iter().filter(is_absent).cloned().collect()
+}
+
+/// Refuses a cgroup that does not exist, since nothing can be of it (OBS-5).
+///
+/// # Errors
+/// Where it was looked for.
+pub fn require_cgroup(path: &str) -> Result<(), Failure> {
+    let place = cgroup_directory(path)?;
+    if place.exists() {
+        return Ok(());
+    }
+    Err(Failure::usage(
+        format!(
+            "there is no cgroup {path}: no directory {}",
+            place.display()
+        ),
+        "give its path below the cgroup2 mount, as `/proc/PID/cgroup` says it behind `0::/`",
+    ))
 }
 
 /// Every pool that `filter` lets through: those that are stored with what is live about them, then those that

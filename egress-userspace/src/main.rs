@@ -24,6 +24,10 @@ impl Backend for Kernel {
         daemon::open_view(config, names)
     }
 
+    fn check_pins(&self, config: &Config) -> Result<(), DataPlaneError> {
+        egress_userspace::dataplane::check_pins(&config.dataplane.pin)
+    }
+
     fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError> {
         egress_userspace::dataplane::check_free(addresses)
     }

@@ -10,7 +10,7 @@ use egress_tests::{
     needs,
     peer::{self, Caller, Peers},
     site::Site,
-    standard::{A, BOUND, POOL},
+    standard::{A, BOUND, DEFAULT_EGRESS, POOL},
 };
 use serde_json::{Value, json};
 
@@ -226,6 +226,29 @@ fn what_may_not_be_made_is_refused_with_its_code() -> Result<()> {
     refused("a part first", &part, (400, 1007), &["whole prefix"])?;
     ensure!(bind(0, "198.51.100.0/24")?.status == 201);
     let before = site.gateway.json(&["pools"])?;
+    let own = lease(&DEFAULT_EGRESS.to_string())?;
+    refused("the host's own", &own, (400, 1007), &["is configured on"])?;
+    let egress =
+        json!({ "ipv4": "192.0.2.10", "ipv4_fallback": "0.0.0.0", "ipv6": "2001:db8:aa::/64" });
+    let rule = made(&post(
+        &api,
+        &of(ACCOUNT, "gateway/rules"),
+        &json!({
+            "name": "bank", "action": "egress", "filters": ["egress"], "enabled": true,
+            "traffic": "net.dst.port == 1", "rule_settings": { "egress": egress },
+        }),
+    )?)?;
+    let (taken, uses) = (format!("{pools}/taken"), "rule bank uses 192.0.2.10");
+    refused(
+        "a rule's pool",
+        &delete(&api, &taken)?,
+        (400, 1007),
+        &[uses],
+    )?;
+    let less = api.patch(&taken, r#"{"addresses":["2001:db8:aa::/64"]}"#)?;
+    refused("a rule's address", &less, (400, 1007), &[uses])?;
+    let rule = format!("gateway/rules/{}", rule["id"].as_str().unwrap_or_default());
+    ensure!(delete(&api, &of(ACCOUNT, &rule))?.status == 200);
 
     let ingress = bind(1, "198.51.100.128/25")?;
     refused(

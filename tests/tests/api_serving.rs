@@ -151,7 +151,13 @@ fn a_scrape_says_what_is() -> Result<()> {
         "{}",
         scrape.text
     );
-    for line in ["egress_ready 1", "egress_frozen 0", "egress_behind 0"] {
+    for line in [
+        "egress_ready 1",
+        "egress_frozen 0",
+        "egress_behind 0",
+        "egress_troubles{kind=\"interface\"} 0.0",
+        "egress_troubles{kind=\"own_address\"} 0.0",
+    ] {
         ensure!(has(line), "{line}: {}", scrape.text);
     }
     the_ports_that_were_tried_are_told(&scrape.text)?;

@@ -47,6 +47,7 @@ fn a_service_that_restarts_leaks_nothing() -> Result<()> {
             },
             ..Plan::default()
         })?;
+        not_there(&site, &mount).context(attach)?;
         let check = site.watch()?;
         for _ in 0..ROUNDS {
             restart(&site, &mount).context(attach)?;
@@ -59,6 +60,41 @@ fn a_service_that_restarts_leaks_nothing() -> Result<()> {
         restart(&site, &mount).context(attach)?;
         check.finish().context(attach)?;
     }
+    Ok(())
+}
+
+/// What is selected and does not exist is shown as that, and nobody asks about it in vain.
+fn not_there(site: &Site, mount: &Path) -> Result<()> {
+    let place = mount.join(SERVICE).display().to_string();
+    let status = site.gateway.json(&["status"])?;
+    let trouble = &status["troubles"][0];
+    ensure!(
+        trouble["kind"] == "cgroup"
+            && trouble["subject"] == SERVICE
+            && trouble["text"].to_string().contains(&place),
+        "{status}"
+    );
+    let zones = site.gateway.json(&["zones"])?;
+    ensure!(zones[0]["absent_cgroups"][0] == SERVICE, "{zones}");
+    let text = site.gateway.text(["zones"])?;
+    ensure!(
+        text.contains(&format!("{SERVICE} (does not exist)")),
+        "{text}"
+    );
+    let question = [
+        "why",
+        "203.0.113.2",
+        "198.51.100.10:80",
+        "--cgroup",
+        SERVICE,
+    ];
+    let output = site.gateway.egress(question)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(2) && said.contains(&place),
+        "{}: {said}",
+        output.status
+    );
     Ok(())
 }
 

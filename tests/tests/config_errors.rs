@@ -463,6 +463,31 @@ fn wrong_usage_is_told_apart_from_failure() -> Result<()> {
             output.status
         );
     }
+    for (arguments, says) in [
+        (
+            &["probe", "198.51.100.10", "--pool", "partners"][..],
+            "198.51.100.10:443",
+        ),
+        (&["why", "10.1.0.2", "198.51.100.10"], "198.51.100.10:443"),
+        (
+            &["why", "fe80::1%up0", "[2001:db8::1]:80"],
+            "leave %up0 away",
+        ),
+        (
+            &["why", "10.1.0.2", "198.51.100.10:80", "--protocol", "tpc"],
+            "sctp",
+        ),
+        (&["flows", "--zone", "shop.exampel"], "did you mean"),
+        (&["pools", "--pool", "partnres"], "did you mean"),
+    ] {
+        let output = site.gateway.egress(arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(INVALID) && said.contains(says),
+            "{arguments:?}: {}: {said}",
+            output.status
+        );
+    }
     let output = site.gateway.egress(["zone", "disable", "nobody.example"])?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(

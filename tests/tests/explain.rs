@@ -195,6 +195,8 @@ fn routes_hooks_and_tables_count() -> Result<()> {
     )?;
     all_succeeded(&clients.open(origin, 1, CONNECT_LIMIT)?, 1)?;
 
+    what_others_did_to_the_host(&site, &ask)?;
+
     // A full table refuses (CAP-6).
     let rest = FLOWS - 1;
     all_succeeded(&clients.open(other, rest, CONNECT_LIMIT)?, rest)?;
@@ -219,6 +221,57 @@ fn routes_hooks_and_tables_count() -> Result<()> {
     Ok(())
 }
 
+/// An egress IP as the host's own, and an uplink that is a bridge's port: all programs are in place, and `status` and `why`
+/// say what is wrong.
+fn what_others_did_to_the_host(site: &Site, ask: impl Fn(&Site) -> Result<Value>) -> Result<()> {
+    let gateway = site.node(GATEWAY);
+    let status = || -> Result<(bool, Value)> {
+        let output = site.gateway.egress(["status", "--json"])?;
+        Ok((
+            output.status.success(),
+            serde_json::from_slice(&output.stdout)?,
+        ))
+    };
+    let says = |status: &Value, kind: &str, words: &[&str]| {
+        let trouble = &status["troubles"][0];
+        let text = format!("{} {}", trouble["text"], trouble["remedy"]);
+        ensure!(
+            trouble["kind"] == kind && words.iter().all(|word| text.contains(word)),
+            "{status}"
+        );
+        Ok(())
+    };
+    let own = POOL[0].to_string();
+    gateway.ip(&format!("address add {own}/32 dev lo"))?;
+    let (in_place, told) = status()?;
+    says(&told, "own_address", &[&own, "interface lo", "remove"])?;
+    ensure!(in_place && told["ready"] == true, "{told}");
+    let text = site.gateway.text(["status"])?;
+    ensure!(text.contains("TROUBLE     egress IP"), "{text}");
+    gateway.ip(&format!("address del {own}/32 dev lo"))?;
+
+    gateway.ip("link add lab-bridge type bridge")?;
+    gateway.ip(&format!("link set {UPLINK} master lab-bridge"))?;
+    let (in_place, told) = status()?;
+    says(
+        &told,
+        "interface",
+        &[UPLINK, "bridge lab-bridge", "instead"],
+    )?;
+    ensure!(!in_place && told["ready"] == false, "{told}");
+    let answer = ask(site)?;
+    let text = answer["text"].as_str().unwrap_or_default();
+    ensure!(
+        answer["reason"] == "hook_missing" && text.contains("lab-bridge"),
+        "{answer}"
+    );
+    gateway.ip("link del lab-bridge")?;
+    site.gateway.wait_in_place(CONNECT_LIMIT)?;
+    let (_, told) = status()?;
+    ensure!(told["troubles"] == serde_json::json!([]), "{told}");
+    Ok(())
+}
+
 /// Nobody is reached by an egress IP from inside, and what is no host's address is forwarded to nobody.
 #[test]
 fn what_no_host_is_reached_by_is_told() -> Result<()> {
@@ -237,6 +290,7 @@ fn what_no_host_is_reached_by_is_told() -> Result<()> {
         for (to, outcome, says) in [
             ("224.0.0.251", "no-route", "multicast"),
             ("239.1.2.3", "no-route", "multicast"),
+            ("224.0.0.1", "no-route", "multicast"),
             ("127.0.0.1", "no-route", "no packet from elsewhere"),
             ("0.0.0.0", "no-route", "no packet from elsewhere"),
             ("255.255.255.255", "stays-inside", "this host"),
@@ -262,6 +316,11 @@ fn what_no_host_is_reached_by_is_told() -> Result<()> {
                 );
             }
         }
+    }
+    let sctp = ["why", &bound, "198.51.100.10:80", "--protocol"];
+    for protocol in ["sctp", "132", "99"] {
+        let answer = site.gateway.json(&[&sctp[..], &[protocol]].concat())?;
+        ensure!(answer["reason"] == "protocol", "{protocol}: {answer}");
     }
     let source = BOUND_ADDRESS_V6.to_string();
     for to in ["ff02::1", "ff0e::1"] {

@@ -213,3 +213,57 @@ fn the_configuration_and_the_commands_work_as_printed() -> Result<()> {
     ensure!(!place.pin.exists(), "{pin} is left");
     Ok(())
 }
+
+/// The files below a folder whose names end so.
+fn files(folder: &Path, end: &str, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files(&path, end, found)?;
+        } else if path.to_string_lossy().ends_with(end) {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Every id of a rule that a message may hold is explained.
+#[test]
+fn ids_in_messages_are_explained() -> Result<()> {
+    const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    const NOUNS: [&str; 10] = [
+        "POOL", "CAP", "ZONE", "POLICY", "NAT", "SAFE", "FWD", "OBS", "API", "CLU",
+    ];
+
+    let rules = fs::read_to_string(Path::new(ROOT).join("docs/rules.md"))?;
+    let mut sources = vec![Path::new(ROOT).join("egress-common/src/reason.rs")];
+    files(
+        &Path::new(ROOT).join("egress-userspace/src"),
+        ".rs",
+        &mut sources,
+    )?;
+    let mut met = 0;
+    for path in sources {
+        let text = fs::read_to_string(&path)?;
+        let code = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
+        for word in
+            code.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-'))
+        {
+            let is_id = word.split_once('-').is_some_and(|(noun, number)| {
+                NOUNS.contains(&noun) && number.parse::<u8>().is_ok()
+            });
+            if is_id {
+                met += 1;
+                ensure!(
+                    rules.contains(&format!("\n| {word} | ")),
+                    "{word} of {} is not in docs/rules.md",
+                    path.display()
+                );
+            }
+        }
+    }
+    ensure!(met > 50, "only {met} ids were found");
+    Ok(())
+}

@@ -19,10 +19,11 @@ use crate::{build, packages, workspace::Workspace};
 pub(crate) struct Args {}
 
 /// Documentation that is of use on a server.
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 8] = [
     "README.md",
     "docs/operations.md",
     "docs/api.md",
+    "docs/rules.md",
     "docs/egress.toml",
     "docs/resources.toml",
     "docs/prometheus/rules.yml",

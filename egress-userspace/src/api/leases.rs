@@ -7,6 +7,7 @@ use super::body::{self, Body, invalid, not_found, of_file};
 use super::egress::account_pools;
 use super::envelope::{Answer, ApiError, page};
 use super::{Api, Call};
+use crate::control::Failure;
 use crate::resource::{Address, Kind, Lease, Object, Owner, Resources};
 use crate::store::Change;
 
@@ -55,6 +56,11 @@ pub(super) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     {
         return Err(invalid(format!("{address} is leased already")));
     }
+    api.service
+        .controller()
+        .dataplane()
+        .check(&[address])
+        .map_err(|error| invalid(Failure::from(error).reason))?;
     let lease = Lease {
         address,
         account: account.to_owned(),

@@ -20,7 +20,9 @@ use super::{Api, Call};
 use crate::carried::Carried;
 use crate::config::EVENTS;
 use crate::control::Failure;
-use crate::dataplane::api::{DataPlaneStatus, Names, OriginFilter, OriginRecord, PoolLive};
+use crate::dataplane::api::{
+    DataPlaneStatus, Names, OriginFilter, OriginRecord, PoolLive, TroubleKind,
+};
 use crate::flow_log::Snapshot;
 use crate::inventory::Status;
 use crate::nets::Nets;
@@ -167,6 +169,23 @@ impl Scrape {
             gauge.set(is.into());
             registry.register(name, says, gauge);
         }
+        let troubles = Gauges::default();
+        for kind in TroubleKind::ALL {
+            let count = self
+                .status
+                .troubles
+                .iter()
+                .filter(|trouble| trouble.kind == kind)
+                .count();
+            troubles
+                .get_or_create(&vec![("kind", kind.label().to_owned())])
+                .set(float(count as u64));
+        }
+        registry.register(
+            "troubles",
+            "Interfaces, addresses and cgroups that are not as the configuration supposes",
+            troubles,
+        );
         let announced = Gauge::<i64>::default();
         announced.set(i64::try_from(self.status.announced.len()).unwrap_or(i64::MAX));
         registry.register(
@@ -425,6 +444,7 @@ mod tests {
         ));
         has("egress_pool_packets_total{pool=\"partners\",direction=\"out\"} 11");
         has("egress_pool_bytes_total{pool=\"partners\",direction=\"in\"} 1400");
+        has("egress_troubles{kind=\"own_address\"} 0.0");
         has("egress_ready 0");
         assert!(text.ends_with("# EOF\n"));
     }

@@ -7,7 +7,7 @@ use super::envelope::{Answer, ApiError};
 use super::{Api, Call};
 use crate::controller::Writer;
 use crate::desired::CONNECTIONS_PER_ORIGIN;
-use crate::resource::{Address, Kind, Object, Owner, Pool, PoolKind, PoolUse, Resources};
+use crate::resource::{Address, Kind, Object, Owner, Policy, Pool, PoolKind, PoolUse, Resources};
 use crate::store::{Change, Permission, Stored, random};
 
 /// What a body may say of a pool that is new.
@@ -99,6 +99,7 @@ pub(super) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         pool.addresses = addresses;
     }
     let resources = writer.stored().resources();
+    not_of_a_rule(&resources, &pool.id, &pool.addresses)?;
     put(&mut writer, &resources, pool.clone())?;
     drop(writer);
     Ok(Answer::One(described(api, account, &pool.id)?))
@@ -133,6 +134,7 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
             pool.id
         )));
     }
+    not_of_a_rule(&resources, &pool.id, &[])?;
     // What was to drain with it goes with it.
     let members = pool.addresses.iter().map(ToString::to_string);
     let drains = members
@@ -149,6 +151,28 @@ pub(super) fn delete(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     });
     writer.change(account, &changes)?;
     Ok(Answer::Gone)
+}
+
+/// Refuses to leave a pool no more than `rest` where a rule names what goes: a rule names its own account's addresses only.
+fn not_of_a_rule(resources: &Resources, pool: &str, rest: &[Address]) -> Result<(), ApiError> {
+    let before = resources.pools.iter().find(|one| one.id == pool);
+    let gone = before.into_iter().flat_map(|pool| &pool.addresses);
+    for address in gone.filter(|address| !rest.contains(address)) {
+        let names = |policy: &&Policy| {
+            let egress = policy.egress.as_ref();
+            egress.is_some_and(|egress| match address {
+                Address::V4(address) => egress.ipv4 == *address || egress.ipv4_fallback == *address,
+                Address::V6(range) => egress.ipv6 == *range,
+            })
+        };
+        if let Some(policy) = resources.policies.iter().find(names) {
+            return Err(invalid(format!(
+                "rule {} uses {address} of pool {pool}: give the rule another address, or delete it, first",
+                policy.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A pool of the account that the API may change.

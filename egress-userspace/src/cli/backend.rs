@@ -16,6 +16,9 @@ pub trait Backend {
         names: Names,
     ) -> Result<Box<dyn DataPlaneView>, DataPlaneError>;
 
+    /// Refuses a place where nothing can be pinned: in a mount namespace that hides bpffs, for instance.
+    fn check_pins(&self, config: &Config) -> Result<(), DataPlaneError>;
+
     /// Refuses egress IPs that this host or one of its routers has.
     fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError>;
 

@@ -86,6 +86,10 @@ impl<'a> Context<'a> {
             Ok(view) => Some(view),
             Err(error @ DataPlaneError::Absent { .. }) => {
                 writeln!(self.err, "note: {error}")?;
+                if let Err(hidden) = self.backend.check_pins(&config) {
+                    let remedy = hidden.remedy().unwrap_or_default();
+                    writeln!(self.err, "note: {hidden}\n  = {remedy}")?;
+                }
                 None
             }
             Err(error) => return Err(Failure::from(error).into()),
@@ -156,17 +160,33 @@ pub(super) fn ask(
         Err(ClientError::Failed(failure)) => Err(failure.into()),
         Err(error) => match broken {
             Some(output) => Err(output.into()),
-            None => {
-                let failure = Failure::failed(
-                    error.to_string(),
-                    "look at the daemon's log, and run this as the daemon's user (root)",
-                );
-                Err(match error {
-                    ClientError::BrokeOff(_) => CliError::BrokeOff(failure),
-                    _ => failure.into(),
-                })
-            }
+            None => Err(without_answer(&error, request)),
         },
+    }
+}
+
+/// What to say where a daemon is there and gives no answer.
+fn without_answer(error: &ClientError, request: &Request) -> CliError {
+    let mut remedy = match error {
+        ClientError::Silent { pid, .. } => format!(
+            "{} stopped or stuck: look at its log, kill it (SIGKILL) and start it again; the data plane goes on meanwhile, \
+             and takes no changes",
+            pid.map_or_else(|| "it is".to_owned(), |pid| format!("process {pid} is"))
+        ),
+        ClientError::Endless { .. } => "look at the daemon's log".to_owned(),
+        _ => "look at the daemon's log, and run this as the daemon's user (root)".to_owned(),
+    };
+    let is_under_way = matches!(
+        error,
+        ClientError::Silent { .. } | ClientError::Endless { .. }
+    );
+    if is_under_way && !request.only_reads() {
+        remedy.push_str("; what was asked for may be done yet: look before you ask again");
+    }
+    let failure = Failure::failed(error.to_string(), remedy);
+    match error {
+        ClientError::BrokeOff(_) => CliError::BrokeOff(failure),
+        _ => failure.into(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use crate::control::Failure;
 use crate::dataplane::api::OriginMatch;
 
 /// An address, and a port if one was given.
@@ -16,6 +17,12 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((_, zone)) = text.split_once('%') {
+            let zone = zone.split(']').next().unwrap_or(zone);
+            return Err(format!(
+                "leave %{zone} away: link-local addresses stay on their link, and others need no zone id"
+            ));
+        }
         if let Ok(socket) = text.parse::<SocketAddr>() {
             return Ok(Self {
                 address: socket.ip(),
@@ -35,6 +42,25 @@ impl FromStr for Endpoint {
                 "expected ADDRESS or ADDRESS:PORT, for instance 192.0.2.1:443 or [2001:db8::1]:443"
                     .into()
             })
+    }
+}
+
+impl Endpoint {
+    /// Address and port, which must be given.
+    ///
+    /// # Errors
+    /// With an example of the same family.
+    pub(super) fn socket(self) -> Result<SocketAddr, Failure> {
+        let address = self.address;
+        let complaint = match self.port {
+            Some(0) => "no origin is asked for at port 0".to_owned(),
+            Some(port) => return Ok(SocketAddr::new(address, port)),
+            None => format!("{address} has no port"),
+        };
+        Err(Failure::usage(
+            complaint,
+            format!("write {}, for instance", SocketAddr::new(address, 443)),
+        ))
     }
 }
 
@@ -66,5 +92,9 @@ mod tests {
         );
         assert!(parsed("example.com:443").is_err());
         assert!(parsed("192.0.2.1:70000").is_err());
+        for text in ["fe80::1%eth0", "[fe80::1%2]:443"] {
+            let said = parsed(text).unwrap_err();
+            assert!(said.starts_with("leave %") && !said.contains(']'), "{said}");
+        }
     }
 }

@@ -160,12 +160,20 @@ pub fn run_from(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Exit {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(message) => {
             let text = message.render().to_string();
             return if message.use_stderr() {
-                drop(err.write_all(text.as_bytes()));
+                let told = if args.iter().any(|word| word == "--json") {
+                    let reason = text.trim_start_matches("error: ").trim_end();
+                    let failure = Failure::usage(reason, "");
+                    format!("{}\n", serde_json::json!({ "error": failure }))
+                } else {
+                    text
+                };
+                drop(err.write_all(told.as_bytes()));
                 Exit::Usage
             } else {
                 drop(out.write_all(text.as_bytes()));

@@ -1,8 +1,7 @@
 //! `egress probe`: does an origin let a pool in (POOL-10)?
 
-use std::net::SocketAddr;
-
 use super::context::{self, Context};
+use super::endpoint::Endpoint;
 use super::{CliError, Exit, table};
 use crate::control::{Failure, Request};
 use crate::probe::{MAX_PATIENCE, Outcome, PATIENCE, ProbeRecord};
@@ -11,7 +10,7 @@ use crate::probe::{MAX_PATIENCE, Outcome, PATIENCE, ProbeRecord};
 pub(super) struct Args {
     /// The origin to connect to, by TCP: for instance 198.51.100.10:443 or [2001:db8::10]:443.
     #[arg(value_name = "ADDRESS:PORT")]
-    origin: SocketAddr,
+    origin: Endpoint,
     /// The pool (id or name): all of its addresses by which this server may send; one of each IPv6 range.
     #[arg(long)]
     pool: String,
@@ -22,9 +21,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &mut Context<'_>, args: &Args) -> Result<Exit, CliError> {
+    let origin = args.origin.socket()?;
     let (config, _) = context.config()?;
     let request = Request::Probe {
-        origin: args.origin,
+        origin,
         pool: args.pool.clone(),
         seconds: args.timeout,
     };

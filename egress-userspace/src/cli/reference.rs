@@ -25,7 +25,10 @@ pub(super) struct Manual {
 }
 
 pub(super) fn completions(context: &mut Context<'_>, args: &Completions) -> Result<Exit, CliError> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "egress", &mut context.out);
+    // It panics where it cannot write, and whoever reads it may have seen enough.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "egress", &mut script);
+    context.out.write_all(&script)?;
     Ok(Exit::Done)
 }
 

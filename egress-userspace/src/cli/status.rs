@@ -60,6 +60,12 @@ fn text(status: &Status) -> String {
             "BEHIND      what is stored could not be put in force here, and what was before still is: {reason}"
         ));
     }
+    for trouble in &status.dataplane.troubles {
+        parts.push(format!(
+            "TROUBLE     {}\n            {}",
+            trouble.text, trouble.remedy
+        ));
+    }
     if status.dataplane.routed {
         parts.push(
             "fast path   off: a routing rule (`ip rule`, `ip -6 rule`) looks at bits of the packet mark that are not ours"

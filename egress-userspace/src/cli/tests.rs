@@ -73,6 +73,16 @@ fn wrong_usage_exits_2_and_help_0() {
     let run = |line: &str| egress(directory.path(), true, line);
     assert_eq!(run("").0, Exit::Usage);
     assert_eq!(run("fly").0, Exit::Usage);
+    let mut full: &mut [u8] = &mut [0; 10];
+    let words = ["egress", "completions", "bash"];
+    let exit = run_from(words, &Pinned(true), &mut full, &mut Vec::new());
+    assert_eq!(exit, Exit::Failed, "there is no room for all of it");
+    let said: Value = serde_json::from_str(&run("fly --json").2).unwrap();
+    let reason = said["error"]["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("unrecognized") && said["error"]["usage"] == true,
+        "{said}"
+    );
     assert_eq!(run("why nowhere 1.2.3.4:5").0, Exit::Usage);
     assert_eq!(run("--help").0, Exit::Done);
     assert_eq!(run("status --config ./missing.toml").0, Exit::Usage);
@@ -455,4 +465,40 @@ fn every_command_has_a_manual_page_and_is_completed() {
             assert!(script.contains(command), "{command} in {shell}");
         }
     }
+}
+
+#[test]
+fn a_daemon_that_hangs_is_told_from_one_that_is_down() {
+    let directory = server();
+    let socket = directory.path().join("egress.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let run = |line: &str| {
+        egress(
+            directory.path(),
+            true,
+            &format!("{line} --config ./egress.toml"),
+        )
+    };
+    let (zones, enable) = std::thread::scope(|scope| {
+        let zones = scope.spawn(|| run("zones"));
+        let enable = scope.spawn(|| run("zone enable shop.example --pool a"));
+        (zones.join().unwrap(), enable.join().unwrap())
+    });
+    for (exit, out, err) in [&zones, &enable] {
+        assert_eq!((*exit, out.as_str()), (Exit::Failed, ""), "{err}");
+        let silent = "error: the daemon at ./egress.sock does not answer within 10 s\n";
+        assert!(err.starts_with(silent), "{err}");
+        assert!(
+            err.contains(&format!("process {} is stopped", std::process::id())),
+            "{err}"
+        );
+    }
+    assert!(!zones.2.contains("may be done"), "{}", zones.2);
+    assert!(enable.2.contains("may be done"), "{}", enable.2);
+    drop(listener);
+    assert_eq!(
+        run("zones").0,
+        Exit::Done,
+        "from the store, without a daemon"
+    );
 }

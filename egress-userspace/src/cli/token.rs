@@ -13,11 +13,21 @@ use crate::store::{self, Permission, SqliteStore, StateStore as _};
 pub(super) enum Change {
     /// Make a token; it is printed this once, alone on standard output.
     Create {
-        /// An account (id or name) that it is for; may be given several times.
-        #[arg(long = "account", value_name = "ACCOUNT", required = true)]
+        /// An account (id or name) that it is for; several with commas between, or given several times.
+        #[arg(
+            long = "account",
+            value_name = "ACCOUNT",
+            required = true,
+            value_delimiter = ','
+        )]
         accounts: Vec<String>,
-        /// Something that it allows; may be given several times.
-        #[arg(long = "permission", value_name = "PERMISSION", required = true)]
+        /// Something that it allows; several with commas between, or given several times.
+        #[arg(
+            long = "permission",
+            value_name = "PERMISSION",
+            required = true,
+            value_delimiter = ','
+        )]
         permissions: Vec<Permission>,
         /// What to call it.
         #[arg(long, default_value = "")]

@@ -1,6 +1,6 @@
 //! `egress why`: which way a packet leaves, and why (OBS-5).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use super::context::{self, Context};
 use super::endpoint::Endpoint;
@@ -8,6 +8,7 @@ use super::{CliError, Exit};
 use crate::config::parse_mark;
 use crate::control::{Failure, Request};
 use crate::explain::{Explanation, Live, NothingLive, Query, Traffic, explain};
+use crate::inventory::require_cgroup;
 use crate::resolve::resolve;
 
 #[derive(Debug, clap::Args)]
@@ -18,7 +19,7 @@ pub(super) struct Args {
     /// The origin.
     #[arg(value_name = "DST:PORT")]
     destination: Endpoint,
-    /// The protocol.
+    /// The protocol: tcp, udp or icmp; or another one's name (sctp, gre, esp, ah, ipip) or number.
     #[arg(long, default_value = "tcp", value_parser = traffic)]
     protocol: Traffic,
     /// The packet's firewall mark, decimal or hexadecimal.
@@ -33,12 +34,7 @@ pub(super) struct Args {
 }
 
 fn traffic(text: &str) -> Result<Traffic, String> {
-    match text {
-        "tcp" => Ok(Traffic::Tcp),
-        "udp" => Ok(Traffic::Udp),
-        "icmp" => Ok(Traffic::Icmp),
-        _ => Err("expected tcp, udp or icmp".into()),
-    }
+    Traffic::try_from(text.to_owned())
 }
 
 fn mark(text: &str) -> Result<u32, String> {
@@ -57,6 +53,9 @@ pub(super) fn run(context: &mut Context<'_>, args: Args) -> Result<Exit, CliErro
     )? {
         Some(answer) => serde_json::from_value(answer)?,
         None => {
+            if let Some(cgroup) = &query.cgroup {
+                require_cgroup(cgroup)?;
+            }
             let local = context.local(config)?;
             let stored = &local.stored;
             let desired = resolve(&stored.resources(), &local.config, &stored.numbers)
@@ -105,28 +104,18 @@ fn query(args: Args) -> Result<Query, Failure> {
     })
 }
 
-/// The port to ask about; 0 for ICMP, which has none.
+/// The port to ask about; 0 for ICMP, which has none. Of other protocols nobody looks at it.
 fn port(destination: Endpoint, protocol: Traffic) -> Result<u16, Failure> {
     let address = destination.address;
-    let complaint = match (destination.port, protocol) {
-        (None, Traffic::Icmp) => return Ok(0),
-        (Some(_), Traffic::Icmp) => {
-            return Err(Failure::usage(
-                "ICMP has no ports",
-                format!("write the address alone: {address}"),
-            ));
-        }
-        (Some(0), _) => "no origin is asked for at port 0".to_owned(),
-        (Some(port), _) => return Ok(port),
-        (None, _) => format!("{address} has no port"),
-    };
-    Err(Failure::usage(
-        complaint,
-        format!(
-            "write DST:PORT, for instance {}",
-            SocketAddr::new(address, 443)
-        ),
-    ))
+    match (destination.port, protocol) {
+        (None, Traffic::Icmp | Traffic::Other(_)) => Ok(0),
+        (Some(_), Traffic::Icmp) => Err(Failure::usage(
+            "ICMP has no ports",
+            format!("write the address alone: {address}"),
+        )),
+        (Some(port), Traffic::Other(_)) => Ok(port),
+        (_, Traffic::Tcp | Traffic::Udp) => destination.socket().map(|socket| socket.port()),
+    }
 }
 
 #[cfg(test)]

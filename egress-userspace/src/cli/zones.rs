@@ -27,7 +27,7 @@ pub(super) fn text(records: &[ZoneRecord]) -> String {
         };
         let selectors = [
             of("mark", &zone.marks),
-            of("cgroup", &zone.cgroups),
+            of("cgroup", &cgroups(zone)),
             of("interface", &zone.interfaces),
             of("source", &zone.sources),
         ];
@@ -65,6 +65,18 @@ pub(super) fn text(records: &[ZoneRecord]) -> String {
     )
 }
 
+/// Its cgroups, with a word on those that do not exist.
+fn cgroups(zone: &ZoneRecord) -> Vec<String> {
+    let told = |path: &String| {
+        if zone.absent_cgroups.contains(path) {
+            format!("{path} (does not exist)")
+        } else {
+            path.clone()
+        }
+    };
+    zone.cgroups.iter().map(told).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +93,7 @@ mod tests {
             sources: Vec::new(),
             marks: Vec::new(),
             cgroups: Vec::new(),
+            absent_cgroups: Vec::new(),
             interfaces: Vec::new(),
         };
         let said = |owner| text(&[zone(owner)]);

@@ -109,6 +109,55 @@ pub enum Request {
     Detach,
 }
 
+impl Request {
+    /// What a daemon does that has got it, for whoever waits.
+    pub(super) fn doing(&self) -> &'static str {
+        match self {
+            Self::Status => "looking at the data plane",
+            Self::Flows { .. }
+            | Self::Origins { .. }
+            | Self::Pools { .. }
+            | Self::Zones { .. }
+            | Self::Servers => "reading the list",
+            Self::Apply { dry_run: true, .. } => "planning",
+            Self::Apply { .. } => "applying the file",
+            Self::ZoneSet { .. } => "changing the zone",
+            Self::Probe { .. } => "waiting for the origin's answers",
+            Self::Drain { .. } | Self::Undrain { .. } => "changing what drains",
+            Self::ServerDrain { .. } | Self::ServerUndrain { .. } | Self::ServerForget { .. } => {
+                "changing the server"
+            }
+            Self::Why { .. } => "looking at rules and counts",
+            Self::Reload => "reading its files again",
+            Self::Detach => "taking everything off",
+        }
+    }
+
+    /// Whether it leaves everything as it is.
+    pub(crate) fn only_reads(&self) -> bool {
+        match self {
+            Self::Status
+            | Self::Flows { .. }
+            | Self::Origins { .. }
+            | Self::Pools { .. }
+            | Self::Zones { .. }
+            | Self::Servers
+            | Self::Apply { dry_run: true, .. }
+            | Self::Why { .. } => true,
+            Self::Apply { .. }
+            | Self::ZoneSet { .. }
+            | Self::Probe { .. }
+            | Self::Drain { .. }
+            | Self::Undrain { .. }
+            | Self::ServerDrain { .. }
+            | Self::ServerUndrain { .. }
+            | Self::ServerForget { .. }
+            | Self::Reload
+            | Self::Detach => false,
+        }
+    }
+}
+
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "the form that serde asks for"
@@ -137,6 +186,8 @@ pub struct Filter {
 pub enum Response {
     /// A member of a list.
     Item(Value),
+    /// A sign of life: the answer is not there yet.
+    Working,
     /// The end, with the answer if it is no list.
     Done(Value),
     /// The end: it did not work.

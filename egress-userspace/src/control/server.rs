@@ -5,8 +5,8 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError as Contended, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ const READ_PATIENCE: Duration = Duration::from_secs(10);
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 /// The longest time that a member of a list waits for further ones before it is sent.
 const FLUSH: Duration = Duration::from_millis(500);
+/// How often a client that waits is given a sign of life.
+pub const SIGN: Duration = Duration::from_secs(1);
 /// How long a lock may be held by what is left of an earlier daemon.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// A request holds at most a file, whose quotes and line ends double in JSON.
@@ -311,26 +313,11 @@ fn turn_away(stream: &UnixStream) {
 fn converse(stream: &UnixStream, handler: &dyn Handler) -> Result<(), LineError> {
     stream.set_read_timeout(Some(READ_PATIENCE))?;
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
-    let mut writer = BufWriter::new(stream);
     let mut reader = BufReader::new(stream);
+    let writer = Mutex::new(BufWriter::new(stream));
     let response = match line::read::<Request>(&mut reader, MAX_REQUEST) {
         Ok(None) => return Ok(()),
-        Ok(Some(request)) => {
-            let mut flushed = Instant::now();
-            let mut item = |value| {
-                line::write(&mut writer, &Response::Item(value))?;
-                // What takes long is seen while it goes on, and its client knows that it does.
-                if flushed.elapsed() >= FLUSH {
-                    writer.flush()?;
-                    flushed = Instant::now();
-                }
-                Ok(())
-            };
-            match handler.handle(request, &mut item) {
-                Ok(value) => Response::Done(value),
-                Err(failure) => Response::Failed(failure),
-            }
-        }
+        Ok(Some(request)) => answer(request, handler, &writer),
         Err(error @ (LineError::Json(_) | LineError::TooLong(_))) => {
             Response::Failed(Failure::usage(
                 format!("the daemon does not understand the request: {error}"),
@@ -339,9 +326,59 @@ fn converse(stream: &UnixStream, handler: &dyn Handler) -> Result<(), LineError>
         }
         Err(error) => return Err(error),
     };
+    let mut writer = writer.into_inner().unwrap_or_else(PoisonError::into_inner);
     line::write(&mut writer, &response)?;
     writer.flush()?;
     Ok(())
+}
+
+type Writer<'s> = Mutex<BufWriter<&'s UnixStream>>;
+
+/// Has a request answered; its client hears meanwhile that it is worked on.
+fn answer(request: Request, handler: &dyn Handler, writer: &Writer<'_>) -> Response {
+    thread::scope(|scope| {
+        let (over, is_over) = mpsc::channel::<()>();
+        let spawned = thread::Builder::new()
+            .name("control-sign".into())
+            .spawn_scoped(scope, move || give_signs(writer, &is_over));
+        if let Err(error) = spawned {
+            tracing::debug!(%error, "a control client hears nothing until its answer is there");
+        }
+        let mut flushed = Instant::now();
+        let mut item = |value| {
+            let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            line::write(&mut *writer, &Response::Item(value))?;
+            // What takes long is seen while it goes on.
+            if flushed.elapsed() >= FLUSH {
+                writer.flush()?;
+                flushed = Instant::now();
+            }
+            Ok(())
+        };
+        let response = match handler.handle(request, &mut item) {
+            Ok(value) => Response::Done(value),
+            Err(failure) => Response::Failed(failure),
+        };
+        drop(over);
+        response
+    })
+}
+
+/// Says every second that the daemon is there, until nobody is answered any more or the client is gone.
+fn give_signs(writer: &Writer<'_>, is_over: &mpsc::Receiver<()>) {
+    while is_over.recv_timeout(SIGN) == Err(mpsc::RecvTimeoutError::Timeout) {
+        let mut writer = match writer.try_lock() {
+            Ok(writer) => writer,
+            // A member of a list is on its way, and as good a sign.
+            Err(Contended::WouldBlock) => continue,
+            Err(Contended::Poisoned(poisoned)) => poisoned.into_inner(),
+        };
+        let told = line::write(&mut *writer, &Response::Working)
+            .and_then(|()| writer.flush().map_err(LineError::from));
+        if told.is_err() {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

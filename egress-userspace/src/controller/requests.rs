@@ -231,6 +231,9 @@ impl Handler for Service {
                 value(&self.writer()?.forget_server(&server, force)?)
             }
             Request::Why { query } => {
+                if let Some(cgroup) = &query.cgroup {
+                    inventory::require_cgroup(cgroup)?;
+                }
                 let view = self.view()?;
                 let controller = self.controller();
                 value(&explain(controller.desired(), &query, &Live(view.as_ref())))

@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError};
 use crate::control::protocol::{Applied, Failure};
 use crate::diagnostic::Source;
 use crate::resolve;
-use crate::resource::Kind;
+use crate::resource::{Kind, Resources};
 use crate::store::{Change, StoreError, Stored};
 
 /// The one whose turn it is: nobody else changes what is stored, nor how it is put in force.
@@ -71,6 +71,7 @@ impl<'s> Writer<'s> {
             notes: Vec::new(),
         };
         self.is_meant(source)?;
+        applied.notes.extend(self.lets_go(applied.plan.after())?);
         if dry_run {
             let addresses = resolve::addresses(applied.plan.after(), config);
             self.controller().dataplane().check(&addresses)?;
@@ -105,6 +106,23 @@ impl<'s> Writer<'s> {
             controller.behind = Some(Behind::Refused(failure.reason.clone()));
         }
         keeps
+    }
+
+    /// What a store that was lost had bound and these resources do not: nobody knows the zones' names any more.
+    fn lets_go(&self, after: &Resources) -> Result<Option<String>, Failure> {
+        let controller = self.controller();
+        if controller.kept.is_none() {
+            return Ok(None);
+        }
+        let bound = controller.dataplane().bound()?;
+        let zones = after.zones.iter();
+        let enabled = zones.filter(|zone| after.aegis(zone).enabled).count();
+        Ok((enabled < bound).then(|| {
+            format!(
+                "{bound} zones are bound, and this file enables {enabled}: the others take the default egress, unless they are \
+                 enabled in it ([zone.aegis])"
+            )
+        }))
     }
 
     /// A file without any key is one that was cut off: it does not unbind what is bound.

@@ -103,6 +103,15 @@ pub(super) fn retired(maps: &Maps) -> Result<BTreeSet<Address>, DataPlaneError> 
         .collect())
 }
 
+/// The egress IPs and ranges that new flows may have, here or at other servers.
+pub(super) fn in_use(maps: &Maps) -> Result<Vec<Address>, DataPlaneError> {
+    Ok(read(maps)?
+        .into_iter()
+        .filter(|(_, known)| known.flags & egress_flag::RETIRED == 0)
+        .map(|(address, _)| address)
+        .collect())
+}
+
 /// What the addresses are to this server: those of its own pools, and those that are other servers', in part or as
 /// a whole. Of IPv6 ranges these have numbers.
 pub(super) fn wanted(

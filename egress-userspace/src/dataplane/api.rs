@@ -18,9 +18,11 @@ use crate::desired::Desired;
 use crate::ownership::Slices;
 use crate::resource::Address;
 
+mod trouble;
 mod usage;
 mod way;
 
+pub use trouble::{Trouble, TroubleKind};
 pub use usage::{UsageLook, UsageRecord};
 pub use way::{Exit, Traveller, Way};
 
@@ -388,6 +390,9 @@ pub struct DataPlaneStatus {
     /// What is announced to the network by routes (ANN-1), in whatever table.
     #[serde(default)]
     pub announced: Vec<IpNet>,
+    /// What is not as the configuration supposes, and what to do about it.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
 }
 
 /// What went between this server and another one through the tunnel.

@@ -49,6 +49,14 @@ pub(super) fn find<'a>(paths: impl Iterator<Item = &'a String>) -> Result<Cgroup
     Ok(found)
 }
 
+/// Where the cgroup of this path is, or would be.
+///
+/// # Errors
+/// No cgroup2 file system is mounted.
+pub fn directory(path: &str) -> Result<PathBuf, DataPlaneError> {
+    Ok(mounted(path)?.join(path.trim_matches('/')))
+}
+
 fn mounted(path: &str) -> Result<PathBuf, DataPlaneError> {
     const MOUNTS: &str = "/proc/self/mounts";
     let mounts = fs::read_to_string(MOUNTS)

@@ -17,6 +17,7 @@
 //! | `announce`, `routes`, `stake` | what the network is told about egress IPs: routes of ours, and what they hang on |
 //! | `gratuitous` | what a plain segment is told, unasked |
 //! | `taken` | addresses that cannot be egress IPs: this host's own, and its routers' |
+//! | `troubles` | what is not as the configuration supposes: ports, own addresses, cgroups that are not there |
 //! | `cgroups`, `births` | from a cgroup's path to its id; the tracepoints that tell of new ones |
 //! | `guard`, `ruleset` | the nftables table that drops what would leak, and its rules |
 //! | `watcher` | when to look whether everything is still in place |
@@ -75,6 +76,7 @@ mod start;
 mod sys;
 mod tables;
 mod taken;
+mod troubles;
 mod tunnel;
 mod types;
 mod usage;
@@ -82,8 +84,10 @@ mod versions;
 mod view;
 mod watcher;
 
+pub use cgroups::directory as cgroup_directory;
 pub use detach::detach;
 pub use events::{EventLog, Events};
+pub use pins::check_pins;
 pub use plane::{Claim, Plane};
 pub use privileges::check as check_privileges;
 pub use probes::{ProbeExit, Probes, Sight};

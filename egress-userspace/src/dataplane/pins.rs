@@ -237,6 +237,14 @@ impl Pins {
     }
 }
 
+/// Checks that something can be pinned below `root`.
+///
+/// # Errors
+/// [`DataPlaneError::Refused`] with the remedy: there is no BPF file system, or this mount namespace hides it.
+pub fn check_pins(root: &Path) -> Result<(), DataPlaneError> {
+    Pins::new(root).check_filesystem()
+}
+
 /// The magic number of the file system at `path`.
 fn filesystem(path: &Path) -> io::Result<i64> {
     let text = CString::new(path.as_os_str().as_bytes())?;

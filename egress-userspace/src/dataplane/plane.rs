@@ -2,6 +2,7 @@
 
 mod claim;
 mod reading;
+mod secret;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -99,6 +99,11 @@ fn ask(
 fn parse(body: &[u8], entered: bool) -> Option<Route> {
     match *body.get(7)? {
         libc::RTN_LOCAL => return Some(Route::Here),
+        libc::RTN_MULTICAST if entered => {
+            return Some(Route::None(
+                "multicast, which this host does not forward".to_owned(),
+            ));
+        }
         // The kernel forwards no broadcast: what enters is received here and goes no further.
         libc::RTN_BROADCAST if entered => return Some(Route::Here),
         _ => {}

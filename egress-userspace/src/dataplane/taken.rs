@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use super::interfaces;
 use super::netlink;
 use super::route;
-use crate::dataplane::api::DataPlaneError;
+use crate::dataplane::api::{DataPlaneError, Trouble, TroubleKind};
 use crate::resource::Address;
 
 /// Bit mask of the groups in which changes of addresses are announced.
@@ -81,6 +81,17 @@ pub fn check_free(wanted: &[Address]) -> Result<(), DataPlaneError> {
             remedy: format!("{}; nothing was changed", taken.remedy()),
         })
     })
+}
+
+/// What comes of addresses that this host was given while they are egress IPs.
+pub(super) fn troubles(wanted: &[Address]) -> Result<Vec<Trouble>, DataPlaneError> {
+    let trouble = |taken: Taken| Trouble {
+        kind: TroubleKind::OwnAddress,
+        subject: taken.address.to_string(),
+        text: format!("{taken}; a daemon that is started now is refused"),
+        remedy: taken.remedy(),
+    };
+    Ok(own(wanted)?.into_iter().map(trouble).collect())
 }
 
 /// The addresses of this host that are wanted.

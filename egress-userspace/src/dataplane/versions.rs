@@ -284,6 +284,11 @@ fn read_cgroups(maps: &Maps, version: u32) -> Result<BTreeMap<u64, u32>, DataPla
     Ok(found)
 }
 
+/// The cgroups that are selected now, with their zones.
+pub(super) fn cgroup_paths(maps: &Maps) -> Result<BTreeMap<String, u32>, DataPlaneError> {
+    read_paths(maps, in_force(maps)?)
+}
+
 /// The paths that a version selects, with their zones.
 fn read_paths(maps: &Maps, version: u32) -> Result<BTreeMap<String, u32>, DataPlaneError> {
     let all = maps.hash::<CgroupPath, Selected>("CGROUP_PATHS")?;

@@ -29,13 +29,14 @@ use super::privileges;
 use super::route::{self, Route};
 use super::routes::Routes;
 use super::tables::Tables;
+use super::troubles;
 use super::usage;
 use super::versions;
 use crate::config::{Attach, Dataplane, Tunnel};
 use crate::dataplane::api::{
     DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
     HookStatus, Meter, Names, OriginFilter, OriginRecord, PoolLive, PortsTried, ReasonCount,
-    TableStatus, Traveller, UsageLook, Way, utilization,
+    TableStatus, Traveller, TroubleKind, UsageLook, Way, utilization,
 };
 
 /// Behind the names of tables that are for IPv6.
@@ -71,21 +72,25 @@ impl View {
         self.names = names;
     }
 
-    fn hooks(&self) -> Result<Vec<HookStatus>, DataPlaneError> {
+    /// The names of uplinks and inside interfaces.
+    fn interfaces(&self) -> Result<(Vec<String>, Vec<String>), DataPlaneError> {
+        if !self.config.uplink.is_empty() {
+            return Ok((self.config.uplink.clone(), self.config.inside.clone()));
+        }
         // Without a configuration that can be read, what the daemon has entered last.
-        let (uplink, inside) = if self.config.uplink.is_empty() {
-            let names = devices::names(&self.maps)?;
-            let of = |role| {
-                names
-                    .iter()
-                    .filter(move |(_, found)| *found == role)
-                    .map(|(name, _)| name.clone())
-                    .collect()
-            };
-            (of(role::UPLINK), of(role::INSIDE))
-        } else {
-            (self.config.uplink.clone(), self.config.inside.clone())
+        let names = devices::names(&self.maps)?;
+        let of = |role| {
+            names
+                .iter()
+                .filter(move |(_, found)| *found == role)
+                .map(|(name, _)| name.clone())
+                .collect()
         };
+        Ok((of(role::UPLINK), of(role::INSIDE)))
+    }
+
+    fn hooks(&self) -> Result<Vec<HookStatus>, DataPlaneError> {
+        let (uplink, inside) = self.interfaces()?;
         let uplinks = uplink.iter().map(|name| (name, &Hook::UPLINK[..]));
         let insides = inside.iter().map(|name| (name, &Hook::INSIDE[..]));
         let settings: Vec<Settings> =
@@ -209,6 +214,7 @@ fn sum(counters: &PerCpuArray<MapData, Counter>, number: u32) -> Result<Counter,
 
 impl DataPlaneView for View {
     fn status(&self) -> Result<DataPlaneStatus, DataPlaneError> {
+        let (uplinks, insides) = self.interfaces()?;
         let layout: Layout = self.maps.only("LAYOUT")?;
         Ok(DataPlaneStatus {
             hooks: self.hooks()?,
@@ -234,6 +240,7 @@ impl DataPlaneView for View {
             peers: peers::status(&self.maps)?,
             routed: versions::is_routed(&self.maps)?,
             announced: Routes::of(self.maps.pins()).prefixes()?,
+            troubles: troubles::look(&self.maps, &self.names, &uplinks, &insides)?,
         })
     }
 
@@ -304,7 +311,18 @@ impl DataPlaneView for View {
                         .filter(|hook| hook.interface == interface && !hook.in_place)
                         .map(|hook| hook.hook.clone())
                         .collect();
-                    Exit::Uplink { interface, missing }
+                    let unusable = status
+                        .troubles
+                        .iter()
+                        .find(|trouble| {
+                            trouble.kind == TroubleKind::Interface && trouble.subject == interface
+                        })
+                        .map(|trouble| trouble.text.clone());
+                    Exit::Uplink {
+                        interface,
+                        missing,
+                        unusable,
+                    }
                 } else if self.config.inside.contains(&interface) {
                     Exit::Inside { interface }
                 } else {

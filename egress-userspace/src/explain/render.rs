@@ -7,11 +7,15 @@ use super::{Exit, Explanation, Outcome, Query, Rule, Traffic, UNKNOWN_PORT, Verd
 
 impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Icmp => "icmp",
-        })
+        match self {
+            Self::Tcp => f.write_str("tcp"),
+            Self::Udp => f.write_str("udp"),
+            Self::Icmp => f.write_str("icmp"),
+            Self::Other(number) => match Self::OTHERS.iter().find(|(_, other)| other == number) {
+                Some((name, _)) => f.write_str(name),
+                None => write!(f, "protocol {number}"),
+            },
+        }
     }
 }
 
@@ -24,7 +28,8 @@ fn endpoint(address: IpAddr, port: Option<u16>) -> String {
 
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let port = (self.protocol != Traffic::Icmp).then_some(self.destination_port);
+        let has_port = matches!(self.protocol, Traffic::Tcp | Traffic::Udp);
+        let port = has_port.then_some(self.destination_port);
         write!(
             f,
             "{} {} -> {}",

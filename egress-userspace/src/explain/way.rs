@@ -22,7 +22,15 @@ pub(super) fn on_its_way(explanation: &Explanation, way: &Way) -> Option<Outcome
                 "it would leave by {interface}, which is no uplink: the guard drops it (SAFE-6)"
             )));
         }
-        Exit::Uplink { interface, missing } if bound && !missing.is_empty() => {
+        Exit::Uplink {
+            unusable: Some(text),
+            ..
+        } if bound => {
+            return Some(dropped(format!("{text}: the guard drops it (SAFE-6)")));
+        }
+        Exit::Uplink {
+            interface, missing, ..
+        } if bound && !missing.is_empty() => {
             return Some(dropped(format!(
                 "{} is not in place on {interface}: the guard drops it until it is (SAFE-6)",
                 missing.join(", ")
@@ -107,6 +115,7 @@ mod tests {
         Exit::Uplink {
             interface: "up0".into(),
             missing: missing.iter().map(|name| (*name).to_owned()).collect(),
+            unusable: None,
         }
     }
 
@@ -124,9 +133,14 @@ mod tests {
         });
         let whole = by(uplink(&[]));
         let broken = by(uplink(&["uplink_egress"]));
+        let port = by(Exit::Uplink {
+            interface: "up0".into(),
+            missing: Vec::new(),
+            unusable: Some("up0 is a port of br0".into()),
+        });
         assert_eq!(on_its_way(&explained(admitted()), &whole), None);
         assert_eq!(on_its_way(&explained(admitted()), &Way::default()), None);
-        for way in [&elsewhere, &broken] {
+        for way in [&elsewhere, &broken, &port] {
             assert_eq!(
                 reason(on_its_way(&explained(admitted()), way)),
                 "hook_missing"

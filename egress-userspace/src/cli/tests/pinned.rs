@@ -128,6 +128,16 @@ impl Backend for Pinned {
         }
     }
 
+    fn check_pins(&self, config: &Config) -> Result<(), DataPlaneError> {
+        if self.0 {
+            return Ok(());
+        }
+        Err(DataPlaneError::Refused {
+            reason: format!("{} is hidden", config.dataplane.pin.display()),
+            remedy: "enter with nsenter".into(),
+        })
+    }
+
     fn check(&self, addresses: &[Address]) -> Result<(), DataPlaneError> {
         match addresses.iter().find(|one| one.to_string() == OWN) {
             None => Ok(()),

@@ -5,6 +5,71 @@ use serde_json::json;
 use super::super::client::{Client, ClientError};
 use super::*;
 
+/// Answers once it is told to.
+struct Waits(Mutex<mpsc::Receiver<()>>);
+
+impl Handler for Waits {
+    fn handle(
+        &self,
+        _: Request,
+        _: &mut dyn FnMut(Value) -> Result<(), LineError>,
+    ) -> Result<Value, Failure> {
+        let _ = self.0.lock().unwrap().recv();
+        Ok(json!("at last"))
+    }
+}
+
+#[test]
+fn who_works_gives_signs_of_life() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = Server::bind(&directory.path().join("egress.sock")).unwrap();
+    let (end, told) = mpsc::channel();
+    server.serve(Arc::new(Waits(Mutex::new(told)))).unwrap();
+    let mut stream = UnixStream::connect(server.path()).unwrap();
+    stream.write_all(b"{\"op\":\"status\"}\n").unwrap();
+    let mut reader = BufReader::new(stream);
+    let mut next = || line::read::<Response>(&mut reader, 1000).unwrap().unwrap();
+    assert_eq!(next(), Response::Working);
+    assert_eq!(next(), Response::Working);
+    end.send(()).unwrap();
+    let last = std::iter::repeat_with(next).find(|response| *response != Response::Working);
+    assert_eq!(last, Some(Response::Done(json!("at last"))));
+
+    end.send(()).unwrap();
+    let answer = Client::connect(server.path())
+        .unwrap()
+        .call(&Request::Status);
+    assert_eq!(answer.unwrap(), json!("at last"));
+}
+
+#[test]
+fn who_is_silent_is_named_and_so_is_one_whose_door_is_full() {
+    const SILENCE: Duration = Duration::from_millis(20);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("egress.sock");
+    let own = i32::try_from(std::process::id()).unwrap();
+    let listener =
+        socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    listener
+        .bind(&socket2::SockAddr::unix(&path).unwrap())
+        .unwrap();
+    listener.listen(0).unwrap();
+    let client = Client::connect_within(&path, SILENCE).unwrap();
+    let error = client.call(&Request::Status).unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Silent { socket, pid: Some(pid), .. } if *socket == path && *pid == own),
+        "{error}"
+    );
+    let clients: Vec<_> = (0..8)
+        .map(|_| Client::connect_within(&path, SILENCE))
+        .collect();
+    let last = clients.last().unwrap();
+    assert!(
+        matches!(last, Err(ClientError::Silent { pid: None, .. })),
+        "{last:?}"
+    );
+}
+
 /// Streams three items, fails on reload, answers the rest with its name.
 struct Echo;
 

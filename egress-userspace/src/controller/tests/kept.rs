@@ -37,8 +37,11 @@ fn an_empty_store_unbinds_nothing_that_was_taken_over() {
     assert!(service.controller().heard(Healths::new()).is_err());
     // An account alone would unbind it as well.
     let account = Source::new("r.toml", "account = [{ id = \"acme\" }]");
-    let said = service.writer().unwrap().apply(&account, true);
-    assert!(said.is_ok(), "that is meant");
+    let said = service.writer().unwrap().apply(&account, true).unwrap();
+    assert!(
+        said.notes[0].starts_with("1 zones are bound, and this file enables 0"),
+        "that is meant, and said: {said:?}"
+    );
     assert_eq!(times(&dataplane), 1);
 
     // Who says what is to be bound, and is not obeyed, has not said so.
@@ -49,7 +52,8 @@ fn an_empty_store_unbinds_nothing_that_was_taken_over() {
     assert!(service.reload().is_err());
     assert_eq!(times(&dataplane), 1);
 
-    service.writer().unwrap().apply(&all, false).unwrap();
+    let said = service.writer().unwrap().apply(&all, false).unwrap();
+    assert_eq!(said.notes, [""; 0]);
     assert_eq!(times(&dataplane), 2);
     assert_eq!(service.controller().behind(), None);
 }

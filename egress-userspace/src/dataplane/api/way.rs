@@ -47,6 +47,9 @@ pub enum Exit {
         interface: String,
         /// Programs that are not in place there.
         missing: Vec<String>,
+        /// Why it cannot be used, with all programs in place: it is a bridge's port, for instance.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unusable: Option<String>,
     },
     /// By an inside interface.
     Inside {

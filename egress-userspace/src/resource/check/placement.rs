@@ -276,11 +276,23 @@ fn everything_is_placed(checker: &Checker<'_, '_>) {
                         .iter()
                         .any(|one| one.address == *address);
                     if several && !placed {
+                        let whose = if pool.made {
+                            format!(" of pool {}, which was made by API,", pool.id)
+                        } else {
+                            String::new()
+                        };
+                        let or = if pool.made {
+                            "; or take it out of the pool by API before"
+                        } else {
+                            ""
+                        };
                         checker.error(
                             place,
-                            format!("{address} is placed nowhere, and there are several servers"),
                             format!(
-                                "add a [[placement]] with address = \"{address}\" and its shares"
+                                "{address}{whose} is placed nowhere, and there are several servers"
+                            ),
+                            format!(
+                                "add a [[placement]] with address = \"{address}\" and its shares{or}"
                             ),
                         );
                     }

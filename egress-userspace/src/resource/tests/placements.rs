@@ -196,6 +196,7 @@ fn placements_name_what_exists_once() {
             .any(|e| e.contains("192.0.2.11 is placed nowhere")),
         "{found:?}"
     );
+    assert!(!found.iter().any(|e| e.contains("API")), "{found:?}");
     let found = errors_with("address = \"192.0.2.11\"", "address = \"192.0.2.12\"");
     assert!(
         found.iter().any(|e| e.contains("192.0.2.12 is in no pool")),
