@@ -78,10 +78,8 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     // Those of a shared store are looked up in its copy.
     let tokens = SqliteStore::open(&config.store.sqlite)?;
     let history = History::beside(&config.store.sqlite);
-    let secret = Plane::secret_beside(&config.store.sqlite);
     let retention = config.utilization;
     let mut plane = Plane::open(claim, &config.dataplane)?;
-    plane.keep_secret(&secret)?;
     plane.announce(config.announce.clone())?;
     let mut watcher = plane.watcher()?;
     let events = plane.events();

@@ -2,7 +2,6 @@
 
 mod claim;
 mod reading;
-mod secret;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};
