@@ -9,6 +9,7 @@
 //! hooks and guard, following the other servers' health and answering go on whatever a shared store does. Who needs
 //! both takes the store first.
 
+mod budget;
 mod change;
 mod courtesy;
 mod draining;

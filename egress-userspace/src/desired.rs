@@ -3,6 +3,8 @@
 //! Names are resolved, references followed, defaults filled in; what is left are numbers and addresses that
 //! translate to map entries one to one. [`crate::resolve`] makes it.
 
+mod withdrawn;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -11,6 +13,7 @@ use egress_common::share::share_of;
 
 pub use egress_common::port::{ALL_SLICES, CONNECTIONS_PER_ORIGIN};
 use ipnet::{IpNet, Ipv6Net};
+pub use withdrawn::Withdrawn;
 
 use crate::config::{Exempt, Refuse, Timers};
 use crate::dataplane::api::Names;
@@ -38,6 +41,8 @@ pub struct Desired {
     pub tunnel: Option<DesiredTunnel>,
     /// The zones that are confined to locations, by number (FWD-8).
     pub confined: BTreeMap<u16, Confinement>,
+    /// What is kept from the network though it is used (ANN-1).
+    pub withdrawn: Withdrawn,
 }
 
 /// Where a zone may leave, and what that makes of its pool on this server (FWD-8).

@@ -194,6 +194,9 @@ pub struct CandidateVerdict {
     pub capacity: u32,
     /// Whether it takes no new flows (POOL-9).
     pub draining: bool,
+    /// The withdrawn prefix for which it is not announced to the network, if it is not (ANN-1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdrawn: Option<IpNet>,
     /// `free`, `full` or `draining`.
     pub verdict: Verdict,
 }
@@ -451,6 +454,9 @@ fn until_it_leaves(desired: &Desired, query: &Query, live: &dyn LiveView) -> Exp
             of_ranges(&ranges, order, active)
         }
     };
+    for candidate in &mut explanation.candidates {
+        candidate.withdrawn = desired.withdrawn.around(candidate.egress_ip.into());
+    }
     if let IpAddr::V4(source) = query.source
         && let Some(to) = desired.forwarded(pool.number, source)
     {
@@ -660,6 +666,7 @@ fn judge(
         active,
         capacity: cap,
         draining,
+        withdrawn: None,
         verdict,
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use egress_common::placement;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use scope::{find_pool, find_zone, flow_filter, origin_filter};
@@ -17,6 +18,7 @@ use scope::Scope;
 use crate::control::protocol::{Failure, Filter};
 use crate::dataplane::api::{DataPlaneStatus, Names, PoolAddressLive, PoolLive};
 use crate::dataplane::cgroup_directory;
+use crate::desired::Withdrawn;
 use crate::liveness::Healths;
 use crate::placed::{self, Standing};
 use crate::resource::{Address, Kind, Owner, Pool, PoolKind, PoolUse, Resources, Zone};
@@ -42,6 +44,9 @@ pub struct Status {
     /// What is known of the other servers, by their tunnel addresses (FWD-7).
     #[serde(default)]
     pub servers: Healths,
+    /// Prefixes that are withdrawn, each with the egress IPs of this server that are not announced for it (ANN-1).
+    #[serde(default)]
+    pub withdrawn: BTreeMap<IpNet, Vec<String>>,
     /// What the data plane says.
     #[serde(flatten)]
     pub dataplane: DataPlaneStatus,
@@ -73,10 +78,26 @@ impl Status {
             frozen: None,
             behind: None,
             servers: Healths::new(),
+            withdrawn: BTreeMap::new(),
             dataplane,
         };
         status.ready = status.in_place() && status.dataplane.guard && status.dataplane.configured;
         status
+    }
+
+    /// With what is not announced of these addresses.
+    #[must_use]
+    pub fn without(
+        self,
+        withdrawn: &Withdrawn,
+        addresses: impl IntoIterator<Item = Address>,
+    ) -> Self {
+        let among = withdrawn.among(addresses).into_iter();
+        let text = |of: Vec<Address>| of.iter().map(ToString::to_string).collect();
+        Self {
+            withdrawn: among.map(|(prefix, of)| (prefix, text(of))).collect(),
+            ..self
+        }
     }
 
     /// Whether there are hooks, all of them are in place, and where they are of use.

@@ -2,7 +2,7 @@
 
 pub use crate::desired::{
     Candidate, Confinement, Desired, DesiredExit, DesiredMark, DesiredPeer, DesiredPolicy,
-    DesiredPool, DesiredPrefix, DesiredTunnel, DesiredZone, Selectors,
+    DesiredPool, DesiredPrefix, DesiredTunnel, DesiredZone, Selectors, Withdrawn,
 };
 
 use std::collections::BTreeMap;
@@ -179,6 +179,7 @@ pub fn resolve_among(
             peers,
         }),
         confined,
+        withdrawn: Withdrawn::of(resources),
     })
 }
 

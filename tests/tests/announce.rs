@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
+    api::{ACCOUNT, Api, LISTEN},
     bird::{self, Session},
     capture::{Capture, Frame},
     config::{Resources, Server},
@@ -16,15 +17,17 @@ use egress_tests::{
     needs,
     netns::Namespace,
     origin::HTTP_PORT,
+    peer::{self, Caller, Peers},
     service::{self, Service},
     site::{Plan, Site},
     standard::{
-        BOUND, DEFAULT_EGRESS, DEFAULT_EGRESS_V6, GATEWAY, NET, Options, SECOND_EGRESS, UPLINK,
+        A, BOUND, DEFAULT_EGRESS, DEFAULT_EGRESS_V6, GATEWAY, NET, Options, SECOND_EGRESS, UPLINK,
         ZONE_PREFIX, ZONE_PREFIX_V6,
     },
     wait,
 };
 use ipnet::{IpNet, Ipv6Net};
+use serde_json::{Value, json};
 
 /// An egress IP that nobody has a route to unless it is announced.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(100, 66, 7, 10);
@@ -34,6 +37,12 @@ const AGGREGATE: &str = "100.66.0.0/16";
 const RANGE: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0xbb, 0, 0, 0, 0, 0), 64);
 /// A second egress IP, which comes later.
 const SECOND: Ipv4Addr = Ipv4Addr::new(100, 66, 7, 11);
+/// An egress IP of a prefix that its account brought along.
+const BROUGHT: Ipv4Addr = Ipv4Addr::new(100, 67, 7, 9);
+/// That prefix.
+const PREFIX: &str = "100.67.7.0/24";
+/// The port of connections that leave by it.
+const PORT: u16 = 9_100;
 /// How long BGP may take: sessions come up within seconds, on a busy machine later.
 const LIMIT: Duration = Duration::from_secs(60);
 /// The kernel's table.
@@ -73,7 +82,7 @@ impl Announced {
             server: Server {
                 sections: format!(
                     "[announce]\ntable = {TABLE}\nwhen_down = \"{when_down}\"\naggregates = [\"{AGGREGATE}\", \
-                     \"198.18.0.0/15\"]"
+                     \"198.18.0.0/15\"]\n[api]\nlisten = \"{LISTEN}\""
                 ),
                 ..Server::default()
             },
@@ -143,6 +152,13 @@ impl Announced {
         self.learned(what, &all.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// With the address of the prefix.
+    fn learned_with_brought(&self, what: &str) -> Result<Duration> {
+        let mut all = self.all();
+        all.push(format!("{BROUGHT}/32"));
+        self.learned(what, &all.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     /// Both families reach their origin from the announced addresses.
     fn works(&self) -> Result<()> {
         let seen = self.site.curl(BOUND, self.site.at_a(HTTP_PORT))?;
@@ -157,7 +173,7 @@ impl Announced {
 
     fn watch(&self) -> Result<LeakCheck> {
         let rules = Rules::new()
-            .allow([ADDRESS, SECOND])
+            .allow([ADDRESS, SECOND, BROUGHT])
             .allow_range(RANGE.into());
         self.site.watch_for(rules)
     }
@@ -179,6 +195,8 @@ fn a_router_learns_where_egress_ips_are_and_when_they_are_not() -> Result<()> {
     let check = lab.watch()?;
     lab.learned_all("announced, with the session's beginning")?;
     lab.works()?;
+    // From here on it is withdrawn, whatever else happens.
+    let mut brought = Brought::withdrawn(&lab)?;
 
     // One more address, and one less; the aggregate goes with the last address inside it.
     let more = [ADDRESS.to_string(), SECOND.to_string(), RANGE.to_string()];
@@ -243,12 +261,159 @@ fn a_router_learns_where_egress_ips_are_and_when_they_are_not() -> Result<()> {
     );
     lab.site.gateway.wait_in_place(LIMIT)?;
     lab.works()?;
+    brought.announced_again(&lab)?;
 
     let said = lab.site.gateway.text(["detach"])?;
-    ensure!(said.contains("announced routes: 3"), "{said}");
+    ensure!(said.contains("announced routes: 4"), "{said}");
     lab.learned("detached: withdrawn", &[])?;
     check.finish()?;
     Ok(())
+}
+
+/// An account's own prefix, with a connection by it.
+struct Brought {
+    api: Api,
+    /// The path of the prefix.
+    prefix: String,
+    live: Peers,
+}
+
+impl Brought {
+    /// Makes it through the API, opens a connection by it, and withdraws it.
+    fn withdrawn(lab: &Announced) -> Result<Self> {
+        let site = &lab.site;
+        let write = ["account-egress:write", "account-addresses:write"];
+        let api = Api::new(site, "acme", &write)?;
+        let account = format!("/client/v4/accounts/{ACCOUNT}");
+        let post = |path: &str, body: Value| -> Result<Value> {
+            let reply = api.call(&format!("{account}/{path}"), &["--json", &body.to_string()])?;
+            ensure!(matches!(reply.status, 200 | 201), "{reply:?}");
+            Ok(reply.json()?["result"].clone())
+        };
+        let made = post(
+            "addressing/prefixes",
+            json!({ "asn": 64_500, "cidr": PREFIX }),
+        )?;
+        ensure!(
+            made["advertised"] == true
+                && made["advertised_modified_at"].is_null()
+                && made["on_demand_enabled"] == true
+                && made["on_demand_locked"] == false,
+            "{made}"
+        );
+        let prefix = format!(
+            "addressing/prefixes/{}",
+            made["id"].as_str().context("no id")?
+        );
+        let services = api.get(&format!("{account}/addressing/services"))?.json()?["result"].take();
+        let mut services = services.as_array().into_iter().flatten();
+        let egress = services.find(|service| service["name"] == "CDN Egress");
+        post(
+            &format!("{prefix}/bindings"),
+            json!({ "cidr": PREFIX, "service_id": egress.context("no CDN Egress")?["id"] }),
+        )?;
+        post(
+            "egress/pools",
+            json!({ "id": "withdrawn", "addresses": [BROUGHT.to_string()] }),
+        )?;
+        post(
+            "gateway/rules",
+            json!({
+                "name": "by the prefix", "action": "egress", "filters": ["egress"], "enabled": true,
+                "traffic": format!("net.dst.port == {PORT}"),
+                "rule_settings": { "egress": {
+                    "ipv4": BROUGHT.to_string(), "ipv4_fallback": "0.0.0.0", "ipv6": RANGE.to_string()
+                } },
+            }),
+        )?;
+        lab.learned_with_brought("a prefix more")?;
+        let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
+        let live = Peers::connect(&site.node(BOUND), Caller::default(), &listener)?;
+        ensure!(live.seen.ip() == BROUGHT, "{live:?}");
+        let brought = Self {
+            api,
+            prefix: format!("{account}/{prefix}"),
+            live,
+        };
+
+        let began = Instant::now();
+        let answer = brought.switch(false)?;
+        ensure!(answer["advertised"] == false, "{answer}");
+        lab.learned_all("PATCH advertised false: withdrawn, after the answer")?;
+        println!(
+            "PATCH advertised false: withdrawn, all in all {:?}",
+            began.elapsed()
+        );
+        // Asked again, it is the same, and nothing has changed.
+        ensure!(brought.switch(false)? == answer, "{answer}");
+        let got = brought.get("/bgp/status")?;
+        ensure!(
+            got["advertised"] == false
+                && got["advertised_modified_at"] == answer["advertised_modified_at"]
+                && answer["advertised_modified_at"].is_string()
+                && got["announced_here"] == json!([]),
+            "{got}"
+        );
+        ensure!(brought.get("")?["advertised"] == false);
+        brought.is_said(site)?;
+        Ok(brought)
+    }
+
+    fn switch(&self, advertised: bool) -> Result<Value> {
+        let body = json!({ "advertised": advertised }).to_string();
+        let reply = self
+            .api
+            .patch(&format!("{}/bgp/status", self.prefix), &body)?;
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(reply.json()?["result"].clone())
+    }
+
+    fn get(&self, path: &str) -> Result<Value> {
+        let reply = self.api.get(&format!("{}{path}", self.prefix))?;
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(reply.json()?["result"].clone())
+    }
+
+    /// The operator is told, by `status` and by `why`; the connection is as it was.
+    fn is_said(&self, site: &Site) -> Result<()> {
+        let gateway = &site.gateway;
+        let status = gateway.json(&["status"])?;
+        ensure!(
+            status["withdrawn"] == json!({ PREFIX: [BROUGHT.to_string()] }),
+            "{status}"
+        );
+        let said = gateway.text(["status"])?;
+        let line = format!("{PREFIX} is withdrawn, not advertised: so not {BROUGHT}");
+        ensure!(said.contains(&line), "{said}");
+        let inside = self.live.inside.local_addr()?;
+        let source = inside.ip().to_string();
+        let origin = self.live.origin.local_addr()?.to_string();
+        let said = gateway.text(["why", &source, &origin])?;
+        let line = format!("not advertised: {PREFIX} is withdrawn");
+        ensure!(said.contains(&line), "{said}");
+        let flows = gateway.text(["flows"])?;
+        ensure!(flows.contains(&inside.to_string()), "{flows}");
+        Ok(())
+    }
+
+    /// Announces it again: the connection goes on.
+    fn announced_again(&mut self, lab: &Announced) -> Result<()> {
+        self.is_said(&lab.site)?;
+        let began = Instant::now();
+        let answer = self.switch(true)?;
+        ensure!(answer["advertised"] == true, "{answer}");
+        lab.learned_with_brought("PATCH advertised true: back, after the answer")?;
+        println!(
+            "PATCH advertised true: back, all in all {:?}",
+            began.elapsed()
+        );
+        let route = format!("{BROUGHT}/32");
+        let got = self.get("/bgp/status")?;
+        ensure!(got["announced_here"] == json!([route]), "{got}");
+        let status = lab.site.gateway.json(&["status"])?;
+        ensure!(status["withdrawn"] == json!({}), "{status}");
+        self.live.exchange()
+    }
 }
 
 #[test]

@@ -5,7 +5,9 @@ use super::place::Place;
 use super::{CliError, Exit, pool, table};
 use crate::control::{Failure, Request};
 use crate::dataplane::api::DataPlaneStatus;
+use crate::desired::Withdrawn;
 use crate::inventory::{DaemonState, Status};
+use crate::resolve;
 
 pub(super) fn run(context: &mut Context<'_>, place: &Place) -> Result<Exit, CliError> {
     let config = place.config(context)?;
@@ -17,7 +19,9 @@ pub(super) fn run(context: &mut Context<'_>, place: &Place) -> Result<Exit, CliE
                 Some(view) => view.status().map_err(Failure::from)?,
                 None => DataPlaneStatus::default(),
             };
-            Status::new(dataplane, None)
+            let resources = local.stored.resources();
+            let addresses = resolve::addresses(&resources, &local.config);
+            Status::new(dataplane, None).without(&Withdrawn::of(&resources), addresses)
         }
     };
     context.print(&status, || text(&status))?;
@@ -129,6 +133,13 @@ fn text(status: &Status) -> String {
         let all = &status.dataplane.announced;
         parts.push(format!("{} routes announced to the network", all.len()));
     }
+    for (prefix, addresses) in &status.withdrawn {
+        let of = match addresses.as_slice() {
+            [] => "no egress IP of this server is in it".to_owned(),
+            some => format!("so not {}", shortly(some)),
+        };
+        parts.push(format!("{prefix} is withdrawn, not advertised: {of}"));
+    }
     if !status.dataplane.draining.is_empty() {
         parts.push(pool::left(&status.dataplane.draining));
     }
@@ -143,4 +154,15 @@ fn text(status: &Status) -> String {
         parts.push(table::render(&["REASON", "PACKETS"], &[1], &counted));
     }
     parts.join("\n\n")
+}
+
+/// The first of a list that may be long.
+fn shortly(addresses: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<&str> = addresses.iter().map(String::as_str).take(SHOWN).collect();
+    let more = addresses.len() - shown.len();
+    match more {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::Writer;
+use super::{Writer, budget};
 use crate::control::protocol::Failure;
 use crate::diagnostic::{Report, Severity, Source};
 use crate::resolve;
@@ -50,10 +50,9 @@ impl Writer<'_> {
             }
         }
         let after = after.resources();
-        let known: HashSet<String> = self
-            .mistakes(&self.stored.resources())
-            .map(|found| found.reason)
-            .collect();
+        let before = self.stored.resources();
+        budget::within(&before, &after, account).map_err(ChangeError::Invalid)?;
+        let known: HashSet<String> = self.mistakes(&before).map(|found| found.reason).collect();
         let mut new: Vec<Failure> = self.mistakes(&after).collect();
         new.retain(|found| !known.contains(&found.reason));
         if !new.is_empty() {

@@ -166,12 +166,14 @@ impl Handler for Service {
             Request::Status => {
                 let controller = self.controller();
                 let dataplane = controller.dataplane().status()?;
-                value(&Status {
+                let desired = controller.desired();
+                let status = Status {
                     frozen: controller.frozen(),
                     behind: controller.behind().map(str::to_owned),
                     servers: controller.healths().clone(),
                     ..Status::new(dataplane, Some(std::process::id()))
-                })
+                };
+                value(&status.without(&desired.withdrawn, desired.addresses()))
             }
             Request::Flows { filter } => {
                 let filter = inventory::flow_filter(&self.stored(), &filter)?;

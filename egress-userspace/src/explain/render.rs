@@ -111,6 +111,12 @@ impl fmt::Display for Explanation {
                 candidate.egress_ip.to_string(),
                 candidate.capacity
             )?;
+            if let Some(prefix) = candidate.withdrawn {
+                writeln!(
+                    f,
+                    "            (not advertised: {prefix} is withdrawn; answers come only if somebody else announces it)"
+                )?;
+            }
         }
         if let Some(path) = &self.path {
             writeln!(f, "path        {path}")?;

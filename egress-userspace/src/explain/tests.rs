@@ -471,3 +471,32 @@ fn an_explanation_is_json_too() {
     let back: Explanation = serde_json::from_value(json).unwrap();
     assert_eq!(back.zone.as_deref(), Some("narrow"));
 }
+
+#[test]
+fn ann_1_a_candidate_that_is_not_advertised_is_said_to_be() {
+    let text = r#"
+account = [{ id = "acme" }]
+[[prefix]]
+cidr = "192.0.2.0/24"
+account = "acme"
+advertised = false
+"#;
+    let source = crate::diagnostic::Source::new("r.toml", text);
+    let resources = crate::resource::parse(&source, None).0.unwrap();
+    let withdrawn = Desired {
+        withdrawn: crate::desired::Withdrawn::of(&resources),
+        ..desired()
+    };
+    let explained = |desired: &Desired| explain(desired, &query(), &NothingLive);
+    let prefix = Some("192.0.2.0/24".parse().unwrap());
+    let said = explained(&withdrawn);
+    assert_eq!(said.candidates.len(), 2);
+    assert!(said.candidates.iter().all(|one| one.withdrawn == prefix));
+    let line = "not advertised: 192.0.2.0/24 is withdrawn";
+    assert!(said.to_string().contains(line), "{said}");
+    let silent = explained(&desired());
+    assert!(silent.candidates.iter().all(|one| one.withdrawn.is_none()));
+    assert!(!silent.to_string().contains(line), "{silent}");
+    // It decides nothing.
+    assert_eq!(said.outcome, silent.outcome);
+}

@@ -90,6 +90,7 @@ mod tests {
                 active: Some(0),
                 capacity: 10,
                 draining: false,
+                withdrawn: None,
                 verdict: Verdict::Free,
             }],
             path: None,

@@ -22,10 +22,17 @@ pub struct Account {
     /// nothing is said, [`POLICY_PERCENT`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_percent: Option<u32>,
+    /// Percent of the data plane's tables for pools and egress IPs up to which its pools may be added to through the API;
+    /// where nothing is said, [`POOL_PERCENT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_percent: Option<u32>,
 }
 
 /// What an account may take of the tables for policies where the file says nothing, percent: eight accounts have room.
 pub const POLICY_PERCENT: u32 = 12;
+
+/// The same of the tables for pools and egress IPs.
+pub const POOL_PERCENT: u32 = 12;
 
 impl Account {
     pub(super) fn read(mut table: Table<'_, '_>, places: &mut ObjectPlaces<'_>) -> Self {
@@ -35,6 +42,9 @@ impl Account {
         let policy_percent = table
             .get("policy_percent", "policy_percent = 12")
             .and_then(|value| value.integer(0..=100, "percent of the tables for policies"));
+        let pool_percent = table
+            .get("pool_percent", "pool_percent = 12")
+            .and_then(|value| value.integer(0..=100, "percent of the tables for egress IPs"));
         let mut flag = |key, example| {
             table
                 .get(key, example)
@@ -47,6 +57,7 @@ impl Account {
             egress_tcp: flag("egress_tcp", "egress_tcp = true"),
             egress_udp: flag("egress_udp", "egress_udp = true"),
             policy_percent,
+            pool_percent,
         };
         table.finish();
         account

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use account::{Account, POLICY_PERCENT};
+pub use account::{Account, POLICY_PERCENT, POOL_PERCENT};
 pub use address::{Address, AddressError};
 pub use lease::Lease;
 pub use location::{DataCenter, Location, Server};

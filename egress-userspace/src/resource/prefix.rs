@@ -31,6 +31,9 @@ pub struct Prefix {
     pub delegated_to: Vec<String>,
     /// What it is for; `cdn-egress` by default. Of one that was made through the API its bindings say it.
     pub service: Service,
+    /// Whether routes to egress IPs in it are kept from the network (ANN-1).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withdrawn: bool,
     /// What only those made through the API have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registration: Option<Registration>,
@@ -66,6 +69,9 @@ impl Prefix {
         if let Some(value) = service {
             places.field("service", value.span());
         }
+        let advertised = table
+            .get("advertised", "advertised = true")
+            .and_then(|value| value.boolean());
         let prefix = Self {
             // The stand-in for a refused prefix holds no address that a pool may have.
             cidr: cidr
@@ -81,6 +87,7 @@ impl Prefix {
                     ])
                 })
                 .unwrap_or(Service::CdnEgress),
+            withdrawn: advertised == Some(false),
             registration: None,
         };
         table.finish();

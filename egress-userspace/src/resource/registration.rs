@@ -14,6 +14,9 @@ pub struct Registration {
     pub description: String,
     /// When it was made, µs since 1970.
     pub created: i64,
+    /// When it was withdrawn, or announced again, the last time, µs since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertised_modified: Option<i64>,
     /// What its parts are bound to, the whole of it first; the most specific one counts.
     pub bindings: Vec<Binding>,
     /// Who else may use its parts (POOL-7).

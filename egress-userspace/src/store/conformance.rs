@@ -2,7 +2,9 @@
 
 use super::{Change, Limits, StateStore, StoreError};
 use crate::ownership::{Row, Step};
-use crate::resource::{Account, Aegis, Kind, Object, Owner, Setting, Zone};
+use crate::resource::{
+    Account, Aegis, Kind, Object, Owner, Prefix, Registration, Service, Setting, Zone,
+};
 
 const WIDE: Limits = Limits {
     last_zone: 100,
@@ -16,6 +18,7 @@ fn account(id: &str) -> Object {
         egress_tcp: true,
         egress_udp: false,
         policy_percent: None,
+        pool_percent: None,
     })
 }
 
@@ -31,6 +34,22 @@ fn zone(id: &str) -> Object {
         regions: Vec::new(),
         require_probe: Vec::new(),
         aegis: None,
+    })
+}
+
+/// One that is announced is stored as before there was a choice.
+fn prefix(withdrawn: bool) -> Object {
+    Object::Prefix(Prefix {
+        cidr: "198.51.100.0/24".parse().unwrap(),
+        account: "a".into(),
+        delegated_to: Vec::new(),
+        service: Service::CdnEgress,
+        withdrawn,
+        registration: Some(Registration {
+            asn: 64_500,
+            advertised_modified: withdrawn.then_some(7),
+            ..Registration::default()
+        }),
     })
 }
 
@@ -76,6 +95,23 @@ pub(super) fn keeps_what_was_committed(store: &mut dyn StateStore) {
         (Owner::Api, setting)
     );
     assert!(stored.resources().settings["z"].enabled);
+    for withdrawn in [true, false] {
+        let change = Change::Put {
+            owner: Owner::Api,
+            object: prefix(withdrawn),
+        };
+        store.commit(&[change], WIDE).unwrap();
+        let stored = store.load().unwrap();
+        assert_eq!(
+            stored.objects[&(Kind::Prefix, "198.51.100.0/24".into())],
+            (Owner::Api, prefix(withdrawn))
+        );
+    }
+    let before = serde_json::to_string(&prefix(false)).unwrap();
+    assert!(
+        !before.contains("withdrawn") && !before.contains("advertised"),
+        "{before}"
+    );
 }
 
 /// A store that servers share makes a step on top of what it was made from, once; one that is a server's own makes none.

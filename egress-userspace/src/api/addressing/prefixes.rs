@@ -8,6 +8,7 @@ use super::super::envelope::{Answer, ApiError};
 use super::super::leases::is_anothers;
 use super::super::time::rfc3339;
 use super::super::{Api, Call};
+use super::bgp::Advertisement;
 use super::{Found, account_id, cidr, prefix_id, put};
 use crate::resource::{Address, Kind, Pool, Prefix, Registration, Service};
 use crate::store::{Change, Stored, now};
@@ -27,7 +28,7 @@ pub(in crate::api) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let stored = api.service.stored();
     let all = Found::all(&stored, account);
     Ok(Answer::One(
-        all.iter().map(|found| json(&stored, found)).collect(),
+        all.iter().map(|found| json(api, &stored, found)).collect(),
     ))
 }
 
@@ -35,7 +36,7 @@ pub(in crate::api) fn list(api: &Api, call: &Call) -> Result<Answer, ApiError> {
 pub(in crate::api) fn get(api: &Api, call: &Call) -> Result<Answer, ApiError> {
     let stored = api.service.stored();
     let found = Found::of(&stored, call)?;
-    Ok(Answer::One(json(&stored, &found)))
+    Ok(Answer::One(json(api, &stored, &found)))
 }
 
 /// `POST /accounts/{account_id}/addressing/prefixes`
@@ -87,6 +88,7 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
         delegated_to: Vec::new(),
         // Its bindings say it.
         service: Service::CdnEgress,
+        withdrawn: false,
         registration: None,
     };
     let registration = Registration {
@@ -96,7 +98,7 @@ pub(in crate::api) fn create(api: &Api, call: &Call) -> Result<Answer, ApiError>
         ..Registration::default()
     };
     put(&mut writer, prefix, registration)?;
-    shown(writer.stored(), call, cidr).map(Answer::Created)
+    shown(api, writer.stored(), call, cidr).map(Answer::Created)
 }
 
 /// `PATCH /accounts/{account_id}/addressing/prefixes/{prefix_id}`: the description.
@@ -112,7 +114,7 @@ pub(in crate::api) fn edit(api: &Api, call: &Call) -> Result<Answer, ApiError> {
         ..registration
     };
     put(&mut writer, prefix, registration)?;
-    shown(writer.stored(), call, cidr).map(Answer::One)
+    shown(api, writer.stored(), call, cidr).map(Answer::One)
 }
 
 /// `DELETE /accounts/{account_id}/addressing/prefixes/{prefix_id}`
@@ -197,15 +199,16 @@ fn letters(body: &Body) -> Result<(), ApiError> {
 }
 
 /// What is said of a prefix of the account of the path, after a change.
-fn shown(stored: &Stored, call: &Call, cidr: IpNet) -> Result<Value, ApiError> {
+fn shown(api: &Api, stored: &Stored, call: &Call, cidr: IpNet) -> Result<Value, ApiError> {
     let mut all = Found::all(stored, call.account()?).into_iter();
     all.find(|found| found.prefix.cidr == cidr)
-        .map(|found| json(stored, &found))
+        .map(|found| json(api, stored, &found))
         .ok_or_else(|| ApiError::internal(&"a prefix that was put is not there"))
 }
 
-fn json(stored: &Stored, found: &Found) -> Value {
+fn json(api: &Api, stored: &Stored, found: &Found) -> Value {
     let prefix = &found.prefix;
+    let advertisement = Advertisement::of(api, found);
     let registration = prefix.registration.as_ref();
     let modified = found.modified.map(rfc3339);
     let created = registration.map(|one| rfc3339(one.created));
@@ -223,9 +226,9 @@ fn json(stored: &Stored, found: &Found) -> Value {
         "loa_document_id": null,
         "created_at": created.or_else(|| modified.clone()),
         "modified_at": modified,
-        "advertised": null,
-        "advertised_modified_at": null,
-        "on_demand_enabled": false,
-        "on_demand_locked": true,
+        "advertised": advertisement.advertised,
+        "advertised_modified_at": advertisement.modified_at,
+        "on_demand_enabled": advertisement.on_demand,
+        "on_demand_locked": !advertisement.on_demand,
     })
 }

@@ -161,3 +161,81 @@ fn a_name_that_another_account_uses_is_no_secret_to_be_found_out() {
     let resources = bench.writer().stored().resources();
     assert!(resources.pool("same").is_none() && resources.pool("c").is_some());
 }
+
+/// A prefix of an account's own has addresses for all tables; what it takes of them is bounded, and others find room.
+#[test]
+fn one_account_cannot_use_the_tables_up() {
+    let accounts = r#"account = [{ id = "acme", pool_percent = 1 }, { id = "other" }]
+prefix = [
+    { cidr = "2001:db8:a::/48", account = "acme" },
+    { cidr = "2001:db8:b::/48", account = "other" },
+]"#;
+    let with = |accounts: &str| file("").replace("account = [{ id = \"acme\" }]", accounts);
+    let bench = Bench::new(&with(accounts));
+    // 655 of 65,536; at most 256 a pool.
+    let of = |account: &str, id: usize, count: usize| {
+        let letter = if account == "acme" { 'a' } else { 'b' };
+        put(Object::Pool(Pool {
+            id: format!("{account}{id}"),
+            name: None,
+            account: account.into(),
+            kind: Some(PoolKind::Byoip),
+            addresses: (0..count)
+                .map(|n| format!("2001:db8:{letter}:{id:x}::{n:x}").parse().unwrap())
+                .collect(),
+            draining: Vec::new(),
+            connections_per_origin: 100,
+            used_for: PoolUse::Cdn,
+            allow_empty: false,
+            made: true,
+        }))
+    };
+    let change = |change: Change| {
+        let account = match &change {
+            Change::Put {
+                object: Object::Pool(pool),
+                ..
+            } => pool.account.clone(),
+            other => panic!("{other:?}"),
+        };
+        bench.writer().change(&account, &[change])
+    };
+    change(of("acme", 1, 256)).unwrap();
+    change(of("acme", 2, 256)).unwrap();
+    let before = bench.stored();
+    let Err(ChangeError::Invalid(why)) = change(of("acme", 3, 144)) else {
+        panic!("656 addresses");
+    };
+    assert!(
+        why.reason
+            .contains("would have 656 IPv6 addresses and ranges in pools, and 655 may be made")
+            && why.reason.contains("pool_percent"),
+        "{why}"
+    );
+    assert_eq!(bench.stored(), before);
+    change(of("acme", 3, 143)).unwrap();
+    // Whoever else there is has room of its own: by default for 7,864.
+    for id in 0..3 {
+        change(of("other", id, 256)).unwrap();
+    }
+    // With less than it has it may change and shrink, and not grow.
+    let less = Source::new(
+        "r.toml",
+        with(accounts).replace("pool_percent = 1", "pool_percent = 0"),
+    );
+    bench.writer().apply(&less, false).unwrap();
+    change(of("acme", 3, 142)).unwrap();
+    assert!(change(of("acme", 3, 143)).is_err());
+    assert!(change(of("acme", 4, 1)).is_err());
+    // More than all of it is promised: that is said.
+    let all = with(accounts).replace("id = \"other\"", "id = \"other\", pool_percent = 100");
+    let applied = bench
+        .writer()
+        .apply(&Source::new("r.toml", all), false)
+        .unwrap();
+    let warnings = applied.warnings.to_string();
+    assert!(
+        warnings.contains("promised 101 percent of the tables for egress IPs"),
+        "{warnings}"
+    );
+}

@@ -44,7 +44,8 @@ impl Plane {
         }
     }
 
-    /// What is to be announced: this server's own, and what left its pools while flows still leave by it.
+    /// What is to be announced: this server's own, and what left its pools while flows still leave by it; but nothing of a
+    /// prefix that was withdrawn.
     pub(super) fn wish_announced(&mut self) {
         let own = self.desired.iter().flat_map(Desired::addresses);
         let mut all: BTreeSet<Address> = own.collect();
@@ -53,6 +54,9 @@ impl Plane {
             Err(error) => {
                 tracing::warn!(%error, "addresses that left their pools may be withdrawn too early");
             }
+        }
+        if let Some(desired) = &self.desired {
+            all.retain(|address| desired.withdrawn.around(address.net()).is_none());
         }
         self.announcement.wish(all);
     }

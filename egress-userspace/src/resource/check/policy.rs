@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use egress_common::policy::MAX_RULES;
 
 use super::super::policy::Egress;
-use super::super::{Address, Kind, Place, Policy};
+use super::super::{Account, Address, Kind, Place, Policy};
 use super::Checker;
 use crate::placed;
 use crate::policy::rules;
@@ -37,16 +37,20 @@ pub(super) fn check(checker: &Checker<'_, '_>) {
 /// Whether more of the tables is promised to accounts than there is.
 fn promised(checker: &Checker<'_, '_>) {
     let accounts = &checker.resources.accounts;
-    let sum: u32 = accounts.iter().filter_map(|one| one.policy_percent).sum();
-    let last = accounts
-        .iter()
-        .rposition(|one| one.policy_percent.is_some());
-    if let (true, Some(last)) = (sum > 100, last) {
-        checker.warning(
-            Place::object(Kind::Account, last),
-            format!("accounts are promised {sum} percent of the tables for policies"),
-            "lower policy_percent, or bear that who comes last finds them full",
-        );
+    let kinds: [(&str, &str, fn(&Account) -> Option<u32>); 2] = [
+        ("policies", "policy_percent", |one| one.policy_percent),
+        ("egress IPs", "pool_percent", |one| one.pool_percent),
+    ];
+    for (what, field, of) in kinds {
+        let sum: u32 = accounts.iter().filter_map(of).sum();
+        let last = accounts.iter().rposition(|one| of(one).is_some());
+        if let (true, Some(last)) = (sum > 100, last) {
+            checker.warning(
+                Place::object(Kind::Account, last),
+                format!("accounts are promised {sum} percent of the tables for {what}"),
+                format!("lower {field}, or bear that who comes last finds them full"),
+            );
+        }
     }
 }
 

@@ -148,6 +148,7 @@ fn account(id: &str) -> Change {
             egress_tcp: true,
             egress_udp: true,
             policy_percent: None,
+            pool_percent: None,
         }),
     }
 }
