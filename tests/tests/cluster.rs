@@ -4,6 +4,7 @@
 use std::{
     net::IpAddr,
     process::Stdio,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -37,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const UNNOTICED: Duration = Duration::from_millis(2_500);
 /// How often that is tried: a busy machine may take as long for other reasons.
 const ROUNDS: usize = 6;
+
+/// How often two are told something at once: on a busy machine one may come late.
+const COLLISIONS: usize = 20;
 
 struct Cluster {
     pair: Pair,
@@ -114,7 +118,12 @@ impl Cluster {
     fn token(&self) -> Result<String> {
         let words = ["token", "create", "--account", ACCOUNT, "--permission"];
         let gateway = self.pair.gateway(Side::One);
-        let token = gateway.text(words.into_iter().chain(["account-egress:write"]))?;
+        let permissions = [
+            "account-egress:write",
+            "--permission",
+            "account-addresses:write",
+        ];
+        let token = gateway.text(words.into_iter().chain(permissions))?;
         Ok(token.trim().to_owned())
     }
 
@@ -197,12 +206,75 @@ impl Cluster {
         self.works()
     }
 
+    /// Two servers are told different things at once, by HTTP: one of them is told that somebody else was faster, and
+    /// nothing of what it was told is anywhere (API.md: 409).
+    fn collide(&self, token: &str) -> Result<()> {
+        let leases = format!("/client/v4/accounts/{ACCOUNT}/egress/leased_ips");
+        let api = |side: Side| Api::on(self.pair.node(side.server()), token);
+        wait::until_true("the token to be everywhere", LIMIT, || {
+            let replies = Side::ALL.map(|side| api(side).get(&leases));
+            let replies = replies.into_iter().collect::<Result<Vec<_>>>()?;
+            Ok(replies.iter().all(|reply| reply.status == 200))
+        })?;
+        for round in 1..=COLLISIONS {
+            let wanted = Side::ALL.map(|side| (side, format!("100.90.{round}.{}", side.number())));
+            // Both ask an etcd that says nothing, and so both on top of the same: then one is faster.
+            self.etcd.pause()?;
+            let replies = thread::scope(|scope| -> Result<Vec<Reply>> {
+                let asking: Vec<_> = wanted
+                    .iter()
+                    .map(|(side, address)| {
+                        let (api, leases) = (api(*side), &leases);
+                        scope.spawn(move || lease(&api, leases, address))
+                    })
+                    .collect();
+                // Not too long: an etcd that says nothing for three seconds is one that is not there.
+                thread::sleep(Duration::from_millis(700));
+                self.etcd.resume()?;
+                asking
+                    .into_iter()
+                    .map(|one| one.join().map_err(|_| anyhow::anyhow!("a client died"))?)
+                    .collect()
+            })?;
+            let outcomes = replies.iter().map(Reply::outcome);
+            let outcomes: Vec<_> = outcomes.collect::<Result<_>>()?;
+            println!("asked at once: {outcomes:?}");
+            let lost = outcomes.iter().position(|one| *one == (409, 1409));
+            let Some(lost) = lost.filter(|lost| outcomes[1 - lost] == (201, 0)) else {
+                // One came after the other, or too late: a busy machine.
+                let known = outcomes.iter().all(|one| matches!(one.0, 201 | 409 | 503));
+                ensure!(known, "{replies:?}");
+                continue;
+            };
+            let sentence = "somebody else has changed the configuration meanwhile, and nothing was changed: try again";
+            let error = &replies[lost].json()?["errors"][0]["message"];
+            ensure!(*error == sentence, "{replies:?}");
+            let [won, lost] = [&wanted[1 - lost], &wanted[lost]];
+            for side in Side::ALL {
+                wait::until_true("what was answered with yes", LIMIT, || {
+                    Ok(api(side).get(&leases)?.text.contains(&won.1))
+                })?;
+                let all = api(side).get(&leases)?.text;
+                ensure!(!all.contains(&lost.1), "half applied: {all}");
+            }
+            let again = lease(&api(lost.0), &leases, &lost.1)?;
+            ensure!(again.outcome()? == (201, 0), "{again:?}");
+            return Ok(());
+        }
+        anyhow::bail!("{COLLISIONS} times nobody was faster")
+    }
+
     fn finish(self) -> Result<()> {
         for check in self.checks {
             check.finish()?;
         }
         Ok(())
     }
+}
+
+fn lease(api: &Api, leases: &str, address: &str) -> Result<Reply> {
+    let body = format!("{{\"address\":\"{address}\"}}");
+    api.call(leases, &["--request", "POST", "--json", &body])
 }
 
 fn capped(cap: u32) -> Resources {
@@ -230,6 +302,7 @@ fn what_one_server_is_told_all_of_them_do() -> Result<()> {
     cluster.has(Side::Two, 3_100)?;
     println!("the other server has it after {:?}", began.elapsed());
     cluster.works()?;
+    cluster.collide(&cluster.token()?)?;
     let (done, said) = cluster.apply(Side::Two, &capped(310))?;
     ensure!(done, "{said}");
     cluster.has(Side::One, 310)?;
