@@ -1,14 +1,13 @@
 //! Talking to etcd, from a thread of its own: whoever asks waits a bounded time, whatever etcd does.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::future::Future;
 use std::sync::{Arc, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity,
-    ResponseHeader, TlsOptions, Txn, TxnOp, WatchOptions,
+    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, ResponseHeader, Txn,
+    TxnOp, WatchOptions,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Mutex, watch};
@@ -16,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::content::{Content, GENERATION, OWNERSHIP};
 use super::journal::{Condition, Transaction};
+use super::tls::{Tls, file};
 use crate::config::Etcd;
 
 /// How long a question may take.
@@ -50,6 +50,7 @@ struct Link {
     endpoints: Vec<String>,
     options: ConnectOptions,
     prefix: String,
+    tls: Option<Tls>,
     client: Mutex<Option<Client>>,
     /// Why changes are not heard of now, if they are not.
     deaf: std::sync::Mutex<Option<String>>,
@@ -60,19 +61,21 @@ type Outcome<T> = Result<T, String>;
 impl Remote {
     /// Begins to listen to changes; connects when it can.
     pub(super) fn new(config: &Etcd) -> Outcome<Self> {
+        // First, since a runtime that nobody takes must not be dropped inside of another one.
+        let link = Arc::new(Link {
+            endpoints: config.endpoints.clone(),
+            options: options(config)?,
+            prefix: format!("{}/", config.prefix),
+            tls: Tls::of(config),
+            client: Mutex::new(None),
+            deaf: std::sync::Mutex::new(Some("not connected yet".to_owned())),
+        });
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("etcd")
             .enable_all()
             .build()
             .map_err(|error| format!("cannot start its thread: {error}"))?;
-        let link = Arc::new(Link {
-            endpoints: config.endpoints.clone(),
-            options: options(config)?,
-            prefix: format!("{}/", config.prefix),
-            client: Mutex::new(None),
-            deaf: std::sync::Mutex::new(Some("not connected yet".to_owned())),
-        });
         let (sender, changes) = watch::channel(0);
         runtime.spawn(listen(Arc::clone(&link), sender));
         Ok(Self {
@@ -139,6 +142,10 @@ impl Link {
         self.deaf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn said(&self, error: etcd_client::Error) -> String {
+        said(error, self.tls.as_ref())
+    }
+
     async fn client(&self) -> Outcome<Client> {
         let mut kept = self.client.lock().await;
         if let Some(client) = &*kept {
@@ -146,7 +153,7 @@ impl Link {
         }
         let client = Client::connect(&self.endpoints, Some(self.options.clone()))
             .await
-            .map_err(said)?;
+            .map_err(|error| self.said(error))?;
         *kept = Some(client.clone());
         Ok(client)
     }
@@ -164,7 +171,8 @@ impl Link {
             if revision > 0 {
                 options = options.with_revision(revision);
             }
-            let mut page = kv.get(from.clone(), Some(options)).await.map_err(said)?;
+            let page = kv.get(from.clone(), Some(options)).await;
+            let mut page = page.map_err(|error| self.said(error))?;
             if revision == 0 {
                 revision = page.header().map_or(0, ResponseHeader::revision);
             }
@@ -226,7 +234,8 @@ impl Link {
         };
         ops.extend(transaction.prune.iter().map(below));
         let txn = Txn::new().when(conditions).and_then(ops);
-        let answer = self.client().await?.txn(txn).await.map_err(said)?;
+        let answer = self.client().await?.txn(txn).await;
+        let answer = answer.map_err(|error| self.said(error))?;
         let revision = answer.header().map_or(0, ResponseHeader::revision);
         Ok(answer.succeeded().then_some(revision))
     }
@@ -255,14 +264,17 @@ async fn hear(link: &Link, sender: &watch::Sender<u64>) -> Outcome<()> {
     let mut client = link.client().await?;
     let options = WatchOptions::new().with_progress_notify();
     let begun = timeout(PATIENCE, client.watch(key, Some(options))).await;
-    let mut stream = begun.map_err(|_| "no answer".to_owned())?.map_err(said)?;
+    let mut stream = begun
+        .map_err(|_| "no answer".to_owned())?
+        .map_err(|error| link.said(error))?;
     let key = format!("{}{OWNERSHIP}", link.prefix);
     let options = WatchOptions::new().with_prefix();
-    stream.watch(key, Some(options)).await.map_err(said)?;
+    let begun = stream.watch(key, Some(options)).await;
+    begun.map_err(|error| link.said(error))?;
     *link.deaf() = None;
     // Whatever was committed until now was not heard.
     sender.send_modify(|count| *count += 1);
-    while let Some(message) = stream.message().await.map_err(said)? {
+    while let Some(message) = stream.message().await.map_err(|error| link.said(error))? {
         if message.canceled() {
             return Err(message.cancel_reason().to_owned());
         }
@@ -282,9 +294,6 @@ fn options(config: &Etcd) -> Outcome<ConnectOptions> {
         .with_keep_alive_while_idle(true)
         .with_require_leader(true)
         .with_auto_token_refresh(true);
-    let file = |path: &std::path::Path| {
-        fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-    };
     if let Some(user) = &config.user {
         let password = match &config.password_file {
             Some(path) => String::from_utf8_lossy(&file(path)?).trim_end().to_owned(),
@@ -292,15 +301,8 @@ fn options(config: &Etcd) -> Outcome<ConnectOptions> {
         };
         options = options.with_user(user, password);
     }
-    if config.endpoints.iter().any(|at| at.starts_with("https:")) {
-        let mut tls = TlsOptions::new();
-        if let Some(ca) = &config.ca {
-            tls = tls.ca_certificate(Certificate::from_pem(file(ca)?));
-        }
-        if let (Some(certificate), Some(key)) = (&config.certificate, &config.key) {
-            tls = tls.identity(Identity::from_pem(file(certificate)?, file(key)?));
-        }
-        options = options.with_tls(tls);
+    if let Some(tls) = Tls::of(config) {
+        options = options.with_tls(tls.options()?);
     }
     Ok(options)
 }
@@ -320,7 +322,7 @@ fn text(bytes: &[u8]) -> Outcome<&str> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn said(error: etcd_client::Error) -> String {
+fn said(error: etcd_client::Error, tls: Option<&Tls>) -> String {
     let etcd_client::Error::GRpcStatus(status) = &error else {
         return error.to_string();
     };
@@ -333,9 +335,12 @@ fn said(error: etcd_client::Error) -> String {
             text = format!("{text}: {inner}");
         }
     }
+    if let Some(explained) = tls.and_then(|tls| tls.explain(&text)) {
+        return explained;
+    }
     if text.starts_with("tls handshake eof") {
         text.push_str(" (it does not speak TLS: http:// instead of https://?)");
-    } else if text.starts_with("transport error") || text.starts_with("h2 protocol error") {
+    } else if text.starts_with("h2 protocol error") || text.starts_with("transport error") {
         text.push_str(" (it does not speak as etcd does: https:// instead of http://, or something else there?)");
     }
     text

@@ -1,6 +1,7 @@
 //! The shared store with a real etcd on this host.
 
 mod odd;
+mod tls;
 
 use std::fs;
 use std::net::TcpListener;
@@ -35,18 +36,18 @@ fn free_port() -> u16 {
 }
 
 /// The program: on the path, or unpacked for the tests.
-fn program() -> Option<PathBuf> {
+fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let unpacked = std::env::var_os("EGRESS_PROGRAMS").map(|root| Path::new(&root).join("usr/bin"));
     std::env::split_paths(&path)
         .chain(unpacked)
-        .map(|directory| directory.join("etcd"))
+        .map(|directory| directory.join(name))
         .find(|program| program.exists())
 }
 
 impl Server {
     fn start(test: &str) -> Option<Self> {
-        let Some(program) = program() else {
+        let Some(program) = program("etcd") else {
             println!("SKIPPED: {test}: the command etcd is not installed");
             return None;
         };
