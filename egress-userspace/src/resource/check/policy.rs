@@ -37,7 +37,8 @@ pub(super) fn check(checker: &Checker<'_, '_>) {
 /// Whether more of the tables is promised to accounts than there is.
 fn promised(checker: &Checker<'_, '_>) {
     let accounts = &checker.resources.accounts;
-    let kinds: [(&str, &str, fn(&Account) -> Option<u32>); 2] = [
+    type Percent = fn(&Account) -> Option<u32>;
+    let kinds: [(&str, &str, Percent); 2] = [
         ("policies", "policy_percent", |one| one.policy_percent),
         ("egress IPs", "pool_percent", |one| one.pool_percent),
     ];

@@ -20,12 +20,19 @@ fn authority(openssl: &Path, directory: &Path, name: &str) {
         "req -new {key} -subj /CN={name} -out {name}.csr -keyout {name}.key"
     ));
     let extensions = "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n";
-    std::fs::write(directory.join("extensions"), extensions).unwrap();
+    fs::write(directory.join("extensions"), extensions).unwrap();
     run(&format!(
         "x509 -req -in {name}.csr -CA {name}-ca.crt -CAkey {name}-ca.key -CAcreateserial -days 2 \
          -extfile extensions -out {name}.crt"
     ));
 }
+
+/// The authority's file, the client's own two, and words of what is said.
+type Case = (
+    &'static str,
+    Option<(&'static str, &'static str)>,
+    &'static [&'static str],
+);
 
 #[test]
 fn clu_1_what_is_wrong_with_certificates_is_told_by_the_files_name() {
@@ -39,7 +46,7 @@ fn clu_1_what_is_wrong_with_certificates_is_told_by_the_files_name() {
     let path = |name: &str| directory.path().join(name);
     authority(&openssl, directory.path(), "ours");
     authority(&openssl, directory.path(), "theirs");
-    std::fs::write(path("junk"), "no certificate").unwrap();
+    fs::write(path("junk"), "no certificate").unwrap();
     let (port, peer) = (free_port(), free_port());
     let (client, peer) = (
         format!("https://127.0.0.1:{port}"),
@@ -82,7 +89,7 @@ fn clu_1_what_is_wrong_with_certificates_is_told_by_the_files_name() {
     };
     let ours = Some(("ours.crt", "ours.key"));
     wait("etcd to answer", || answer("ours-ca.crt", ours).is_ok());
-    let cases: [(&str, Option<(&str, &str)>, &[&str]); 9] = [
+    let cases: [Case; 9] = [
         (
             "theirs-ca.crt",
             ours,
