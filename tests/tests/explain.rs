@@ -195,7 +195,7 @@ fn routes_hooks_and_tables_count() -> Result<()> {
     )?;
     all_succeeded(&clients.open(origin, 1, CONNECT_LIMIT)?, 1)?;
 
-    what_others_did_to_the_host(&site, &ask)?;
+    what_others_did_to_the_host(&site, ask)?;
 
     // A full table refuses (CAP-6).
     let rest = FLOWS - 1;
