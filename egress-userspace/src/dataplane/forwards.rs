@@ -1,10 +1,10 @@
 //! Where new connections go whose pool other servers own, as the maps hold it (FWD-2).
 //!
 //! Not versioned, like everything about other servers: what is wanted is entered before a configuration counts, and
-//! what is not is taken out after it. In between a new connection goes where it went before or goes now, and who owns
-//! nothing of its pool refuses it.
+//! what is not is taken out after it. In between a new connection goes where it went before or goes now: what becomes this
+//! server's own is forwarded until this server may open it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::Pod;
 use aya::maps::MapError;
@@ -16,6 +16,9 @@ use super::peers::{self, Numbers};
 use crate::dataplane::api::DataPlaneError;
 use crate::desired::{DesiredTunnel, Tier};
 
+/// The map of what is forwarded.
+const FORWARDS: &str = "FORWARDS";
+
 /// Enters what tunnel ids mean and where new connections go; returns how many entries changed.
 pub(super) fn enter(
     maps: &Maps,
@@ -23,8 +26,25 @@ pub(super) fn enter(
     numbers: &Numbers,
     exits: &ExitNumbers,
 ) -> Result<u64, DataPlaneError> {
-    Ok(put(maps, "TARGETS", &targets(tunnel, exits))?
-        + put(maps, "FORWARDS", &forwards(tunnel, numbers, exits))?)
+    let before = maps.entries(FORWARDS)?.into_iter().collect();
+    let forwards = for_now(&before, forwards(tunnel, numbers, exits));
+    Ok(put(maps, "TARGETS", &targets(tunnel, exits))? + put(maps, FORWARDS, &forwards)?)
+}
+
+/// The same, but that what is forwarded and is not to be any more still is.
+fn for_now(
+    before: &BTreeMap<u32, Forward>,
+    mut wanted: BTreeMap<u32, Forward>,
+) -> BTreeMap<u32, Forward> {
+    for (key, forward) in &mut wanted {
+        let old = before
+            .get(key)
+            .filter(|old| (old.target, old.regions) == (forward.target, forward.regions));
+        if let Some(old) = old.filter(|_| forward.peers == [0; SHARES]) {
+            forward.peers = old.peers;
+        }
+    }
+    wanted
 }
 
 /// Takes out what is not wanted any more; returns how many entries.
@@ -36,8 +56,22 @@ pub(super) fn forget(
     let targets = tunnel.map(|tunnel| targets(tunnel, exits));
     // The servers' numbers do not matter here.
     let forwards = tunnel.map(|tunnel| forwards(tunnel, &Numbers::new(), exits));
-    Ok(keep(maps, "TARGETS", &targets.unwrap_or_default())?
-        + keep(maps, "FORWARDS", &forwards.unwrap_or_default())?)
+    let mut forwards = forwards.unwrap_or_default();
+    let removed =
+        keep(maps, "TARGETS", &targets.unwrap_or_default())? + keep(maps, FORWARDS, &forwards)?;
+    let kept = tunnel.map(|tunnel| forwarded(tunnel, exits));
+    let kept = kept.unwrap_or_default();
+    forwards.retain(|key, _| !kept.contains(key));
+    Ok(removed + put(maps, FORWARDS, &forwards)?)
+}
+
+/// What is forwarded, by its key.
+fn forwarded(tunnel: &DesiredTunnel, exits: &ExitNumbers) -> BTreeSet<u32> {
+    let pools = tunnel.pools.iter().filter(|one| one.shares.is_some());
+    let pools = pools.map(|one| u32::from(one.pool));
+    let parts = tunnel.exits.iter().enumerate();
+    let parts = parts.filter(|(_, one)| one.shares.is_some());
+    pools.chain(parts.map(|(nth, _)| exits.of(nth))).collect()
 }
 
 fn targets(tunnel: &DesiredTunnel, exits: &ExitNumbers) -> BTreeMap<u32, Target> {
@@ -178,6 +212,16 @@ mod tests {
             (20_001, expected(99, 0)),
         ];
         assert_eq!(found, all.into());
+        assert_eq!(forwarded(&tunnel, &exits), [3, 20_000].into());
+        // What was forwarded, and is this server's own soon: until that is in force.
+        let before = [
+            (4, expected(88, 9)),
+            (20_001, expected(98, 9)),
+            (3, expected(77, 8)),
+        ];
+        let mut meanwhile = found.clone();
+        meanwhile.insert(4, expected(88, 9));
+        assert_eq!(for_now(&before.into(), found), meanwhile);
         let of = |pool, exit| Target { pool, exit };
         // What is only sent elsewhere means nothing here.
         let known = [(77, of(3, 0)), (88, of(4, 0)), (99, of(3, 20_001))];
