@@ -145,7 +145,7 @@ pub(super) fn ask(
     each: &mut dyn FnMut(Value) -> io::Result<()>,
 ) -> Result<Option<Value>, CliError> {
     let mut broken = None;
-    let answer = Client::connect(&config.control.socket).and_then(|client| {
+    let answer = Client::connect_for(&config.control.socket, request).and_then(|client| {
         client.stream(request, &mut |value| {
             each(value).map_err(|error| {
                 let kind = error.kind();
@@ -169,7 +169,7 @@ pub(super) fn ask(
 fn without_answer(error: &ClientError, request: &Request) -> CliError {
     let mut remedy = match error {
         ClientError::Silent { pid, .. } => format!(
-            "{} stopped or stuck: look at its log, kill it (SIGKILL) and start it again; the data plane goes on meanwhile, \
+            "{} starting, stopped or stuck: look at its log, kill it (SIGKILL) and start it again; the data plane goes on meanwhile, \
              and takes no changes",
             pid.map_or_else(|| "it is".to_owned(), |pid| format!("process {pid} is"))
         ),

@@ -489,7 +489,7 @@ fn a_daemon_that_hangs_is_told_from_one_that_is_down() {
         let silent = "error: the daemon at ./egress.sock does not answer within 10 s\n";
         assert!(err.starts_with(silent), "{err}");
         assert!(
-            err.contains(&format!("process {} is stopped", std::process::id())),
+            err.contains(&format!("process {} is starting", std::process::id())),
             "{err}"
         );
     }

@@ -14,6 +14,8 @@ use super::protocol::{Failure, Request, Response};
 
 /// A daemon gives a sign of life within this time ([`SIGN`](super::server::SIGN)), however long its work takes.
 pub const SILENCE: Duration = Duration::from_secs(10);
+/// One that is just starting gives none yet: who takes everything off waits for it.
+const STARTING: Duration = Duration::from_secs(60);
 /// It is done within this time; filling maps for ten thousands of zones takes some of it.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Whoever waits longer is told for what.
@@ -78,6 +80,15 @@ impl Client {
     /// Connects to the daemon.
     pub fn connect(socket: &Path) -> Result<Self, ClientError> {
         Self::connect_within(socket, SILENCE)
+    }
+
+    /// Connects to a daemon for a request: that it detaches is asked of one that is just starting, too.
+    pub fn connect_for(socket: &Path, request: &Request) -> Result<Self, ClientError> {
+        let silence = match request {
+            Request::Detach => STARTING,
+            _ => SILENCE,
+        };
+        Self::connect_within(socket, silence)
     }
 
     /// Connects to a daemon that may be silent for as long.
