@@ -43,8 +43,8 @@ pub struct Count<A> {
     pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Count<crate::family::V4>>() == 88);
-const _: () = assert!(size_of::<Count<crate::family::V6>>() == 112);
+const _: () = assert!(size_of::<Count<crate::family::V4>>() == 96);
+const _: () = assert!(size_of::<Count<crate::family::V6>>() == 120);
 const _: () = assert!(core::mem::offset_of!(Count<crate::family::V4>, usage) == 24);
 const _: () = assert!(size_of::<OriginKey<crate::family::V4>>() == 12);
 

@@ -6,6 +6,9 @@
 //! neither `active` nor a lock. Whoever finds the word of an earlier period begins the new one by compare-and-swap and
 //! keeps the old word as the last.
 //!
+//! Beside them stand the most connections at once in this second and in the one before ([`Seconds`]): who looks once a second
+//! has the maximum of each, to add it to other servers'.
+//!
 //! The bound of the error: a change is entered to [`UNIT`] exact. One that is a few microseconds late and meets the next
 //! period counts from its beginning on. No change is ever left out of the level.
 
@@ -131,11 +134,111 @@ impl Period {
     }
 }
 
+/// Bits of a second's number; above them its era.
+const SECOND_BITS: u32 = 28;
+const SECONDS: u32 = 1 << SECOND_BITS;
+
+/// A second of an era: the lowest bits of both numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Second(pub u32);
+
+impl Second {
+    /// The second of an era and a number of seconds since 1970.
+    #[inline(always)]
+    pub const fn new(era: u64, number: u64) -> Self {
+        Self((era as u32) << SECOND_BITS | number as u32 & (SECONDS - 1))
+    }
+
+    /// Whether both are of one era.
+    #[inline(always)]
+    pub const fn is_of_era(self, other: Self) -> bool {
+        (self.0 ^ other.0) >> SECOND_BITS == 0
+    }
+
+    /// How many seconds of the same era this one is after the other.
+    #[inline(always)]
+    pub const fn after(self, other: Self) -> i32 {
+        (self.0.wrapping_sub(other.0) << (32 - SECOND_BITS)) as i32 >> (32 - SECOND_BITS)
+    }
+
+    /// So many seconds later, in the same era.
+    pub const fn plus(self, by: u32) -> Self {
+        let number = self.0.wrapping_add(by) & (SECONDS - 1);
+        Self(self.0 & !(SECONDS - 1) | number)
+    }
+
+    /// Whether its era is before the other's. They are not far apart.
+    pub const fn is_of_earlier_era(self, other: Self) -> bool {
+        let eras = (self.0 >> SECOND_BITS).wrapping_sub(other.0 >> SECOND_BITS) << SECOND_BITS;
+        (eras as i32) < 0
+    }
+}
+
+/// The most connections at once in two seconds: one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seconds {
+    /// The last second in which something changed.
+    pub second: Second,
+    /// The most in it, with what it began with.
+    pub most: u16,
+    /// The most in the second before it.
+    pub before: u16,
+}
+
+impl Seconds {
+    /// In place of a maximum that nobody knows: it is the period's at most.
+    pub const UNKNOWN: u16 = u16::MAX;
+
+    /// As it stands in memory.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        (self.second.0 as u64) << 32 | (self.most as u64) << 16 | self.before as u64
+    }
+
+    /// Reads a word.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self {
+            second: Second((bits >> 32) as u32),
+            most: (bits >> 16) as u16,
+            before: bits as u16,
+        }
+    }
+
+    /// With a change in a second that found `level` and had `most`, the more of before and after it. `None`: nothing is
+    /// new.
+    #[inline(always)]
+    pub const fn with(self, second: Second, level: u16, most: u16) -> Option<Self> {
+        let mut next = self;
+        let by = if second.is_of_era(self.second) {
+            second.after(self.second)
+        } else {
+            i32::MAX
+        };
+        if by == 0 && most > self.most {
+            next.most = most;
+        } else if by == -1 && most > self.before {
+            // A change that is late.
+            next.before = most;
+        } else if by > 0 {
+            next.second = second;
+            next.most = most;
+            // Since the last change nothing changed.
+            next.before = if by == 1 { self.most } else { level };
+        } else {
+            return None;
+        }
+        Some(next)
+    }
+}
+
 /// A time as counts have it: in which period, and how long after its beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// In which period.
     pub period: Period,
+    /// In which second.
+    pub second: Second,
     /// Units since that began; at most [`UNITS`].
     pub at: u32,
 }
@@ -152,6 +255,7 @@ impl Place {
         let begun = if since > begun { since } else { begun };
         Self {
             period: Period::new(era, number),
+            second: Second::new(era, wall / 1_000_000_000),
             at: (wall.saturating_sub(begun) >> UNIT_SHIFT) as u32,
         }
     }
@@ -244,22 +348,31 @@ pub struct Usage {
     pub peak: u64,
     /// That of the period before.
     pub last_peak: u64,
+    /// See [`Seconds`].
+    pub seconds: u64,
 }
 
-const _: () = assert!(size_of::<Usage>() == 32);
+const _: () = assert!(size_of::<Usage>() == 40);
 const _: () = assert!(size_of::<WallClock>() == 16 + ERAS * 16);
 
 impl Usage {
-    /// That of a count that is made in this period.
+    /// That of a count that is made then.
     #[inline(always)]
-    pub const fn begun(period: Period) -> Self {
+    pub const fn begun(place: Place) -> Self {
+        let (period, second) = (place.period, place.second);
         let area = Area::begun(period, 0).bits();
         let peak = Peak { period, most: 0 }.bits();
+        let seconds = Seconds {
+            second,
+            most: 0,
+            before: 0,
+        };
         Self {
             area,
             last_area: area,
             peak,
             last_peak: peak,
+            seconds: seconds.bits(),
         }
     }
 }
@@ -286,6 +399,8 @@ pub struct Words<W> {
     pub peak: W,
     /// Of [`Usage::last_peak`].
     pub last_peak: W,
+    /// Of [`Usage::seconds`].
+    pub seconds: W,
 }
 
 impl<W: Word> Words<W> {
@@ -325,21 +440,51 @@ impl<W: Word> Words<W> {
                 }
             }
         }
+        let level = Area::from_bits(seen).level;
         let (amount, later) = match change {
             Change::Opened => (LEVEL.wrapping_sub(at as u64), at as u64),
             // Nothing to close: a mistake, which must not reach the other bits.
-            Change::Closed if Area::from_bits(seen).level == 0 => return,
+            Change::Closed if level == 0 => return,
             Change::Closed => (
                 LEVEL.wrapping_neg().wrapping_add(at as u64),
                 (at as u64).wrapping_neg(),
             ),
-            Change::None => return,
+            // So that eras can be told apart.
+            Change::None => return self.tell(place.second, level, level),
         };
         let before = self.area.add(amount);
         if (before ^ seen) >> PERIOD_SHIFT != 0 {
             // A new period began in between: in it from the beginning on.
             self.area.add(later);
         }
+        let level = Area::from_bits(before).level;
+        let most = match change {
+            Change::Opened => level.wrapping_add(1),
+            Change::Closed | Change::None => level,
+        };
+        self.tell(place.second, level, most);
+    }
+
+    /// Enters into the maximum of a second a change that found `level`.
+    #[inline(always)]
+    fn tell(&self, second: Second, level: u16, most: u16) {
+        let mut seen = self.seconds.load();
+        for _ in 0..ATTEMPTS {
+            let Some(next) = Seconds::from_bits(seen).with(second, level, most) else {
+                return;
+            };
+            match self.seconds.swap(seen, next.bits()) {
+                Ok(()) => return,
+                Err(now) => seen = now,
+            }
+        }
+        // Too many at once: nobody knows, rather than too little.
+        let unknown = Seconds {
+            second,
+            most: Seconds::UNKNOWN,
+            before: Seconds::UNKNOWN,
+        };
+        self.seconds.store(unknown.bits());
     }
 
     /// Raises the maximum of a period, or of the one after it that has begun.

@@ -47,6 +47,7 @@ pub unsafe fn words<A>(counter: *mut Count<A>) -> Words<MapWord> {
             last_area: MapWord::first_of(&raw mut (*usage).last_area),
             peak: MapWord::first_of(&raw mut (*usage).peak),
             last_peak: MapWord::first_of(&raw mut (*usage).last_peak),
+            seconds: MapWord::first_of(&raw mut (*usage).seconds),
         }
     }
 }
@@ -97,5 +98,5 @@ fn enter<A: Family>(index: u32, now: u64, change: u64) -> i32 {
 /// That of a counter that is made now.
 #[inline(always)]
 pub fn begun(now: u64) -> Usage {
-    Usage::begun(place(now).period)
+    Usage::begun(place(now))
 }

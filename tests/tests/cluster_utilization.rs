@@ -1,7 +1,12 @@
 //! CLU-1, OBS-2: each server keeps its own utilization, and any server's answer covers what all of them have; what it lacks
-//! it says.
+//! it says. A data center's maximum is that of the sums of its servers' seconds (OBS-1).
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
@@ -21,6 +26,10 @@ const DOCUMENTED: &str = include_str!("../../egress-userspace/src/api/graphql/do
 const PORTS: [u16; 2] = [9_000, 9_001];
 /// How many connections each server has.
 const COUNTS: [usize; 2] = [3, 5];
+/// The port at which both servers have those, at different times.
+const CROWDED: u16 = 9_002;
+/// What all servers of the data center may have to one origin.
+const WHOLE: f64 = 40_000.0;
 /// What may take a look or two, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -59,16 +68,57 @@ fn ask(api: &Api) -> Result<Value> {
 
 /// The highest maximum that an answer has of each origin, percent; 0 where it has none.
 fn told(pair: &Pair, answer: &Value) -> [f64; 2] {
-    PORTS.map(|port| {
-        let groups = answer["data"]["viewer"]["utilization"][0]["maxByPopUtilization"].as_array();
-        let key = format!("lab {SHARED} {}", pair.at(port));
-        groups
-            .into_iter()
-            .flatten()
-            .filter(|group| group["dimensions"]["popUtilizationKey"] == *key)
-            .filter_map(|group| group["max"]["utilization"].as_f64())
-            .fold(0.0, f64::max)
-    })
+    PORTS.map(|port| highest(pair, answer, port))
+}
+
+/// The highest maximum that an answer has of the origin at a port.
+fn highest(pair: &Pair, answer: &Value, port: u16) -> f64 {
+    let groups = answer["data"]["viewer"]["utilization"][0]["maxByPopUtilization"].as_array();
+    let key = format!("lab {SHARED} {}", pair.at(port));
+    groups
+        .into_iter()
+        .flatten()
+        .filter(|group| group["dimensions"]["popUtilizationKey"] == *key)
+        .filter_map(|group| group["max"]["utilization"].as_f64())
+        .fold(0.0, f64::max)
+}
+
+/// That many connections of all that there may be, in percent to four decimals.
+fn percent(count: usize) -> f64 {
+    (count as f64 * 1_000_000.0 / WHOLE).round() / 10_000.0
+}
+
+/// What a server has of the origin at a port.
+fn origin(pair: &Pair, side: Side, port: u16) -> Result<Value> {
+    let origins = pair.gateway(side).json(&["origins"])?;
+    let wanted = pair.at(port).to_string();
+    let mut all = origins.as_array().context("a list")?.iter();
+    Ok(all
+        .find(|one| one["origin"] == *wanted)
+        .cloned()
+        .unwrap_or_default())
+}
+
+/// Seconds since 1970.
+fn seconds() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
+}
+
+/// Opens so many connections at once to the origin that both use, and closes all but one; returns in a later second.
+fn crowd(pair: &Pair, side: Side, listener: &TcpListener, count: usize) -> Result<Peers> {
+    pair.replies_to(side)?;
+    let node = pair.node(side.client());
+    let mut all = (0..count)
+        .map(|_| Peers::connect(&node, Caller::default(), listener))
+        .collect::<Result<Vec<_>>>()?;
+    let left = all.swap_remove(0);
+    drop(all);
+    wait::until_true("one that is left", LIMIT, || {
+        Ok(origin(pair, side, CROWDED)?["active"] == 1)
+    })?;
+    let second = seconds()?;
+    wait::until_true("another second", LIMIT, || Ok(seconds()? > second + 1))?;
+    Ok(left)
 }
 
 #[test]
@@ -90,6 +140,9 @@ fn any_servers_answer_covers_all_of_them_or_says_whom_it_lacks() -> Result<()> {
         bases.push(base);
     }
 
+    // By the first, to the origin that both use: three at once, then one.
+    let crowded = peer::listen(&pair.node(ORIGIN), pair.at(CROWDED))?;
+    let first = crowd(&pair, Side::One, &crowded, COUNTS[0])?;
     // Connections by both, each to an origin of its own.
     let mut live = Vec::new();
     let mut expected = [0.0; 2];
@@ -100,15 +153,12 @@ fn any_servers_answer_covers_all_of_them_or_says_whom_it_lacks() -> Result<()> {
             let node = pair.node(side.client());
             live.push(Peers::connect(&node, Caller::default(), &listener)?);
         }
-        let origins = pair.gateway(side).json(&["origins"])?;
-        let wanted = pair.at(PORTS[at]).to_string();
-        let all = origins.as_array().context("a list")?;
-        let one = all.iter().find(|one| one["origin"] == *wanted);
-        let capacity = one.and_then(|one| one["capacity"].as_f64());
-        let capacity = capacity.with_context(|| origins.to_string())?;
-        ensure!(capacity < 40_000.0, "a part of the address: {origins}");
-        let percent = COUNTS[at] as f64 * 100.0 / capacity;
-        expected[at] = (percent * 10_000.0).round() / 10_000.0;
+        let one = origin(&pair, side, PORTS[at])?;
+        let capacity = one["capacity"].as_f64();
+        let capacity = capacity.with_context(|| one.to_string())?;
+        ensure!(capacity < WHOLE, "a part of the address: {one}");
+        // Of what both together may have.
+        expected[at] = percent(COUNTS[at]);
     }
     let apis = Side::ALL.map(|side| {
         let token = [
@@ -135,6 +185,9 @@ fn any_servers_answer_covers_all_of_them_or_says_whom_it_lacks() -> Result<()> {
             "{whole}"
         );
     }
+
+    // By now both have been looked at since. By the second: five at once, then one, while the first has one.
+    let second = crowd(&pair, Side::Two, &crowded, COUNTS[1])?;
 
     // One that is away, one of another cluster, one that asks and answers nobody: named, and nobody else is.
     let lacks = |pair: &Pair, api: &Api, server: &str, reason: &str| -> Result<()> {
@@ -168,6 +221,14 @@ fn any_servers_answer_covers_all_of_them_or_says_whom_it_lacks() -> Result<()> {
         let answer = ask(&one)?;
         Ok(answer.get("extensions").is_none() && told(&pair, &answer) == expected)
     })?;
+    // Neither the fuller one's nor the sum of the peaks, though the second was killed meanwhile.
+    let mut last = Value::Null;
+    wait::until_true("the highest of the sums of each second", LIMIT, || {
+        last = ask(&one)?;
+        Ok(highest(&pair, &last, CROWDED) == percent(COUNTS[1] + 1))
+    })
+    .with_context(|| format!("{}: {last}", percent(COUNTS[1] + 1)))?;
+    drop((first, second));
     for peers in &mut live[COUNTS[0]..] {
         peers.exchange()?;
     }

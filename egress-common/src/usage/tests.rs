@@ -12,14 +12,14 @@ enum Seen<'a> {
     Log(&'a Mutex<Vec<u64>>),
     /// Lets others act between load and add, once.
     Raced(&'a AtomicU64, RefCell<Option<Box<dyn Fn() + 'a>>>),
-    /// Is changed by others before each swap.
-    Busy(&'a AtomicU64, Cell<u32>),
+    /// Is changed by others before each swap, by this much.
+    Busy(&'a AtomicU64, Cell<u32>, u64),
 }
 
 impl Word for Seen<'_> {
     fn load(&self) -> u64 {
         match self {
-            Self::Plain(word) | Self::Raced(word, _) | Self::Busy(word, _) => word.load(SeqCst),
+            Self::Plain(word) | Self::Raced(word, _) | Self::Busy(word, ..) => word.load(SeqCst),
             Self::Log(_) => unreachable!("nobody reads a last period"),
         }
     }
@@ -27,11 +27,10 @@ impl Word for Seen<'_> {
     fn swap(&self, old: u64, new: u64) -> Result<(), u64> {
         match self {
             Self::Plain(word) | Self::Raced(word, _) => Word::swap(*word, old, new),
-            Self::Busy(word, left) => {
+            Self::Busy(word, left, by) => {
                 if left.get() > 0 {
                     left.set(left.get() - 1);
-                    // A late change of the period that is.
-                    word.fetch_add(LEVEL, SeqCst);
+                    word.fetch_add(*by, SeqCst);
                 }
                 Word::swap(*word, old, new)
             }
@@ -41,7 +40,7 @@ impl Word for Seen<'_> {
 
     fn add(&self, amount: u64) -> u64 {
         match self {
-            Self::Plain(word) | Self::Busy(word, _) => word.fetch_add(amount, SeqCst),
+            Self::Plain(word) | Self::Busy(word, ..) => word.fetch_add(amount, SeqCst),
             Self::Raced(word, other) => {
                 if let Some(act) = other.take() {
                     act();
@@ -54,7 +53,7 @@ impl Word for Seen<'_> {
 
     fn store(&self, value: u64) {
         match self {
-            Self::Plain(word) | Self::Raced(word, _) | Self::Busy(word, _) => {
+            Self::Plain(word) | Self::Raced(word, _) | Self::Busy(word, ..) => {
                 word.store(value, SeqCst);
             }
             Self::Log(log) => log.lock().unwrap().push(value),
@@ -64,21 +63,29 @@ impl Word for Seen<'_> {
 
 /// The words of one count.
 #[derive(Default)]
-struct Record([AtomicU64; 4]);
+struct Record([AtomicU64; 5]);
 
 impl Record {
     fn begun(place: Place) -> Self {
-        let usage = Usage::begun(place.period);
-        Self([usage.area, usage.last_area, usage.peak, usage.last_peak].map(AtomicU64::new))
+        let usage = Usage::begun(place);
+        let words = [
+            usage.area,
+            usage.last_area,
+            usage.peak,
+            usage.last_peak,
+            usage.seconds,
+        ];
+        Self(words.map(AtomicU64::new))
     }
 
     fn words(&self) -> Words<Seen<'_>> {
-        let [area, last_area, peak, last_peak] = &self.0;
+        let [area, last_area, peak, last_peak, seconds] = &self.0;
         Words {
             area: Seen::Plain(area),
             last_area: Seen::Plain(last_area),
             peak: Seen::Plain(peak),
             last_peak: Seen::Plain(last_peak),
+            seconds: Seen::Plain(seconds),
         }
     }
 
@@ -96,6 +103,10 @@ impl Record {
 
     fn last_peak(&self) -> Peak {
         Peak::from_bits(self.0[3].load(SeqCst))
+    }
+
+    fn seconds(&self) -> Seconds {
+        Seconds::from_bits(self.0[4].load(SeqCst))
     }
 
     /// A connection more, as the data plane enters it.
@@ -137,6 +148,8 @@ struct Model {
     level: u32,
     eras: Vec<Era>,
     periods: BTreeMap<(usize, u64), Truth>,
+    /// Each change: when, in which era, and the level after it.
+    changes: Vec<(u64, usize, u32)>,
 }
 
 impl Model {
@@ -169,6 +182,41 @@ impl Model {
         let truth = self.periods.entry(key).or_default();
         truth.most = truth.most.max(level);
         truth.changes += 1;
+        self.look();
+    }
+
+    fn look(&mut self) {
+        self.changes
+            .push((self.now, self.eras.len() - 1, self.level));
+    }
+
+    /// The second of the last change or look, and the most in so many before it; none where there was no such second of its era.
+    fn most_in(&self, back: u64) -> Option<(Second, u32)> {
+        let &(at, era, _) = self.changes.last()?;
+        let means = self.eras[era];
+        let second = (at + means.offset) / SECOND - back;
+        let ended = self.eras.get(era + 1).map_or(u64::MAX, |next| next.since);
+        let begun = (second * SECOND)
+            .saturating_sub(means.offset)
+            .max(means.since);
+        let ended = ((second + 1) * SECOND)
+            .checked_sub(means.offset)?
+            .min(ended);
+        if begun >= ended {
+            return None;
+        }
+        let of_era = |change: &&(u64, usize, u32)| change.1 == era;
+        let within = self.changes.iter().filter(of_era);
+        let within = within.filter(|change| (begun..ended).contains(&change.0));
+        let before = |change: &&(u64, usize, u32)| change.1 < era || change.0 < begun;
+        let level = self
+            .changes
+            .iter()
+            .rev()
+            .find(before)
+            .map_or(0, |change| change.2);
+        let most = within.map(|change| change.2).fold(level, u32::max);
+        Some((Second::new(era as u64, second), most))
     }
 }
 
@@ -217,6 +265,7 @@ proptest! {
                 model.advance(model.now);
                 // As the sweep does before two eras could be mistaken for each other.
                 record.words().enter(here(&model), Change::None);
+                model.look();
             } else {
                 let place = here(&model);
                 match step {
@@ -228,7 +277,10 @@ proptest! {
                         model.change(model.level - 1);
                         record.close(place);
                     }
-                    _ => record.words().enter(place, Change::None),
+                    _ => {
+                        record.words().enter(place, Change::None);
+                        model.look();
+                    }
                 }
             }
             if used.last() != Some(&model.key()) {
@@ -253,6 +305,13 @@ proptest! {
             };
             check(model.key(), record.area(), record.peak());
             prop_assert_eq!(u32::from(record.area().level), model.level);
+            let seconds = record.seconds();
+            if let Some((second, most)) = model.most_in(0) {
+                prop_assert_eq!((seconds.second, u32::from(seconds.most)), (second, most));
+            }
+            if let Some((_, most)) = model.most_in(1) {
+                prop_assert_eq!(u32::from(seconds.before), most);
+            }
             if let [.., last, _] = used[..] {
                 check(last, record.last_area(), record.last_peak());
             } else {
@@ -267,6 +326,22 @@ proptest! {
         prop_assert_eq!(Area::from_bits(area.bits()), area);
         let peak = Peak { period: Period(period), most };
         prop_assert_eq!(Peak::from_bits(peak.bits()), peak);
+        let second = Second::new(most.into(), most.into());
+        let seconds = Seconds { second, most: level, before: period };
+        prop_assert_eq!(Seconds::from_bits(seconds.bits()), seconds);
+    }
+
+    #[test]
+    fn seconds_are_ordered_within_their_reach(
+        era in 0u64..1_000, number in 1_700_000_000u64..2_100_000_000, eras in 0u64..8, by in 0i32..100_000_000,
+    ) {
+        let first = Second::new(era, number);
+        let later = Second::new(era + eras, number + u64::from(by.unsigned_abs()));
+        prop_assert_eq!(later.is_of_era(first), eras == 0);
+        prop_assert_eq!((later.after(first), first.after(later)), (by, -by));
+        prop_assert_eq!(first.is_of_earlier_era(later), eras > 0);
+        prop_assert_eq!(later, Second::new(era + eras, number).plus(by.unsigned_abs()));
+        prop_assert!(!later.is_of_earlier_era(first));
     }
 
     #[test]
@@ -356,6 +431,7 @@ fn obs_1_threads_that_cross_periods_lose_nothing() {
                     last_area: Seen::Log(areas),
                     peak: Seen::Plain(&record.0[2]),
                     last_peak: Seen::Log(peaks),
+                    seconds: Seen::Plain(&record.0[4]),
                 };
                 for _ in 0..ROUNDS {
                     let opened = clock.fetch_add(STEP, SeqCst);
@@ -430,13 +506,54 @@ fn obs_1_a_word_that_others_change_before_every_swap_still_gets_the_change() {
     let end = PERIOD - BOOT % PERIOD;
     let record = Record::begun(place(0));
     let mut words = record.words();
-    words.area = Seen::Busy(&record.0[0], Cell::new(u32::MAX));
+    // Late changes of the period that is.
+    words.area = Seen::Busy(&record.0[0], Cell::new(u32::MAX), LEVEL);
     words.enter(place(end + 7 * SECOND), Change::Opened);
     let found = record.area();
     assert_eq!(found.period, place(0).period, "nobody could begin the next");
     assert_eq!(u32::from(found.level), ATTEMPTS + 1);
     record.words().enter(place(end + 8 * SECOND), Change::None);
     assert_eq!(u32::from(record.area().level), ATTEMPTS + 1);
+}
+
+#[test]
+fn obs_1_a_late_change_raises_the_second_that_it_is_of() {
+    let begun = SECOND - BOOT % SECOND;
+    let record = Record::begun(place(begun));
+    for n in 1..=5 {
+        record.open(place(begun + 10), n);
+    }
+    for _ in 0..4 {
+        record.close(place(begun + 20));
+    }
+    // Another CPU is in the next second already, and one is two behind.
+    record.open(place(begun + SECOND), 2);
+    for n in 3..=7 {
+        record.open(place(begun + SECOND - 1), n);
+    }
+    record.open(place(begun - 1), 8);
+    let found = record.seconds();
+    assert_eq!(found.second, place(begun + SECOND).second);
+    assert_eq!((found.most, found.before), (2, 7));
+    // The next change finds what there is by now.
+    record.close(place(begun + 3 * SECOND));
+    let found = record.seconds();
+    assert_eq!((found.most, found.before), (8, 8));
+}
+
+#[test]
+fn obs_1_a_second_that_others_change_before_every_swap_is_unknown() {
+    let record = Record::begun(place(0));
+    let mut words = record.words();
+    words.seconds = Seen::Busy(&record.0[4], Cell::new(u32::MAX), 1);
+    words.enter(place(0), Change::Opened);
+    let found = record.seconds();
+    assert_eq!(found.second, place(0).second);
+    assert_eq!((found.most, found.before), (u16::MAX, u16::MAX));
+    // Until it is over.
+    record.open(place(2 * SECOND), 2);
+    let found = record.seconds();
+    assert_eq!((found.most, found.before), (2, 1));
 }
 
 #[test]

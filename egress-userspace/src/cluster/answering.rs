@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use super::{Line, MAX_LINE, MAX_ROWS, PATIENCE, Question, Trust, WHOLE};
+use super::{Line, MAX_LINE, MAX_ROWS, MAX_SECONDS, PATIENCE, Question, Trust, WHOLE};
 use crate::controller::Service;
 use crate::utilization::History;
 
@@ -168,10 +168,15 @@ impl Answerer {
     fn rows(&self, question: &Question, out: &mut impl io::Write) -> io::Result<Line> {
         let end = Instant::now() + WHOLE;
         let (mut rows, mut outcome) = (0, Ok(()));
+        let mut room = if question.version < 2 { 0 } else { MAX_SECONDS };
         let visited = History::open(&self.history).and_then(|history| {
             let (from, to) = (question.from, question.to);
-            history.visit(&question.account, from, to, &mut |row| {
+            history.visit(&question.account, from, to, &mut |mut row| {
                 rows += 1;
+                match room.checked_sub(row.seconds.len()) {
+                    Some(left) => room = left,
+                    None => row.seconds.clear(),
+                }
                 let enough = rows > MAX_ROWS || Instant::now() > end;
                 if !enough {
                     outcome = write(out, &Line::Row(row));

@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use super::{Line, MAX_LINE, MAX_ROWS, Other, PATIENCE, Question, Trust, WHOLE};
+use super::{Line, MAX_LINE, MAX_ROWS, Other, PATIENCE, Question, Trust, VERSION, WHOLE};
 use crate::controller::Service;
 use crate::placed;
 use crate::utilization::Row;
@@ -129,6 +129,7 @@ impl Asking {
             account: account.to_owned(),
             from,
             to,
+            version: VERSION,
         };
         let socket = connect(*own, SocketAddr::new(address, *port))
             .map_err(|error| format!("it cannot be reached: {error}"))?;

@@ -5,8 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use egress_common::count::LISTED;
 
+use super::levels::Levels;
+use super::shared::Shared;
 use super::stretch::{Stretch, Used};
 use crate::dataplane::api::{Protocol, UsageLook, UsageRecord};
+
+/// The most counts whose seconds are kept of one bucket: 12 MB of memory.
+const LEVELLED: usize = 20_000;
 
 /// What is counted by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,8 +65,19 @@ pub struct Series {
     pub capacity: u64,
     /// ms of the bucket in which nobody knows what there was: they are not in `sum`.
     pub missed: u64,
+    /// The most that all servers of the data center admit at once by an address that they share; 0 where they do not.
+    pub whole: u64,
+    /// What was in each second, of such an address.
+    pub levels: Levels,
     /// The entry that found it last.
     pub seen: u64,
+}
+
+impl Series {
+    /// Whether there was a connection.
+    pub fn is_used(&self) -> bool {
+        self.sum.all > 0 || self.max > 0
+    }
 }
 
 /// A bucket that is being filled.
@@ -77,6 +93,8 @@ pub struct Bucket {
     pub until: u64,
     /// How often something was entered.
     pub entries: u64,
+    /// Of how many counts the seconds are kept.
+    pub levelled: usize,
     /// Counts that were not zero all the time.
     pub series: HashMap<Key, Series>,
 }
@@ -111,6 +129,7 @@ impl Bucket {
             let series = Series {
                 account: series.account.clone(),
                 capacity: series.capacity,
+                whole: series.whole,
                 ..Series::default()
             };
             (*key, series)
@@ -122,10 +141,19 @@ impl Bucket {
         }
     }
 
-    /// Enters what a look has of one of its stretches. `gap` is what the looker has not seen before that, ns: all of it
-    /// is made up for by what the data plane remembers. Returns for how many counts it does not remember.
-    pub fn enter(&mut self, look: &UsageLook, stretch: &Stretch, gap: u64) -> usize {
+    /// Enters what a look has of one of its stretches. `read` is until when the looker has seen all, ns of the data plane's
+    /// clock: what was since is made up for by what the data plane remembers. Of addresses that are `shared` the seconds
+    /// are kept. Returns for how many counts the data plane does not remember.
+    pub fn enter(
+        &mut self,
+        look: &UsageLook,
+        stretch: &Stretch,
+        read: Option<u64>,
+        shared: &Shared,
+    ) -> usize {
         self.entries += 1;
+        let gap = read.map_or(0, |read| look.now.saturating_sub(read));
+        let seconds = stretch.seconds(&look.clock, read);
         let before = self.covered.all;
         let era = [look.clock.made, stretch.era];
         self.covered.enter(source(&era), stretch.length());
@@ -146,6 +174,17 @@ impl Bucket {
             series.seen = self.entries;
             if let Used::So { sum, most, level } = used {
                 let [made, era] = era;
+                let known = !series.levels.is_empty();
+                if known || self.levelled < LEVELLED && shared.contains_key(&key.egress_ip) {
+                    let (first, from, to) = seconds;
+                    if !known {
+                        series.levels = Levels::zero();
+                        self.levelled += 1;
+                        // What it had before it was shared, nobody knows by the second.
+                        series.levels.raise(0, from, series.max);
+                    }
+                    series.levels.enter(&count.usage, first, from, to, most);
+                }
                 series.sum.enter(source(&[made, era, count.counter]), sum);
                 series.max = series.max.max(most);
                 series.active = level;

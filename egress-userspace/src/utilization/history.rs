@@ -11,11 +11,13 @@ use rusqlite::{Connection, OptionalExtension as _, Row as Columns, params};
 use serde::{Deserialize, Serialize};
 
 use super::bucket::{Bucket, Key, Series, Sum};
+use super::kept;
+use super::levels::Levels;
 use super::rollup::{self, Retention};
 use crate::dataplane::api::Protocol;
 
 /// Version of the schema, in `PRAGMA user_version`.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// "EGRU", in `PRAGMA application_id`.
 const APPLICATION_ID: i64 = 0x4547_5255;
 /// How long a writer waits for another process.
@@ -71,12 +73,18 @@ pub struct History {
 pub struct Row {
     /// When the bucket began, seconds since 1970.
     pub start: i64,
+    /// How long it lasts, seconds; 0 where an older server does not say so.
+    #[serde(default)]
+    pub length: i64,
     /// The data center.
     pub pop: String,
     /// The dedicated source address.
     pub egress_ip: String,
     /// Destination address and port.
     pub origin: String,
+    /// Number of the protocol; 0 where an older server does not say so.
+    #[serde(default)]
+    pub protocol: u8,
     /// Connections times ms.
     pub sum: u64,
     /// As many as there could have been.
@@ -85,6 +93,29 @@ pub struct Row {
     pub max: u64,
     /// The most that were admitted at once.
     pub capacity: u64,
+    /// The most that all servers of the data center admitted at once; 0 where they do not share the address.
+    #[serde(default)]
+    pub whole: u64,
+    /// What was in each second ([`super::Levels::bytes`]); nothing where that is not kept.
+    #[serde(default, with = "text", skip_serializing_if = "Vec::is_empty")]
+    pub seconds: Vec<u8>,
+}
+
+/// Bytes as text.
+mod text {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        // What is no text of bytes tells nothing.
+        Ok(STANDARD.decode(text).unwrap_or_default())
+    }
 }
 
 /// Why history cannot be kept or read.
@@ -123,6 +154,7 @@ impl History {
                 let transaction = connection.transaction()?;
                 transaction.execute_batch(SCHEMA)?;
                 transaction.execute_batch(rollup::TABLES)?;
+                transaction.execute_batch(kept::TABLES)?;
                 transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
                 transaction.pragma_update(None, "user_version", VERSION)?;
                 transaction.commit()?;
@@ -134,12 +166,15 @@ impl History {
             }
             let version: i64 =
                 connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            if version == 1 || version == 2 {
+            if (1..VERSION).contains(&version) {
                 let transaction = connection.transaction()?;
                 if version == 1 {
                     transaction.execute_batch(FROM_1)?;
                 }
-                transaction.execute_batch(rollup::TABLES)?;
+                if version < 3 {
+                    transaction.execute_batch(rollup::TABLES)?;
+                }
+                transaction.execute_batch(kept::TABLES)?;
                 transaction.pragma_update(None, "user_version", VERSION)?;
                 transaction.commit()?;
                 return Ok(VERSION);
@@ -218,13 +253,14 @@ impl History {
                 return Ok(None);
             };
             let mut statement = self.connection.prepare(
-                "SELECT egress, origin, protocol, account, active, sum, part, source, missed, max, capacity
+                "SELECT egress, origin, protocol, account, active, sum, part, source, missed, max, capacity, whole
                  FROM utilization WHERE start = ?1",
             )?;
             let rows = statement.query_map([bucket.start], series)?;
             for row in rows {
                 bucket.series.extend(row?);
             }
+            kept::load(&self.connection, &mut bucket)?;
             Ok(Some(bucket))
         };
         read().map_err(|error| self.failed(&error))
@@ -247,13 +283,17 @@ impl History {
             while let Some(row) = rows.next()? {
                 let more = each(Row {
                     start: row.get(0)?,
+                    length: row.get(8)?,
                     pop: row.get(1)?,
                     egress_ip: row.get(2)?,
                     origin: row.get(3)?,
+                    protocol: row.get(9)?,
                     sum: row.get(4)?,
                     possible: row.get(5)?,
                     max: row.get(6)?,
                     capacity: row.get(7)?,
+                    whole: row.get(10)?,
+                    seconds: row.get::<_, Option<_>>(11)?.unwrap_or_default(),
                 });
                 if !more {
                     break;
@@ -272,6 +312,7 @@ impl History {
         let tidy = |connection: &mut Connection| -> rusqlite::Result<()> {
             let transaction = connection.transaction()?;
             rollup::tidy(&transaction, now, retention)?;
+            kept::tidy(&transaction, kept::MOST)?;
             transaction.commit()
         };
         tidy(&mut self.connection).map_err(|error| self.failed(&error))
@@ -297,14 +338,13 @@ fn save(connection: &mut Connection, bucket: &Bucket, pop: &str) -> rusqlite::Re
     {
         let mut statement = transaction.prepare_cached(
             "INSERT INTO utilization
-                 (start, egress, origin, protocol, account, pop, active, sum, part, source, missed, max, capacity)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                 (start, egress, origin, protocol, account, pop, active, sum, part, source, missed, max, capacity, whole)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
              ON CONFLICT DO UPDATE SET account = excluded.account, active = excluded.active,
                  sum = excluded.sum, part = excluded.part, source = excluded.source,
-                 missed = excluded.missed, max = excluded.max, capacity = excluded.capacity",
+                 missed = excluded.missed, max = excluded.max, capacity = excluded.capacity, whole = excluded.whole",
         )?;
-        let used = |series: &Series| series.sum.all > 0 || series.max > 0;
-        for (key, series) in bucket.series.iter().filter(|(_, series)| used(series)) {
+        for (key, series) in bucket.series.iter().filter(|(_, series)| series.is_used()) {
             statement.execute(params![
                 bucket.start,
                 key.egress_ip.to_string(),
@@ -318,36 +358,42 @@ fn save(connection: &mut Connection, bucket: &Bucket, pop: &str) -> rusqlite::Re
                 series.sum.source,
                 series.missed,
                 series.max,
-                series.capacity
+                series.capacity,
+                series.whole
             ])?;
         }
     }
+    let seconds = kept::save(&transaction, bucket)?;
     transaction.execute(
-        "INSERT OR REPLACE INTO bucket (start, covered, part, source, made, until)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT OR REPLACE INTO bucket (start, covered, part, source, made, until, seconds)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![
             bucket.start,
             bucket.covered.all,
             bucket.covered.part,
             bucket.covered.source,
             i64::from_ne_bytes(bucket.made.to_ne_bytes()),
-            bucket.until
+            bucket.until,
+            seconds
         ],
     )?;
     transaction.commit()
 }
 
+/// Whose row it is; none where it is not one of ours.
+pub(super) fn key(egress: &str, origin: &str, protocol: u8) -> Option<Key> {
+    let protocols = [Protocol::Tcp, Protocol::Udp];
+    Some(Key {
+        egress_ip: egress.parse::<IpAddr>().ok()?,
+        origin: origin.parse::<SocketAddr>().ok()?,
+        protocol: protocols.into_iter().find(|one| one.number() == protocol)?,
+    })
+}
+
 /// A row as a series; none where it is not one of ours.
 fn series(row: &Columns<'_>) -> rusqlite::Result<Option<(Key, Series)>> {
     let (egress, origin, protocol): (String, String, u8) = (row.get(0)?, row.get(1)?, row.get(2)?);
-    let protocols = [Protocol::Tcp, Protocol::Udp];
-    let key = (|| {
-        Some(Key {
-            egress_ip: egress.parse::<IpAddr>().ok()?,
-            origin: origin.parse::<SocketAddr>().ok()?,
-            protocol: protocols.into_iter().find(|one| one.number() == protocol)?,
-        })
-    })();
+    let key = key(&egress, &origin, protocol);
     let series = Series {
         account: row.get(3)?,
         looked_up: false,
@@ -360,6 +406,8 @@ fn series(row: &Columns<'_>) -> rusqlite::Result<Option<(Key, Series)>> {
         missed: row.get(8)?,
         max: row.get(9)?,
         capacity: row.get(10)?,
+        whole: row.get(11)?,
+        levels: Levels::default(),
         seen: 0,
     };
     Ok(key.map(|key| (key, series)))
@@ -387,6 +435,8 @@ mod tests {
             max: 40_000,
             capacity: 40_000,
             missed: 0,
+            whole: 60_000,
+            levels: Levels::default(),
             seen: 0,
         };
         Bucket {
@@ -399,6 +449,7 @@ mod tests {
             made: 0_u64.wrapping_sub(1_700_000_000_000_000_000),
             until: u64::try_from(start).unwrap() + 299,
             entries: 0,
+            levelled: 0,
             series: [
                 (key(1, Protocol::Tcp), series(u64::from(u32::MAX) * 4)),
                 (key(1, Protocol::Udp), series(1)),
@@ -449,13 +500,17 @@ mod tests {
             found[2],
             Row {
                 start: 600,
+                length: 300,
                 pop: "fra01".into(),
                 egress_ip: "192.0.2.2".into(),
                 origin: "[2001:db8::1]:443".into(),
+                protocol: 6,
                 sum: 8,
                 possible: 297_001 * 40_000,
                 max: 40_000,
                 capacity: 40_000,
+                whole: 60_000,
+                seconds: Vec::new(),
             }
         );
         assert_eq!(rows(&history, "b", 301, 599), []);

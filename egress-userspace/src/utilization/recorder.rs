@@ -11,6 +11,7 @@ use egress_common::usage::PERIOD;
 use super::bucket::Bucket;
 use super::history::History;
 use super::rollup::Retention;
+use super::shared::{Shared, shared};
 use super::stretch::Stretch;
 use crate::control::Failure;
 use crate::controller::Service;
@@ -20,6 +21,9 @@ use crate::resource::{Address, Resources};
 
 /// Time between two looks, ms.
 const REST: i64 = 1_000;
+/// How long after a second's beginning it is looked, ms: late enough that the data plane's clock, which goes by ticks, is in
+/// it, too, and early enough that a busy machine seldom misses a whole second.
+const AFTER: i64 = 50;
 /// Time after which a bucket under way is kept: what a killed daemon has not kept, the data plane still has.
 const KEEP: Duration = Duration::from_secs(30);
 
@@ -60,6 +64,8 @@ struct Recorder<S> {
     history: History,
     retention: Retention,
     bucket: Option<Bucket>,
+    /// The addresses that servers of this data center share.
+    shared: Option<Shared>,
     /// The maps that were read, and until when by their clock, ns.
     read: Option<(u64, u64)>,
     kept: Option<Instant>,
@@ -72,6 +78,7 @@ impl<S: Source> Recorder<S> {
             history,
             retention,
             bucket: None,
+            shared: None,
             read: None,
             kept: None,
         }
@@ -80,6 +87,10 @@ impl<S: Source> Recorder<S> {
     /// Looks at the counts. Where this fails, the next look covers this time, too.
     fn look(&mut self, instant: Instant) -> Result<(), Failure> {
         let look = self.source.usage()?;
+        let shares = self.shared.take().unwrap_or_else(|| {
+            let (resources, pop) = self.source.resources();
+            shared(&resources, &pop)
+        });
         let made = look.clock.made;
         let read = match self.read {
             Some((of, until)) if of == made => Some(until),
@@ -92,10 +103,11 @@ impl<S: Source> Recorder<S> {
         for stretch in Stretch::all(&look.clock, after, look.now) {
             self.turn_to(stretch.bucket())?;
             if let Some(bucket) = &mut self.bucket {
-                lost += bucket.enter(&look, &stretch, gap);
+                lost += bucket.enter(&look, &stretch, read, &shares);
             }
             self.read = Some((made, stretch.to));
         }
+        self.shared.get_or_insert(shares);
         if lost > 0 {
             let before = match gap / 1_000_000_000 {
                 0 => "what the data plane counted before there was a history of it is older than it remembers".to_owned(),
@@ -142,7 +154,11 @@ impl<S: Source> Recorder<S> {
 
     fn keep(&mut self, bucket: &mut Bucket) -> Result<(), Failure> {
         let (resources, pop) = self.source.resources();
+        let shares = shared(&resources, &pop);
         for (key, series) in &mut bucket.series {
+            if let Some(whole) = shares.get(&key.egress_ip) {
+                series.whole = *whole;
+            }
             if series.looked_up {
                 continue;
             }
@@ -156,6 +172,7 @@ impl<S: Source> Recorder<S> {
                 series.account.clone_from(&account.id);
             }
         }
+        self.shared = Some(shares);
         self.history.save(bucket, &pop).map_err(failed)
     }
 }
@@ -205,7 +222,7 @@ impl Drop for Recording {
 fn run<S: Source>(mut recorder: Recorder<S>, ended: &mpsc::Receiver<()>) {
     let mut trouble: Option<String> = None;
     while look(&mut recorder, &mut trouble) {
-        let rest = REST - now().rem_euclid(REST);
+        let rest = REST - (now() - AFTER).rem_euclid(REST);
         let rest = Duration::from_millis(u64::try_from(rest).unwrap_or(1));
         match ended.recv_timeout(rest) {
             Err(RecvTimeoutError::Timeout) => {}

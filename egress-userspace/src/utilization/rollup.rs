@@ -65,10 +65,10 @@ CREATE TABLE grain (
 fn source(length: i64) -> &'static str {
     if length == FIVE_MINUTES {
         "SELECT start, egress, origin, protocol, account, pop, sum,
-                max(covered - missed, 0) * capacity AS possible, max AS most, capacity
+                max(covered - missed, 0) * capacity AS possible, max AS most, capacity, whole
          FROM utilization JOIN bucket USING (start)"
     } else {
-        "SELECT start, egress, origin, protocol, account, pop, sum, possible, max AS most, capacity
+        "SELECT start, egress, origin, protocol, account, pop, sum, possible, max AS most, capacity, whole
          FROM rollup WHERE length = 3600"
     }
 }
@@ -102,10 +102,10 @@ pub(super) fn tidy(
             )?;
             // The other columns beside the one max() are of the row that has it.
             let insert = format!(
-                "INSERT INTO rollup (length, start, egress, origin, protocol, account, pop, sum, possible, max, capacity)
-                 SELECT ?1, nth * ?1, egress, origin, protocol, account, pop, sum, possible, most, capacity
+                "INSERT INTO rollup (length, start, egress, origin, protocol, account, pop, sum, possible, max, capacity, whole)
+                 SELECT ?1, nth * ?1, egress, origin, protocol, account, pop, sum, possible, most, capacity, whole
                  FROM (SELECT start / ?1 AS nth, egress, origin, protocol, account, pop, sum(sum) AS sum,
-                              sum(possible) AS possible, most, capacity,
+                              sum(possible) AS possible, most, capacity, whole,
                               max(CAST(most AS REAL) / max(capacity, 1))
                        FROM ({}) WHERE start >= ?2 AND start < ?3
                        GROUP BY 1, egress, origin, protocol, account, pop)",
@@ -150,11 +150,11 @@ pub(super) fn reopen(transaction: &Transaction<'_>, start: i64) -> rusqlite::Res
 
 /// All rows of an account, of the finest grain that is still there, with the columns of [`super::history::Row`].
 pub(super) const ALL: &str = "
-SELECT start, pop, egress, origin, sum, max(covered - missed, 0) * capacity, max, capacity
-FROM utilization JOIN bucket USING (start)
+SELECT start, pop, egress, origin, sum, max(covered - missed, 0) * capacity, max, capacity, 300, protocol, whole, levels
+FROM utilization JOIN bucket USING (start) LEFT JOIN seconds USING (start, egress, origin, protocol)
 WHERE start >= ?1 AND start <= ?2 AND account = ?3
 UNION ALL
-SELECT start, pop, egress, origin, sum, possible, max, capacity
+SELECT start, pop, egress, origin, sum, possible, max, capacity, length, protocol, whole, NULL
 FROM rollup
 WHERE start >= ?1 AND start <= ?2 AND account = ?3
   AND start < (SELECT cut FROM grain WHERE grain.length = CASE rollup.length WHEN 3600 THEN 300 ELSE 3600 END)";

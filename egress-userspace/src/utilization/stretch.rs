@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use egress_common::usage::{Area, ERAS, PERIOD, Peak, Period, Usage, WallClock};
+use egress_common::usage::{Area, ERAS, PERIOD, Peak, Period, Second, Usage, WallClock};
 
 /// The most stretches that are told apart: the data plane numbers periods in ten bits.
 const MOST: usize = 400;
@@ -82,6 +82,20 @@ impl Stretch {
         i64::try_from(seconds).unwrap_or(i64::MAX)
     }
 
+    /// The bucket's first second, and which of its seconds, from and to, are news to one who has seen all until `read`. One
+    /// that was under way then is among them.
+    pub fn seconds(&self, clock: &WallClock, read: Option<u64>) -> (Second, usize, usize) {
+        const SECOND: u64 = 1_000_000_000;
+        let era = usize::try_from(self.era % ERAS as u64).unwrap_or(0);
+        let begun = self.number.wrapping_mul(PERIOD);
+        let begun = begun.wrapping_sub(clock.eras[era].offset);
+        let nth = |time: u64| usize::try_from(time.wrapping_sub(begun) / SECOND).unwrap_or(0);
+        let from = read.unwrap_or(0).clamp(self.from, self.to);
+        let last = usize::try_from(PERIOD / SECOND - 1).unwrap_or(0);
+        let first = Second::new(self.era, self.number.wrapping_mul(PERIOD / SECOND));
+        (first, nth(from).min(last), nth(self.to).min(last))
+    }
+
     /// Its length, ms.
     pub fn length(&self) -> u64 {
         (self.to - self.from) / 1_000_000
@@ -127,7 +141,7 @@ impl Stretch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use egress_common::usage::Era;
+    use egress_common::usage::{Era, Place};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -193,7 +207,10 @@ mod tests {
         let clock = clock();
         let all = Stretch::all(&clock, 0, 2_000 * SECOND);
         let period = |at: usize| Period::new(all[at].era, all[at].number);
-        let mut usage = Usage::begun(period(4));
+        let mut usage = Usage::begun(Place {
+            period: period(4),
+            ..Place::default()
+        });
         assert_eq!(all[3].used(&usage), Used::Not, "it was made later");
         usage.last_area = Area::begun(period(4), 3).bits();
         usage.last_peak = Peak {

@@ -1,7 +1,9 @@
 //! OBS-1: connections times time, and the most at once, as the data plane keeps them.
 
 use egress_common::key::TCP;
-use egress_common::usage::{Area, ERAS, Era, PERIOD, Peak, Period, UNIT, Usage, WallClock};
+use egress_common::usage::{
+    Area, ERAS, Era, PERIOD, Peak, Period, Second, Seconds, UNIT, Usage, WallClock,
+};
 
 use super::{DataPlane, EGRESS, Endpoint, INSIDE, ORIGIN, Packet};
 use crate::packet::{ACK, RST, SYN};
@@ -69,6 +71,13 @@ fn obs_1_five_minutes_of_wall_clock_time_have_their_area_and_maximum() {
         Area::begun(first, 0),
         "it was made then"
     );
+    // The close found three, in whatever second it was.
+    let seconds = Seconds::from_bits(found.seconds);
+    assert_eq!(seconds.most, 3);
+    let number = NUMBER * (PERIOD / SECOND) + 200;
+    let after = seconds.second.after(Second::new(3, number));
+    let most = i32::try_from(took / SECOND).unwrap() + 1;
+    assert!((0..=most).contains(&after), "{after}");
     // From the era's beginning on: 100 s are left of the five minutes.
     let told = area.until(100 * SECOND);
     let (least, most) = ((200 * SECOND).saturating_sub(2 * took), 200 * SECOND + took);
@@ -112,6 +121,8 @@ fn obs_1_five_minutes_of_wall_clock_time_have_their_area_and_maximum() {
             most: 3
         }
     );
+    let seconds = Seconds::from_bits(found.seconds);
+    assert_eq!((seconds.most, seconds.before), (3, 2));
     // Two all the time, and one since 200 s.
     let told = area.until(PERIOD);
     let expected = 2 * PERIOD + 100 * SECOND;

@@ -9,7 +9,8 @@ use async_graphql_value::{ConstValue, Number};
 use super::document::{Document, Object, leaf, unknown};
 use super::filter::{Condition, Dimension, Part, text};
 use super::{Others, Problem};
-use crate::utilization::{History, Row};
+use crate::dataplane::api::utilization;
+use crate::utilization::{History, Row, merge};
 
 /// Groups that are answered unless asked otherwise.
 const LIMIT: u64 = 100;
@@ -39,6 +40,15 @@ struct Group {
 }
 
 impl Group {
+    /// Adds the parts that a data center's servers have of what is alike in all dimensions.
+    fn add(&mut self, rows: &[Row]) {
+        for whole in merge(rows) {
+            self.sum += whole.sum;
+            self.possible += whole.possible;
+            self.max = self.max.max(utilization(whole.max, whole.capacity));
+        }
+    }
+
     /// Percent, over all rows.
     fn average(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a quotient to a few digits")]
@@ -173,6 +183,12 @@ fn compare(one: &Group, other: &Group, orders: &[(Order, bool)]) -> Ordering {
     one.parts.cmp(&other.parts)
 }
 
+/// What a row is of, in all dimensions.
+fn what(row: &Row) -> (i64, String, String, String) {
+    let (pop, egress_ip, origin) = (row.pop.clone(), row.egress_ip.clone(), row.origin.clone());
+    (row.start, pop, egress_ip, origin)
+}
+
 /// Makes groups of all rows that are asked for.
 fn gather(
     scan: &Scan<'_>,
@@ -180,27 +196,46 @@ fn gather(
     dimensions: &[Dimension],
 ) -> Result<Vec<Group>, Problem> {
     let mut groups: HashMap<Vec<Part>, Group> = HashMap::new();
-    let mut rows = 0;
     let (from, to) = condition.buckets();
-    let mut enter = |row: Row| {
+    let mut enter = |rows: &[Row]| {
+        if let Some(row) = rows.first() {
+            let parts: Vec<Part> = dimensions.iter().map(|one| one.of(row)).collect();
+            groups.entry(parts).or_default().add(rows);
+        }
+        groups.len()
+    };
+    // What others have is put together with what is here of the same.
+    let mut elsewhere: HashMap<_, Vec<Row>> = HashMap::new();
+    let mut rows = 0;
+    for row in scan.others.rows(scan.account, from, to) {
         rows += 1;
         if condition.holds(&row) {
-            let parts: Vec<Part> = dimensions.iter().map(|one| one.of(&row)).collect();
-            let group = groups.entry(parts).or_default();
-            group.sum += u128::from(row.sum);
-            group.possible += u128::from(row.possible);
-            group.max = group
-                .max
-                .max(crate::dataplane::api::utilization(row.max, row.capacity));
+            elsewhere.entry(what(&row)).or_default().push(row);
         }
-        rows <= MAX_ROWS && groups.len() <= MAX_GROUPS
-    };
-    let elsewhere = scan.others.rows(scan.account, from, to);
-    let read = if elsewhere.into_iter().all(&mut enter) {
-        scan.history.visit(scan.account, from, to, &mut enter)
-    } else {
-        Ok(())
-    };
+    }
+    let mut made = 0;
+    let read = scan.history.visit(scan.account, from, to, &mut |row| {
+        rows += 1;
+        if condition.holds(&row) {
+            let alike = if elsewhere.is_empty() {
+                None
+            } else {
+                elsewhere.get_mut(&what(&row))
+            };
+            match alike {
+                Some(alike) => alike.push(row),
+                None => made = enter(&[row]),
+            }
+        }
+        rows <= MAX_ROWS && made <= MAX_GROUPS
+    });
+    if rows <= MAX_ROWS {
+        for alike in elsewhere.values() {
+            if made <= MAX_GROUPS {
+                made = enter(alike);
+            }
+        }
+    }
     read.map_err(|error| {
         tracing::error!(%error, "the history of utilization cannot be read");
         Problem::new("the history cannot be read; the daemon's log says why")

@@ -413,26 +413,33 @@ fn obs_2_what_is_wrong_is_said() {
 #[test]
 fn obs_2_an_answer_covers_what_other_servers_have_and_names_those_it_lacks() {
     let mut bench = Bench::new();
-    let row = |pop: &str, sum: u64, max| Row {
+    let row = |pop: &str, sum: u64, max, whole| Row {
         start: START,
+        length: 300,
         pop: pop.into(),
         egress_ip: "192.0.2.1".into(),
         origin: "203.0.113.150:443".into(),
+        protocol: 6,
         sum,
         possible: 300_000 * 40_000,
         max,
         capacity: 40_000,
+        whole,
+        seconds: Vec::new(),
     };
     // The same data center, and another one.
-    bench.others.0 = vec![row("sjc", 0, 36_000), row("fra", 300_000 * 10_000, 10_000)];
+    bench.others.0 = vec![
+        row("sjc", 300_000 * 10_000, 36_000, 80_000),
+        row("fra", 300_000 * 10_000, 10_000, 0),
+    ];
     let selection = "{ avg { utilization } max { utilization } dimensions { popName } }";
     let arguments = "(filter: {datetimeFiveMinutes: \"2025-01-10T00:05:00Z\", egressIp: \"192.0.2.1\"}, orderBy: popName_ASC)";
     let groups = bench.node(arguments, selection);
     assert_eq!(groups[0]["dimensions"]["popName"], "fra", "{groups}");
     assert_eq!(groups[0]["avg"]["utilization"], 25.0, "{groups}");
-    // 20,000 of 40,000 here, nothing of UDP, and none of as many there.
-    assert_eq!(groups[1]["max"]["utilization"], 90.0, "{groups}");
-    assert_eq!(groups[1]["avg"]["utilization"], 16.6667, "{groups}");
+    // Of TCP 20,000 on the average here and 10,000 there, 30,000 and 36,000 at once, of 80,000 in all; nothing of UDP.
+    assert_eq!(groups[1]["max"]["utilization"], 82.5, "{groups}");
+    assert_eq!(groups[1]["avg"]["utilization"], 25.0, "{groups}");
     let query = "{ viewer { accounts(filter: { accountTag: \"a\" }) { accountTag } } }";
     let whole = bench.ask(query, &Value::Null);
     assert!(whole.get("extensions").is_none(), "{whole}");

@@ -45,7 +45,7 @@ struct State {
     now: u64,
     active: u64,
     /// The counter's number and its words; none while nobody was ever connected.
-    counter: Option<(u64, [AtomicU64; 4])>,
+    counter: Option<(u64, [AtomicU64; 5])>,
     counters: u64,
 }
 
@@ -121,16 +121,23 @@ impl State {
         let place = Place::of(self.clock.era, self.means(), self.now);
         if self.counter.is_none() {
             self.counters += 1;
-            let usage = Usage::begun(place.period);
-            let words = [usage.area, usage.last_area, usage.peak, usage.last_peak];
+            let usage = Usage::begun(place);
+            let words = [
+                usage.area,
+                usage.last_area,
+                usage.peak,
+                usage.last_peak,
+                usage.seconds,
+            ];
             self.counter = Some((self.counters, words.map(AtomicU64::new)));
         }
-        let (_, [area, last_area, peak, last_peak]) = self.counter.as_ref().unwrap();
+        let (_, [area, last_area, peak, last_peak, seconds]) = self.counter.as_ref().unwrap();
         let words = Words {
             area: Shared(area),
             last_area: Shared(last_area),
             peak: Shared(peak),
             last_peak: Shared(last_peak),
+            seconds: Shared(seconds),
         };
         words.enter(place, change);
         if change == Change::Opened {
@@ -142,8 +149,9 @@ impl State {
 impl Source for Origin {
     fn usage(&self) -> Result<UsageLook, Failure> {
         let state = self.0.borrow();
-        let count = |(counter, words): &(u64, [AtomicU64; 4])| {
-            let [area, last_area, peak, last_peak] = [0, 1, 2, 3].map(|at| words[at].load(SeqCst));
+        let count = |(counter, words): &(u64, [AtomicU64; 5])| {
+            let [area, last_area, peak, last_peak, seconds] =
+                [0, 1, 2, 3, 4].map(|at| words[at].load(SeqCst));
             UsageRecord {
                 egress_ip: [192, 0, 2, 1].into(),
                 origin: ([203, 0, 113, 5], 443).into(),
@@ -155,6 +163,7 @@ impl Source for Origin {
                     last_area,
                     peak,
                     last_peak,
+                    seconds,
                 },
             }
         };
@@ -167,7 +176,9 @@ impl Source for Origin {
 
     fn resources(&self) -> (Resources, String) {
         let text = "account = [{ id = \"a1\", name = \"acme\" }]\n[[pool]]\nid = \"p\"\naccount = \"acme\"\n\
-                    addresses = [\"192.0.2.1\"]\n";
+                    addresses = [\"192.0.2.1\"]\n[[location]]\nname = \"frankfurt\"\n[[location.data_center]]\n\
+                    name = \"fra01\"\nserver = [{ name = \"s1\", number = 1 }, { name = \"s2\", number = 2 }]\n\
+                    [[placement]]\naddress = \"192.0.2.1\"\nshares = [{ data_center = \"fra01\", share = 1 }]\n";
         let (resources, found) = resource::parse(&diagnostic::Source::new("r.toml", text), None);
         (
             resources.unwrap_or_else(|| panic!("{found}")),
@@ -188,6 +199,8 @@ struct Bench {
     begun: Instant,
     /// Connections times ms, and the most at once, by bucket.
     truth: BTreeMap<i64, (u64, u64)>,
+    /// The most at once, by second.
+    seconds: BTreeMap<i64, u64>,
     /// How far the wall clock was set, ms.
     set: i64,
 }
@@ -208,6 +221,7 @@ impl Bench {
             recorder: None,
             begun: Instant::now(),
             truth: BTreeMap::new(),
+            seconds: BTreeMap::new(),
             set: 0,
         }
     }
@@ -233,9 +247,12 @@ impl Bench {
             for ms in (0..1_000).step_by(10) {
                 let at = second * 1_000 + ms;
                 self.at(at);
+                let before = self.origin.0.borrow().active;
                 let active = active(at);
                 self.origin.become_(active);
                 let wall = BEGIN + at + self.set;
+                let most = self.seconds.entry(wall.div_euclid(1_000)).or_default();
+                *most = before.max(active).max(*most);
                 let truth = self
                     .truth
                     .entry(wall.div_euclid(300_000) * 300)
@@ -493,3 +510,5 @@ fn a_file_that_cannot_be_written_loses_nothing_for_five_minutes() {
     bench.run(641..940, |_| 3);
     drop(bench.directory);
 }
+
+mod seconds;
