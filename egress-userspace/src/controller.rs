@@ -25,6 +25,7 @@ mod turns;
 mod writer;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::config::Config;
 use crate::control::protocol::{Cause, Failure};
@@ -71,6 +72,10 @@ pub struct Controller {
     keeper: Keeper,
     /// Slices could not be divided as they are to be.
     unclaimed: bool,
+    /// Before when what is to be passed on is not looked at again.
+    next_look: Option<Instant>,
+    /// Why what is to be passed on is not, if it is not.
+    stuck: Option<String>,
 }
 
 /// Why what the store holds is not in force.
@@ -147,6 +152,8 @@ impl Controller {
             healths: Healths::new(),
             keeper: Keeper::default(),
             unclaimed: false,
+            next_look: None,
+            stuck: None,
         }
     }
 
@@ -204,6 +211,11 @@ impl Controller {
             Some(Behind::Unread(reason)) => Some(reason.clone()),
             _ => None,
         })
+    }
+
+    /// Why slices that are to leave this server do not, but for connections that are left in them (CLU-3).
+    pub fn stuck(&self) -> Option<&str> {
+        self.stuck.as_deref()
     }
 
     /// What is known of the other servers.

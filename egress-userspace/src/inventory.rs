@@ -41,6 +41,9 @@ pub struct Status {
     /// Why what is stored could not be put in force here, if it could not: what was in force before still is.
     #[serde(default)]
     pub behind: Option<String>,
+    /// Why slices that are to leave this server do not, if that is not for connections that are left in them (CLU-3).
+    #[serde(default)]
+    pub stuck: Option<String>,
     /// What is known of the other servers, by their tunnel addresses (FWD-7).
     #[serde(default)]
     pub servers: Healths,
@@ -77,6 +80,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").into(),
             frozen: None,
             behind: None,
+            stuck: None,
             servers: Healths::new(),
             withdrawn: BTreeMap::new(),
             dataplane,

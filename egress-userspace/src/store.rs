@@ -373,6 +373,14 @@ pub enum StoreError {
     /// Another server has committed meanwhile.
     #[error("another server has changed the configuration meanwhile")]
     Conflict,
+    /// What this server passes on its copy would still say that it has.
+    #[error("the copy {} could not be written: {reason}", path.display())]
+    Uncopied {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        reason: String,
+    },
     /// A shared store does not take something of this size.
     #[error("{what} is too large for etcd: {bytes} bytes, and it takes {most} in one piece")]
     TooLarge {
@@ -449,6 +457,11 @@ impl StoreError {
             Self::Refused => "nothing was changed".into(),
             Self::NotShared => "name the servers' etcd under [store]".into(),
             Self::Conflict => "nothing was changed: look at what is there now, and try again".into(),
+            Self::Uncopied { .. } => {
+                "make room for it: until then nothing is passed on, for this server would take it up again if it started \
+                 without etcd"
+                    .into()
+            }
             Self::TooLarge { .. } => {
                 "nothing was changed: make several of it, or write prefixes instead of single addresses".into()
             }

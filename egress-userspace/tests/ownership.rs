@@ -4,7 +4,8 @@
 //! from what was put in force last, as the kernel does, whatever becomes of its daemon. Between each daemon and etcd there is a
 //! link that is cut, or holds back what was sent and delivers it later. Daemons stop for a while at the worst places,
 //! or are killed; etcd is stopped, killed and started again; an operator changes shares, drains servers, and has one that he
-//! switched off forgotten. No port may ever be two servers' at once, and no slice open at two.
+//! switched off forgotten. What time of day it is each daemon has its own opinion of, which changes. No port may ever be two
+//! servers' at once, and no slice open at two.
 //!
 //! It takes 15 seconds; `EGRESS_FAULTS=300` makes it 300. `EGRESS_SEED` is printed and can be set; threads run as they like.
 
@@ -26,6 +27,8 @@ mod model;
 mod random;
 #[path = "ownership/server.rs"]
 mod server;
+#[path = "ownership/wall.rs"]
+mod wall;
 
 use std::sync::Arc;
 use std::thread;
@@ -93,6 +96,7 @@ struct Faults {
 
 /// One thing that happens.
 fn befall(random: &mut Random, etcd: &mut Etcd, servers: &mut [Server], faults: &mut Faults) {
+    wall::set(random);
     let at = random.at(servers.len());
     etcd.look_after();
     match random.below(100) {
@@ -233,6 +237,59 @@ fn clu_3_no_port_is_two_servers_at_once_whatever_fails() {
         server.switch_off();
     }
     history.check();
+}
+
+/// The operator was wrong: the server is at work, and others have what it had. Until its ports have rested it translates late
+/// packets of what it has ended, so it does not say before that it is back.
+#[test]
+fn clu_3_a_forgotten_server_is_not_back_before_its_ports_have_rested() {
+    const TEST: &str = "clu_3_a_forgotten_server_is_not_back_before_its_ports_have_rested";
+
+    let Some(etcd) = Etcd::begin() else {
+        println!("SKIPPED: {TEST}: the command etcd is not installed");
+        return;
+    };
+    let mut random = Random::announced(TEST);
+    // It is of no use here: what must not be is, as the operator said what is not so.
+    let history = Arc::new(History::default());
+    let directory = tempfile::tempdir().unwrap();
+    let mut servers: Vec<Server> = NAMES[..2]
+        .iter()
+        .map(|name| {
+            let (path, random) = (directory.path().join(name), random.split());
+            Server::new(name, &path, etcd.port(), Arc::clone(&history), random)
+        })
+        .collect();
+    for server in &mut servers {
+        server.start();
+    }
+    let source = resources([1, 1, 0, 0]);
+    until("the resources to be applied", || {
+        servers[0].told(|writer| writer.apply(&source, false))
+    });
+    until("every slice to be open at somebody", || {
+        history.open() == 2 * 31 && servers.iter().all(Server::is_settled)
+    });
+
+    servers[1].kernel().rests(true);
+    until("one to be forgotten", || {
+        servers[0].told(|writer| writer.forget_server(NAMES[1], true))
+    });
+    let before = servers[1].kernel().looks();
+    until("it to look what is left", || {
+        servers[1].kernel().looks() >= before + 3
+            || servers[0].has_forgotten(NAMES[1]) == Some(false)
+    });
+    assert_eq!(servers[0].has_forgotten(NAMES[1]), Some(true));
+    servers[1].kernel().rests(false);
+    until("it to be back, with its share", || {
+        servers[0].has_forgotten(NAMES[1]) == Some(false)
+            && servers.iter().all(Server::is_settled)
+            && history.open_at(NAMES[1]) >= 2 * 15
+    });
+    for server in &mut servers {
+        server.switch_off();
+    }
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {

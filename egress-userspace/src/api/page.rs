@@ -51,6 +51,7 @@ fn look(api: &Api, known: bool) -> Result<Look, Failure> {
     let controller = api.service.controller();
     let status = Status {
         frozen: controller.frozen(),
+        stuck: controller.stuck().map(str::to_owned),
         servers: controller.healths().clone(),
         ..Status::new(controller.dataplane().status()?, Some(std::process::id()))
     };

@@ -59,6 +59,11 @@ fn text(status: &Status) -> String {
             "store       {reason}; what is in force stays so, and connections go on"
         ));
     }
+    if let Some(reason) = &status.stuck {
+        parts.push(format!(
+            "STUCK       slices that are to leave this server stay: {reason}"
+        ));
+    }
     if let Some(reason) = &status.behind {
         parts.push(format!(
             "BEHIND      what is stored could not be put in force here, and what was before still is: {reason}"

@@ -170,6 +170,7 @@ impl Handler for Service {
                 let status = Status {
                     frozen: controller.frozen(),
                     behind: controller.behind().map(str::to_owned),
+                    stuck: controller.stuck().map(str::to_owned),
                     servers: controller.healths().clone(),
                     ..Status::new(dataplane, Some(std::process::id()))
                 };

@@ -1,6 +1,6 @@
 //! Handing slices over to other servers and taking them from them (CLU-3), and what operators say of servers (FWD-7).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Controller, Writer};
 use crate::config::Config;
@@ -14,6 +14,11 @@ use crate::store::{Change, StoreError, Stored, now};
 
 /// How often steps that others make void are made anew at once; then it is tried again a second later.
 const ATTEMPTS: usize = 4;
+
+/// The longest time between two looks at what is left in slices that are to leave.
+const LOOKS: Duration = Duration::from_secs(3);
+/// As many times longer than a look the time after it is.
+const PAUSE: u32 = 20;
 
 impl Controller {
     /// After something was put in force: what this server opens nothing in from now on, and what it has lost.
@@ -52,6 +57,7 @@ impl Controller {
         let name = &self.config.server.name;
         self.unclaimed
             || !self.keeper.lost().is_empty()
+            || !self.keeper.resting().is_empty()
             || !self.keeper.stopped().is_empty()
             || ownership.is_fenced(name)
     }
@@ -114,13 +120,27 @@ impl Writer<'_> {
                 );
             }
             let stopped = controller.keeper.stopped();
+            let mut left = controller.keeper.resting().clone();
+            for (address, slices) in &stopped {
+                *left.entry(*address).or_default() |= slices;
+            }
             let mut steps = Vec::new();
-            if !stopped.is_empty() {
-                let occupied = controller.dataplane.occupied(&stopped)?;
+            if !left.is_empty() && controller.next_look.is_none_or(|at| Instant::now() >= at) {
+                let began = Instant::now();
+                let occupied = controller.dataplane.occupied(&left)?;
+                // The larger the tables, the more rarely: somebody else may want the lock.
+                controller.next_look = Some(Instant::now() + LOOKS.min(began.elapsed() * PAUSE));
+                controller.keeper.have_rested(&occupied);
                 steps = Keeper::release(ownership, name, &stopped, &occupied);
             }
-            // It was declared fenced, and is back: nothing of what it had is left.
-            steps.extend(ownership.may_return(name));
+            // It was declared fenced, and is back. While a port rests, a late packet of its flow is translated, and others
+            // have given out that port by now.
+            if controller.keeper.is_clear() {
+                steps.extend(ownership.may_return(name));
+            }
+            if stopped.is_empty() {
+                controller.stuck = None;
+            }
             steps
         };
         let outcome = if steps.is_empty() {
@@ -131,7 +151,16 @@ impl Writer<'_> {
         if outcome.is_ok() && !steps.is_empty() {
             tracing::info!(steps = steps.len(), "slices were passed on");
         }
-        self.refresh()?;
+        if !steps.is_empty() {
+            self.controller().stuck = match &outcome {
+                Err(error @ StoreError::Uncopied { .. }) => Some(error.to_string()),
+                _ => None,
+            };
+        }
+        // What others do is heard of.
+        if !steps.is_empty() || self.controller().unclaimed {
+            self.refresh()?;
+        }
         match outcome {
             Ok(()) | Err(StoreError::Conflict) => Ok(()),
             Err(error) => Err(error.into()),

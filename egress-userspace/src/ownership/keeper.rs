@@ -20,6 +20,8 @@ pub struct Keeper {
     held: Option<Slices>,
     /// What it holds no more, with its flows not ended yet.
     lost: Slices,
+    /// What it holds no more, with its flows ended: their ports rest, and so long a late packet finds them.
+    resting: Slices,
 }
 
 /// A slice that is to be passed on.
@@ -60,6 +62,9 @@ impl Keeper {
             } else {
                 self.lost.insert(*address, lost);
             }
+            if let Some(resting) = self.resting.get_mut(address) {
+                *resting &= !held;
+            }
         }
     }
 
@@ -69,9 +74,30 @@ impl Keeper {
         &self.lost
     }
 
-    /// What was lost is without flows of this server.
+    /// What was lost has no live flows of this server any more.
     pub fn has_ended_lost(&mut self) {
-        self.lost.clear();
+        for (address, slices) in std::mem::take(&mut self.lost) {
+            *self.resting.entry(address).or_default() |= slices;
+        }
+    }
+
+    /// What was lost and ended, of which it is not known yet that nothing of this server's flows is left.
+    pub fn resting(&self) -> &Slices {
+        &self.resting
+    }
+
+    /// Of what was lost and ended, no more than this is `occupied`.
+    pub fn have_rested(&mut self, occupied: &Slices) {
+        self.resting.retain(|address, slices| {
+            *slices &= occupied.get(address).copied().unwrap_or(0);
+            *slices != 0
+        });
+    }
+
+    /// Whether nothing is left of what this server held before, as far as that is known: then it may have slices again, where it was
+    /// declared fenced.
+    pub fn is_clear(&self) -> bool {
+        self.held.is_some() && self.lost.is_empty() && self.resting.is_empty()
     }
 
     /// What this server has stopped to open flows in: to be passed on when nothing of it is left.

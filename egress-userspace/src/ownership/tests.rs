@@ -187,13 +187,22 @@ fn clu_3_what_was_forgotten_is_the_others_and_a_late_word_of_it_counts_no_more()
     assert!(!make(&mut store, &late[0]));
     // It comes back, and is told that it has nothing.
     let mut keeper = Keeper::default();
+    assert!(!keeper.is_clear(), "nothing is known yet");
     keeper.in_force(&store, "c1", Instant::now());
     assert_eq!(
         keeper.lost()[&ADDRESS],
         ALL_SLICES,
         "whatever it has there ends"
     );
+    assert!(!keeper.is_clear());
     keeper.has_ended_lost();
+    for left in [ALL_SLICES, 1 << 9] {
+        keeper.have_rested(&[(ADDRESS, left)].into());
+        assert!(!keeper.is_clear(), "a port rests");
+        assert_eq!(keeper.resting()[&ADDRESS], left);
+    }
+    keeper.have_rested(&Slices::new());
+    assert!(keeper.is_clear());
     let back = store.may_return("c1").unwrap();
     assert!(make(&mut store, &back) && !make(&mut store, &back));
     settle(&mut store, &resources);

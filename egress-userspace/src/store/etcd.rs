@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use content::Content;
-use journal::{Step, Transaction};
+use journal::{Condition, Step, Transaction};
 use remote::Remote;
 
-use super::sqlite::Copy;
+use super::sqlite::{Asked, Copy};
 use super::{
     COMMIT_PATIENCE, Change, Limits, NewToken, Permission, SqliteStore, StateStore, StoreError,
     Stored, Token, TokenStore, Trouble,
@@ -36,12 +36,18 @@ pub struct EtcdStore {
     copy: Mutex<SqliteStore>,
     /// The commit that was read last; another one holds on top of that only.
     known: Mutex<Known>,
+    /// Why the copy is not what was read last, if it is not.
+    uncopied: Mutex<Option<String>>,
+    /// The copy's file.
+    file: PathBuf,
     source: String,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Known {
     generation: i64,
+    /// Which version of what is stored was read: a later one must not be lowered.
+    schema: Option<String>,
     /// Whether that came from etcd, or from the copy.
     current: bool,
 }
@@ -61,6 +67,8 @@ impl EtcdStore {
             remote: Remote::new(config).map_err(|reason| unavailable(&source, reason))?,
             copy: Mutex::new(local),
             known: Mutex::new(Known::default()),
+            uncopied: Mutex::default(),
+            file: copy.to_owned(),
             source,
         })
     }
@@ -72,6 +80,10 @@ impl EtcdStore {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn uncopied(&self) -> MutexGuard<'_, Option<String>> {
+        self.uncopied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn copy(&self) -> MutexGuard<'_, SqliteStore> {
@@ -188,14 +200,22 @@ impl EtcdStore {
             stored,
             tokens: &tokens,
             generation: content.generation,
-            asked: content.asked,
+            revision: content.revision,
+            asked: &content.asked,
+            told: &content.told,
         });
-        if let Err(error) = copied {
+        let reason = copied.err().map(|error| match error {
+            StoreError::Inaccessible { reason, .. } => reason,
+            other => other.to_string(),
+        });
+        if let Some(reason) = &reason {
             // A full disk: this server goes on, and could not start without etcd.
-            tracing::warn!(%error, "etcd's contents could not be copied");
+            tracing::warn!(reason, "etcd's contents could not be copied");
         }
+        *self.uncopied() = reason;
         *self.known() = Known {
             generation: content.generation,
+            schema: content.schema(),
             current: true,
         };
         Ok(())
@@ -278,7 +298,8 @@ impl StateStore for EtcdStore {
         if !agrees(&stored) {
             return Err(StoreError::Refused);
         }
-        after.asked = super::now();
+        after.told = Asked::now();
+        after.keys.extend([content::raised()]);
         after.generation = self.put(&before, ops)?.ok_or(StoreError::Conflict)?;
         self.keep(&after, &stored)?;
         Ok(stored)
@@ -296,7 +317,13 @@ impl StateStore for EtcdStore {
             _ => true,
         };
         if !steps.iter().all(copied) {
-            return Err(StoreError::Conflict);
+            return Err(match &*self.uncopied() {
+                Some(reason) => StoreError::Uncopied {
+                    path: self.file.clone(),
+                    reason: reason.clone(),
+                },
+                None => StoreError::Conflict,
+            });
         }
         for part in steps.chunks(STEPS) {
             let (conditions, mut ops): (Vec<_>, Vec<_>) =
@@ -304,7 +331,8 @@ impl StateStore for EtcdStore {
             // An earlier version that looks into rows it does not know would go on by the division.
             ops.push(content::put_schema());
             // The same servers are fenced for every row, and etcd takes 128 of these.
-            let mut all = Vec::new();
+            let schema = self.known().schema.clone();
+            let mut all = vec![Condition::Value(content::SCHEMA_KEY.to_owned(), schema)];
             for condition in conditions.into_iter().flatten() {
                 if !all.contains(&condition) {
                     all.push(condition);
@@ -318,6 +346,7 @@ impl StateStore for EtcdStore {
             let made = self.remote.transact(&transaction);
             let made = made.map_err(|reason| unavailable(&self.source, reason))?;
             made.ok_or(StoreError::Conflict)?;
+            self.known().schema = Some(content::raised().1);
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 #[cfg(feature = "etcd")]
-pub(super) use copy::Copy;
+pub(super) use copy::{Asked, Copy};
 use write::{WriteError, write};
 
 use super::{Change, Limits, Numbers, StateStore, StoreError, Stored};
@@ -124,6 +124,14 @@ impl SqliteStore {
         let mut store = Self::connect(Path::new(":memory:"), OpenFlags::default()).unwrap();
         store.prepare().unwrap();
         store
+    }
+
+    /// As on a disk that is full, for tests.
+    #[cfg(test)]
+    #[cfg_attr(not(feature = "etcd"), expect(dead_code, reason = "copies are etcd's"))]
+    pub(crate) fn refuse_writes(&self, refuse: bool) {
+        let pragma = self.connection.pragma_update(None, "query_only", refuse);
+        pragma.unwrap();
     }
 
     fn connect(path: &Path, flags: OpenFlags) -> Result<Self, StoreError> {

@@ -86,6 +86,12 @@ impl History {
         self.now().open.len()
     }
 
+    /// How many slices this server may open flows in.
+    pub(crate) fn open_at(&self, server: &str) -> usize {
+        let now = self.now();
+        now.open.values().filter(|by| by.contains(server)).count()
+    }
+
     /// How many ports were given out, and how often a slice was opened by another server than before.
     pub(crate) fn figures(&self) -> (u64, u64) {
         let now = self.now();

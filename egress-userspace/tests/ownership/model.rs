@@ -36,6 +36,10 @@ struct State {
     open: Slices,
     /// Until when a port is in use or rests.
     flows: BTreeMap<(Ipv4Addr, u16), Instant>,
+    /// Whether a port rests in every slice, until something else is said.
+    rests: bool,
+    /// How often somebody has looked what is left.
+    looks: u64,
 }
 
 impl Kernel {
@@ -92,6 +96,16 @@ impl Kernel {
         let end = now + Duration::from_millis(20 + random.below(700));
         state.flows.insert((address, port), end);
         self.history.gives(&self.name, address, port);
+    }
+
+    /// From now on a port rests in every slice, or no more.
+    pub(crate) fn rests(&self, rests: bool) {
+        self.state().rests = rests;
+    }
+
+    /// How often its daemons have looked what is left.
+    pub(crate) fn looks(&self) -> u64 {
+        self.state().looks
     }
 
     /// No more of it, at once: the machine is switched off, and what it had is gone with it.
@@ -216,9 +230,16 @@ impl DataPlane for Plane {
     fn occupied(&self, slices: &Slices) -> Result<Slices, DataPlaneError> {
         self.pause();
         let mut found = Slices::new();
-        for (address, port) in self.kernel.state().flows.keys() {
-            if slices.get(address).is_some_and(|all| owns(*all, *port)) {
-                *found.entry(*address).or_default() |= 1 << (port >> 11);
+        {
+            let mut state = self.kernel.state();
+            state.looks += 1;
+            for (address, port) in state.flows.keys() {
+                if slices.get(address).is_some_and(|all| owns(*all, *port)) {
+                    *found.entry(*address).or_default() |= 1 << (port >> 11);
+                }
+            }
+            if state.rests {
+                found.clone_from(slices);
             }
         }
         self.pause();

@@ -17,6 +17,7 @@ use super::history::History;
 use super::link::Link;
 use super::model::{Kernel, Plane};
 use super::random::Random;
+use super::wall;
 
 /// What went wrong last: the reason, where one waits in vain.
 static LAST: Mutex<String> = Mutex::new(String::new());
@@ -146,6 +147,23 @@ impl Server {
         outcome.is_ok()
     }
 
+    /// Its data plane, which is on.
+    pub(crate) fn kernel(&self) -> &Kernel {
+        self.kernel.as_ref().unwrap()
+    }
+
+    /// Whether another server is said to be fenced, as far as this one can tell.
+    pub(crate) fn has_forgotten(&self, name: &str) -> Option<bool> {
+        let mut is_fenced = None;
+        self.told(|writer| {
+            writer.refresh()?;
+            let ownership = writer.stored().ownership.as_ref();
+            is_fenced = ownership.map(|all| all.is_fenced(name));
+            Ok(())
+        });
+        is_fenced
+    }
+
     /// Whether it has nothing to hand over.
     pub(crate) fn is_settled(&self) -> bool {
         let service = self.service();
@@ -181,6 +199,7 @@ fn run(
         let service = Arc::new(service);
         *shared.lock().unwrap() = Some(Arc::clone(&service));
         while !ends.load(Ordering::SeqCst) {
+            wall::set(&mut random);
             // As the daemon does when it hears of changes, and each second.
             let _ = service.follow();
             if service.controller().has_to_hand_over() {

@@ -117,6 +117,12 @@ impl Look {
         all.extend(self.status.frozen.as_ref().map(|why| {
             format!("the configuration cannot be changed now, and connections go on: {why}")
         }));
+        all.extend(
+            self.status
+                .stuck
+                .as_ref()
+                .map(|why| format!("slices that are to leave this server stay: {why}")),
+        );
         if plane.routed {
             all.push("the fast path is off: a routing rule looks at bits of the packet mark that are not ours".to_owned());
         }

@@ -17,6 +17,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::sqlite::Asked;
 use super::super::{Change, Limits, NewToken, Numbers, StoreError, Stored, Token, hash_of};
 use super::journal::Condition;
 use crate::ownership::{Ownership, Step};
@@ -45,8 +46,12 @@ pub(super) struct Content {
     pub(super) keys: BTreeMap<String, String>,
     /// The revision of etcd at which the last commit was made; 0 before the first.
     pub(super) generation: i64,
-    /// When etcd was asked for it, µs since 1970.
-    pub(super) asked: i64,
+    /// The revision of etcd at which it was read; what a commit has changed since counts as read with it.
+    pub(super) revision: i64,
+    /// When etcd was asked for it.
+    pub(super) asked: Asked,
+    /// When etcd was told what has been committed on top of it, else the same.
+    pub(super) told: Asked,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +77,11 @@ struct TokenRow {
 /// The version goes along with whatever is written.
 pub(super) fn put_schema() -> Op {
     (SCHEMA_KEY.to_owned(), Some(SCHEMA.to_string()))
+}
+
+/// What is read once it went.
+pub(super) fn raised() -> (String, String) {
+    (SCHEMA_KEY.to_owned(), SCHEMA.to_string())
 }
 
 impl Content {
@@ -101,6 +111,11 @@ impl Content {
     /// Whether nobody has ever committed anything.
     pub(super) fn is_new(&self) -> bool {
         !self.keys.contains_key(SCHEMA_KEY)
+    }
+
+    /// Which version wrote it last.
+    pub(super) fn schema(&self) -> Option<String> {
+        self.keys.get(SCHEMA_KEY).cloned()
     }
 
     /// What is read once these are carried out.

@@ -73,6 +73,11 @@ pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Result<Vec<St
         steps.extend(carry_out(&name, pending));
     }
     let guard = Condition::Generation(before.generation);
+    // A later version may have raised it since, without a commit.
+    let guards = || {
+        let schema = Condition::Value(content::SCHEMA_KEY.to_owned(), before.schema());
+        vec![guard.clone(), schema]
+    };
     let head = || {
         vec![
             content::put_schema(),
@@ -84,7 +89,7 @@ pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Result<Vec<St
         let mut ops = head();
         ops.extend(parts.pop().unwrap_or_default());
         steps.push(Step::Must(Transaction {
-            conditions: vec![guard],
+            conditions: guards(),
             ops,
             prune: None,
         }));
@@ -101,7 +106,7 @@ pub(super) fn steps(before: &Content, ops: Vec<Op>, mark: &str) -> Result<Vec<St
     let mut ops = head();
     ops.push((PENDING.to_owned(), Some(mark.to_owned())));
     steps.push(Step::Must(Transaction {
-        conditions: vec![guard],
+        conditions: guards(),
         ops,
         prune: None,
     }));

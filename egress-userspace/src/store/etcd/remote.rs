@@ -17,6 +17,7 @@ use super::content::{Content, GENERATION, OWNERSHIP};
 use super::journal::{Condition, Transaction};
 use super::tls::{Tls, file};
 use crate::config::Etcd;
+use crate::store::sqlite::Asked;
 
 /// How long a question may take.
 const PATIENCE: Duration = if cfg!(test) {
@@ -159,7 +160,7 @@ impl Link {
     }
 
     async fn read(&self) -> Outcome<Content> {
-        let asked = crate::store::now();
+        let asked = Asked::now();
         let kv = self.client().await?.kv_client();
         let mut kv = kv.max_decoding_message_size(LARGEST);
         let mut keys = BTreeMap::new();
@@ -194,6 +195,8 @@ impl Link {
         Ok(Content {
             keys,
             generation,
+            revision,
+            told: asked.clone(),
             asked,
         })
     }

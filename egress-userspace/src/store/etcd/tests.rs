@@ -1,5 +1,6 @@
 //! The shared store with a real etcd on this host.
 
+mod handing;
 mod odd;
 mod tls;
 

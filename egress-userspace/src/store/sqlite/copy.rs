@@ -19,6 +19,10 @@ CREATE TABLE IF NOT EXISTS ownership (
 ";
 /// When the shared store was asked for what was copied last, µs since 1970.
 const SECOND: &str = "ALTER TABLE copy ADD COLUMN asked INTEGER NOT NULL DEFAULT 0;";
+/// At which revision of the shared store that was read. Since then `asked` is since the start of the machine that is named:
+/// no clock that somebody may set tells whose word is later.
+const THIRD: &str = "ALTER TABLE copy ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE copy ADD COLUMN boot TEXT NOT NULL DEFAULT '';";
 
 /// All that is copied.
 #[derive(Debug)]
@@ -28,8 +32,49 @@ pub(in crate::store) struct Copy<'s> {
     pub(in crate::store) tokens: &'s [(Token, Vec<u8>)],
     /// The commit.
     pub(in crate::store) generation: i64,
-    /// When the store was asked for it, µs since 1970.
-    pub(in crate::store) asked: i64,
+    /// The revision at which it was read: also what is no commit raises it.
+    pub(in crate::store) revision: i64,
+    /// When the store was asked for it.
+    pub(in crate::store) asked: &'s Asked,
+    /// When the store was told the last of it: later than that only if this server has committed it itself.
+    pub(in crate::store) told: &'s Asked,
+}
+
+/// A time, of which it can be told whether it is later than another one of this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::store) struct Asked {
+    /// The machine's start, which has a name.
+    boot: String,
+    /// µs since then.
+    at: i64,
+}
+
+impl Asked {
+    /// Now.
+    pub(in crate::store) fn now() -> Self {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: writes to a struct of ours; the clock is older than any kernel we run on.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+        Self {
+            boot: boot.trim().to_owned(),
+            at: time.tv_sec * 1_000_000 + time.tv_nsec / 1_000,
+        }
+    }
+
+    #[cfg(test)]
+    pub(in crate::store) fn of(boot: &str, at: i64) -> Self {
+        let boot = boot.to_owned();
+        Self { boot, at }
+    }
+
+    /// Nobody who asked before the machine was started is still at work.
+    fn is_after(&self, other: &Self) -> bool {
+        self.boot != other.boot || self.at > other.at
+    }
 }
 
 impl SqliteStore {
@@ -44,13 +89,15 @@ impl SqliteStore {
             .map_err(|error| inaccessible(&self.path, &error))?;
         let outcome = (|| {
             transaction.execute_batch(SCHEMA)?;
-            let has_second = transaction.query_row(
-                "SELECT count(*) FROM pragma_table_info('copy') WHERE name = 'asked'",
-                [],
-                |row| row.get::<_, i64>(0),
-            )?;
-            if has_second == 0 {
-                transaction.execute_batch(SECOND)?;
+            for (column, addition) in [("asked", SECOND), ("revision", THIRD)] {
+                let has_it = transaction.query_row(
+                    "SELECT count(*) FROM pragma_table_info('copy') WHERE name = ?1",
+                    [column],
+                    |row| row.get::<_, i64>(0),
+                )?;
+                if has_it == 0 {
+                    transaction.execute_batch(addition)?;
+                }
             }
             let found: Option<String> = transaction
                 .query_row("SELECT source FROM copy", [], |row| row.get(0))
@@ -127,8 +174,9 @@ impl SqliteStore {
             .map_err(|error| self.corrupt(&format!("ownership cannot be read: {error}")))
     }
 
-    /// Replaces everything, unless this commit was copied before, or another process, which asked later, has copied a later
-    /// one. Who asks later and is told of an earlier commit has met a store that was restored, and goes by it.
+    /// Replaces everything, unless this was copied before, or somebody else, who asked later, has copied what is later: of
+    /// the configuration, or of who owns what, which also changes between commits. Who asks later and is told what is earlier
+    /// has met a store that was restored, and goes by it.
     ///
     /// # Errors
     /// When the database cannot be written; it is as it was.
@@ -145,14 +193,19 @@ impl SqliteStore {
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (generation, asked): (Option<i64>, i64) =
-            transaction.query_row("SELECT generation, asked FROM copy", [], |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })?;
+        let (generation, revision, asked): (Option<i64>, i64, Asked) = transaction.query_row(
+            "SELECT generation, revision, boot, asked FROM copy",
+            [],
+            |row| {
+                let (boot, at) = (row.get(2)?, row.get(3)?);
+                Ok((row.get(0)?, row.get(1)?, Asked { boot, at }))
+            },
+        )?;
+        let is_earlier = generation > Some(copy.generation) || revision > copy.revision;
+        if is_earlier && !copy.asked.is_after(&asked) {
+            return Ok(());
+        }
         if generation > Some(copy.generation) {
-            if asked >= copy.asked {
-                return Ok(());
-            }
             tracing::warn!(
                 copied = generation,
                 holds = copy.generation,
@@ -201,8 +254,8 @@ impl SqliteStore {
             transaction.execute("INSERT INTO ownership (value) VALUES (?1)", [text])?;
         }
         transaction.execute(
-            "UPDATE copy SET generation = ?1, asked = ?2",
-            [copy.generation, copy.asked],
+            "UPDATE copy SET generation = ?1, revision = ?2, boot = ?3, asked = ?4",
+            params![copy.generation, copy.revision, copy.told.boot, copy.told.at],
         )?;
         transaction.commit()?;
         Ok(())

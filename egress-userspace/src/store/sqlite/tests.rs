@@ -259,13 +259,17 @@ fn api_2_a_copy_goes_back_only_with_the_store_itself() {
     store.become_copy_of("/egress").unwrap();
     store.become_copy_of("/egress").unwrap();
     let nothing = Stored::default();
+    let at = |at| Asked::of("this boot", at);
     let mut copied = |generation, asked| {
+        let asked = at(asked);
         store
             .copy(&Copy {
                 stored: &nothing,
                 tokens: &[],
                 generation,
-                asked,
+                revision: generation,
+                asked: &asked,
+                told: &asked,
             })
             .unwrap();
         store.generation().unwrap()
@@ -278,4 +282,51 @@ fn api_2_a_copy_goes_back_only_with_the_store_itself() {
     // etcd was restored from a backup.
     assert_eq!(copied(3, 103), Some(3));
     assert_eq!(copied(4, 104), Some(4));
+}
+
+/// Who owns what changes without a commit, and a slower process may have read it before.
+#[cfg(feature = "etcd")]
+#[test]
+fn clu_3_the_copy_of_who_owns_what_does_not_go_back() {
+    use crate::ownership::{Ownership, Row};
+
+    let address = std::net::Ipv4Addr::new(192, 0, 2, 10);
+    let first = Row::first(&[("s1", 0xff00)]);
+    let leaving = first.given(&[("s2", 0xff00)]).unwrap();
+    let stored = |row: &Row| Stored {
+        ownership: Some(Ownership {
+            rows: [(address, row.clone())].into(),
+            ..Ownership::default()
+        }),
+        ..Stored::default()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(&directory.path().join("copy.db")).unwrap();
+    store.become_copy_of("/egress").unwrap();
+    let mut copied = |row: &Row, generation, revision, asked: Asked, told: Asked| {
+        store
+            .copy(&Copy {
+                stored: &stored(row),
+                tokens: &[],
+                generation,
+                revision,
+                asked: &asked,
+                told: &told,
+            })
+            .unwrap();
+        store.ownership().unwrap().unwrap().open("s1", address)
+    };
+    let at = |at| Asked::of("this boot", at);
+    assert_eq!(copied(&first, 5, 7, at(100), at(100)), 0xff00);
+    assert_eq!(copied(&leaving, 5, 8, at(102), at(102)), 0);
+    assert_eq!(
+        copied(&first, 5, 7, at(101), at(101)),
+        0,
+        "a slower process"
+    );
+    assert_eq!(copied(&leaving, 9, 8, at(103), at(109)), 0, "with a commit");
+    assert_eq!(copied(&first, 5, 7, at(108), at(108)), 0);
+    // Nobody who asked before the machine was started again is still there: this store was restored.
+    let booted = Asked::of("another boot", 1);
+    assert_eq!(copied(&first, 5, 7, booted.clone(), booted), 0xff00);
 }

@@ -53,6 +53,7 @@ fn look(name: &str, known: bool) -> Look {
         data_center: name(),
         status: Status {
             frozen: Some(name()),
+            stuck: Some(name()),
             servers: Healths::from([(peer, silent)]),
             ..Status::new(dataplane, Some(1))
         },
