@@ -4,9 +4,8 @@
 //! decided where the packet enters and travels in the mark. The same bits say that a packet has
 //! been dealt with, so that it passes the guard.
 
-/// Configurations whose "no zone" can be told apart. A packet may wait on its way, for its next hop's ARP answer above
-/// all; that it was in no zone when it entered says nothing once another configuration is in force.
-pub const GENERATIONS: u32 = 4;
+/// The most configurations whose "no zone" can be told apart.
+const MOST_GENERATIONS: u32 = 1_024;
 
 /// Where the tag stands in the mark.
 #[repr(C)]
@@ -25,7 +24,7 @@ pub enum Tag {
     None,
     /// The packet entered by an inside interface and belongs to no zone. A value, not an absence: where
     /// somebody has rewritten the whole mark, the tag is missed instead of read as "no zone". With the generation of the
-    /// configuration that said so, below [`GENERATIONS`].
+    /// configuration that said so, below [`TagField::generations`].
     Unbound(u32),
     /// The packet belongs to this zone.
     Zone(u16),
@@ -47,10 +46,35 @@ impl TagField {
         Some(Self { mask, shift })
     }
 
+    /// Configurations whose "no zone" can be told apart, a power of two: 4 of eight bits, 1,024 of sixteen. A packet
+    /// may wait on its way, for its next hop's ARP answer above all (3 s); that it was in no zone when it entered says
+    /// nothing once another configuration is in force. As many changes later it would be believed again.
+    #[inline(always)]
+    pub const fn generations(self) -> u32 {
+        let some = ((self.mask >> self.shift) >> 6) + 1;
+        if some < MOST_GENERATIONS {
+            some
+        } else {
+            MOST_GENERATIONS
+        }
+    }
+
+    /// The lowest tag of those that are no zone's.
+    #[inline(always)]
+    const fn first_of_nobody(self) -> u32 {
+        (self.mask >> self.shift) - self.generations()
+    }
+
+    /// The lowest mark of those, masked: from here on, the packet was in no zone or has been dealt with.
+    #[inline(always)]
+    pub const fn nobodys(self) -> u32 {
+        self.first_of_nobody() << self.shift
+    }
+
     /// The highest zone number this field can carry.
     #[inline(always)]
     pub const fn last_zone(self) -> u32 {
-        let last = (self.mask >> self.shift) - GENERATIONS - 1;
+        let last = self.first_of_nobody() - 1;
         if last < u16::MAX as u32 {
             last
         } else {
@@ -66,7 +90,7 @@ impl TagField {
             Tag::None
         } else if value == self.mask >> self.shift {
             Tag::Done
-        } else if value >= (self.mask >> self.shift) - GENERATIONS {
+        } else if value >= self.first_of_nobody() {
             Tag::Unbound((self.mask >> self.shift) - 1 - value)
         } else {
             Tag::Zone(value as u16)
@@ -79,7 +103,9 @@ impl TagField {
         let value = match tag {
             Tag::None => 0,
             Tag::Zone(zone) => ((zone as u32) << self.shift) & self.mask,
-            Tag::Unbound(generation) => self.mask - ((1 + generation % GENERATIONS) << self.shift),
+            Tag::Unbound(generation) => {
+                self.mask - ((1 + (generation & (self.generations() - 1))) << self.shift)
+            }
             Tag::Done => self.mask,
         };
         mark & !self.mask | value
@@ -101,14 +127,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_wider_field_tells_more_configurations_apart() {
+        let of = |mask| TagField::new(mask).unwrap();
+        assert_eq!(
+            [0xff, 0x0fff_0000, 0xffff_0000, u32::MAX].map(|mask| of(mask).generations()),
+            [4, 64, 1_024, 1_024]
+        );
+        assert_eq!(
+            [0xff, 0xffff_0000].map(|mask| of(mask).last_zone()),
+            [250, 64_510]
+        );
+    }
+
     proptest! {
         #[test]
-        fn a_tag_survives_and_the_users_bits_too(mark: u32, zone in 1u16..=0xfffa, generation in 0..GENERATIONS) {
-            let field = TagField::new(0xffff_0000).unwrap();
+        fn a_tag_survives_and_the_users_bits_too(mark: u32, bits in 8u32..=16, zone: u16, generation: u32) {
+            let field = TagField::new(u32::MAX << (32 - bits)).unwrap();
+            let zone = (zone as u32 % field.last_zone() + 1) as u16;
+            let generation = generation % field.generations();
             for tag in [Tag::None, Tag::Unbound(generation), Tag::Zone(zone), Tag::Done] {
                 let marked = field.write(mark, tag);
                 prop_assert_eq!(field.read(marked), tag);
-                prop_assert_eq!(marked & 0xffff, mark & 0xffff);
+                prop_assert_eq!(marked & !field.mask, mark & !field.mask);
+                let nobodys = matches!(tag, Tag::Unbound(_) | Tag::Done);
+                prop_assert_eq!(marked & field.mask >= field.nobodys(), nobodys);
             }
         }
     }

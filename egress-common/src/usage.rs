@@ -478,9 +478,11 @@ impl<W: Word> Words<W> {
                 Err(now) => seen = now,
             }
         }
-        // Too many at once: nobody knows, rather than too little.
+        // Too many at once: nobody knows, rather than too little. Of the later second, should this change be late.
+        let found = Seconds::from_bits(seen).second;
+        let late = second.is_of_era(found) && second.after(found) < 0;
         let unknown = Seconds {
-            second,
+            second: if late { found } else { second },
             most: Seconds::UNKNOWN,
             before: Seconds::UNKNOWN,
         };

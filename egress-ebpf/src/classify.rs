@@ -11,8 +11,9 @@ use egress_common::settings::{
     CgroupKey, InterfaceKey, MAX_MARKS, MAX_ZONES, Prefixed, Selected, Settings, VERSION_BITS,
     Zone, role, zone_flag,
 };
-use egress_common::tag::{GENERATIONS, Tag};
+use egress_common::tag::Tag;
 
+use crate::globals;
 use crate::maps::{
     CGROUPS, DEVICES, EXEMPT4, EXEMPT6, INTERFACES, MARKS, SETTINGS, SOURCES4, SOURCES6, SWITCH,
     ZONES,
@@ -23,7 +24,7 @@ use crate::verdict;
 #[derive(Clone, Copy)]
 pub struct Configuration {
     pub version: u32,
-    /// Of one that was read by [`Configuration::now`]: which one it is, below [`GENERATIONS`].
+    /// Of one that was read by [`Configuration::now`]: which one it is, as far as tags tell.
     generation: u32,
     settings: &'static Settings,
 }
@@ -34,7 +35,7 @@ impl Configuration {
     pub fn now() -> Option<Self> {
         let number = SWITCH.get(0)?.version;
         Some(Self {
-            generation: number % GENERATIONS,
+            generation: number & (globals::tag_field().generations() - 1),
             ..Self::of(number)?
         })
     }

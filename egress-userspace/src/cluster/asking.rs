@@ -18,6 +18,8 @@ use crate::utilization::Row;
 
 /// How long a connection may take to open.
 const CONNECT: Duration = Duration::from_secs(2);
+/// Bytes of one-second values that are kept of all answers together; without them the sum of the peaks counts.
+const MAX_SECONDS: usize = 128 << 20;
 /// Servers that are asked at once.
 const AT_ONCE: usize = 16;
 
@@ -80,6 +82,7 @@ impl Asking {
             .filter(|other| !missing.contains_key(&other.name))
             .collect();
         let mut found = Vec::new();
+        let mut room = MAX_SECONDS;
         for some in asked.chunks(AT_ONCE) {
             let answers: Vec<_> = thread::scope(|scope| {
                 let begun = some
@@ -95,7 +98,15 @@ impl Asking {
             for (other, answer) in some.iter().zip(answers) {
                 let answer = answer.unwrap_or_else(|_| Err("asking it failed".to_owned()));
                 match answer {
-                    Ok(rows) => found.extend(rows),
+                    Ok(mut rows) => {
+                        for row in &mut rows {
+                            match room.checked_sub(row.seconds.len()) {
+                                Some(left) => room = left,
+                                None => row.seconds = Vec::new(),
+                            }
+                        }
+                        found.extend(rows);
+                    }
                     Err(reason) => {
                         let one = Missing {
                             server: other.name.clone(),

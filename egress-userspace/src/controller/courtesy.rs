@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::ownership::Row;
-use crate::resource::{Drain, Kind};
+use crate::resource::{Drain, Kind, Object, Owner};
 use crate::store::Stored;
 
 /// How much longer, and how much later: some ten times what it takes until everybody has heard.
@@ -14,9 +14,26 @@ const GRACE: Duration = Duration::from_millis(1_500);
 
 /// Waits, where this server is to give up the last that it has, or another one has something again.
 pub(super) fn wait(before: &Stored, after: &Stored, own: &str) {
-    if gives_up(before, after, own) || returns(before, after, own) {
+    if is_due(before, after, own) {
         thread::sleep(GRACE);
     }
+}
+
+/// Whether to wait: not with what others may have been given already, nor with any other change.
+fn is_due(before: &Stored, after: &Stored, own: &str) -> bool {
+    let is_fenced = after
+        .ownership
+        .as_ref()
+        .is_some_and(|ownership| ownership.is_fenced(own));
+    !is_fenced
+        && (gives_up(before, after, own) || returns(before, after, own))
+        && but_drains(before).eq(but_drains(after))
+}
+
+/// Whatever is stored besides drains.
+fn but_drains(stored: &Stored) -> impl Iterator<Item = (&(Kind, String), &(Owner, Object))> {
+    let all = stored.objects.iter();
+    all.filter(|((kind, _), _)| *kind != Kind::Drain)
 }
 
 fn drains(stored: &Stored, server: &str) -> bool {
@@ -63,7 +80,7 @@ fn returns(before: &Stored, after: &Stored, own: &str) -> bool {
 mod tests {
     use super::*;
     use crate::ownership::Ownership;
-    use crate::resource::{Object, Owner};
+    use crate::resource::Account;
 
     /// Rows of one address, by server and slices, and who drains.
     fn stored(rows: &[(&str, u32)], drained: &[&str]) -> Stored {
@@ -105,6 +122,30 @@ mod tests {
             ..stored(&[], &[])
         };
         assert!(!gives_up(&alone, &stored(&[], &["a"]), "a"));
+    }
+
+    #[test]
+    fn clu_3_nobody_waits_with_what_others_have_nor_with_another_change() {
+        let both = stored(&[("a", 0b0110), ("b", 0b1000)], &[]);
+        let given_up = stored(&[("b", 0b1110)], &[]);
+        assert!(is_due(&both, &given_up, "a"));
+        let mut fenced = given_up.clone();
+        let ownership = fenced.ownership.as_mut().unwrap();
+        ownership.forgotten.insert("a".into(), 1);
+        assert!(!is_due(&both, &fenced, "a"));
+        let mut more = given_up;
+        let account = Account {
+            id: "1".into(),
+            name: "acme".into(),
+            egress_tcp: true,
+            egress_udp: true,
+            policy_percent: None,
+            pool_percent: None,
+        };
+        let key = (Kind::Account, "acme".to_owned());
+        more.objects
+            .insert(key, (Owner::Api, Object::Account(account)));
+        assert!(!is_due(&both, &more, "a"));
     }
 
     #[test]

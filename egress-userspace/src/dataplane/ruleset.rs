@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 
 use egress_common::ipv6::is_local_signalling;
-use egress_common::tag::{GENERATIONS, Tag, TagField};
+use egress_common::tag::{Tag, TagField};
 
 use super::cgroups::Cgroups;
 use crate::desired::{Desired, DesiredZone};
@@ -302,15 +302,17 @@ impl<'a> Writer<'a> {
             self.rule(chain, format_args!("{expression} != 0 accept"));
             return;
         }
-        let nobodys = (0..GENERATIONS).map(Tag::Unbound).chain([Tag::Done]);
-        let nobodys = nobodys.map(|tag| (self.tag(tag), "accept".to_owned()));
-        let nobodys: Verdicts = nobodys.collect();
-        let others = self
+        let others: Verdicts = self
             .zones()
             .map(|zone| (self.tag(Tag::Zone(zone.number)), verdict_of(zone)))
-            .filter(|(_, verdict)| *verdict != usual);
-        let verdicts: Verdicts = others.chain(nobodys).collect();
-        self.map(chain, &expression, &verdicts);
+            .filter(|(_, verdict)| *verdict != usual)
+            .collect();
+        self.map(chain, &expression, &others);
+        let nobodys = self.field.nobodys();
+        self.rule(
+            chain,
+            format_args!("{expression} >= {nobodys:#010x} accept"),
+        );
         self.rule(chain, format_args!("{expression} != 0 {usual}"));
     }
 

@@ -103,24 +103,26 @@ fn averaged(told: &[&Row], untold: &[&Row], with_untold: bool) -> Whole {
 /// The highest of the sums of each second.
 fn most(rows: &[&Row]) -> u64 {
     let peaks = || rows.iter().map(|row| row.max);
-    let (highest, all) = (peaks().max().unwrap_or_default(), peaks().sum());
+    let highest = peaks().max().unwrap_or_default();
+    // Another server's numbers are what it says.
+    let all = peaks().fold(0, u64::saturating_add);
     if rows.len() < 2 {
         return highest;
     }
     let mut sums = [0; LENGTH];
-    let mut rest = 0;
+    let mut rest = 0_u64;
     for row in rows {
         let Some(levels) = Levels::read(&row.seconds) else {
-            rest += row.max;
+            rest = rest.saturating_add(row.max);
             continue;
         };
         for (sum, level) in sums.iter_mut().zip(levels.all()) {
             *sum += u64::from(*level);
         }
     }
-    let told = sums.into_iter().max().unwrap_or_default() + rest;
+    let told = sums.into_iter().max().unwrap_or_default();
     // The data plane's own maximum of one server stands.
-    told.clamp(highest, all)
+    told.saturating_add(rest).clamp(highest, all)
 }
 
 #[cfg(test)]

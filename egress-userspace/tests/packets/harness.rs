@@ -31,7 +31,7 @@ use egress_common::settings::{
 };
 use egress_common::siphash::Secret;
 use egress_common::slot::Slot;
-use egress_common::tag::{GENERATIONS, Tag, TagField};
+use egress_common::tag::{Tag, TagField};
 use egress_userspace::policy::compile::Tables;
 
 use crate::family::{Family, TWIN_BITS, twin};
@@ -144,8 +144,8 @@ pub(crate) fn unbound(mask: u32) -> u32 {
 
 /// As [`unbound`], by the configuration of a number.
 pub(crate) fn unbound_by(mask: u32, number: u32) -> u32 {
-    let tag = Tag::Unbound(number % GENERATIONS);
-    TagField::new(mask).unwrap().write(0, tag)
+    let field = TagField::new(mask).unwrap();
+    field.write(0, Tag::Unbound(number % field.generations()))
 }
 
 /// The tag of packets that the uplink's program has dealt with.

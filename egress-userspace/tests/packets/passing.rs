@@ -214,12 +214,12 @@ fn safe_1_no_zone_is_believed_only_of_the_configuration_in_force() {
     assert_eq!(waiting.mark, unbound(0xffff_0000));
     let outcome = plane.run(Hook::UplinkEgress, &stranger, waiting);
     assert_eq!(outcome.verdict, Verdict::Next);
-    for number in [2, 4, 5] {
+    for number in [2, 4, 5, 1_024, 1_029] {
         let world = plane.world.clone();
         plane.write(number & 1, &world);
         plane.switch(number);
-        if number % 4 == 0 {
-            // Few can be told apart, and nothing waits for so long.
+        if number % 1_024 == 0 {
+            // So many can be told apart, and nothing waits for so many changes.
             assert_eq!(entered(&stranger, &plane).mark, waiting.mark);
             continue;
         }
