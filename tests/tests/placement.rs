@@ -170,9 +170,17 @@ fn a_share_changes_while_running() -> Result<()> {
     let check = site.watch_for(Rules::new().allow([POOL[0]]).allow_range(RANGE.into()))?;
     let node = site.node(BOUND);
     let listener = peer::listen(&site.node(A), site.at_a(PORT))?;
+    // Some on each slice: a source port that is free is kept.
+    let (mine, _) = slices(&site)?;
     let mut old = Vec::new();
-    for _ in 0..40 {
-        old.push(Peers::connect(&node, Caller::default(), &listener)?);
+    for nth in 0..40 {
+        let slice = mine.iter().copied().cycle().nth(usize::from(nth));
+        let slice = u16::try_from(slice.context("it owns nothing")?)?;
+        let caller = Caller {
+            port: Some((slice << 11) + 1_000 + nth),
+            ..Caller::default()
+        };
+        old.push(Peers::connect(&node, caller, &listener)?);
     }
     let has = |count: usize| {
         move |gateway: &egress_tests::gateway::Gateway| {
