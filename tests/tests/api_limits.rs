@@ -67,6 +67,13 @@ fn ten_thousand_objects_are_listed_in_pages_and_one_more_is_made() -> Result<()>
         })
         .collect();
     append(&site, &pools)?;
+    // The operator lets this account add to so many.
+    let path = site.gateway.files().resources();
+    let text = fs::read_to_string(&path)?;
+    fs::write(
+        &path,
+        text.replacen("name = \"acme\"", "name = \"acme\", pool_percent = 70", 1),
+    )?;
     let begun = Instant::now();
     site.gateway.restart()?;
     println!("in force after {:?}", begun.elapsed());
