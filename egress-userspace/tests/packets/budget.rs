@@ -11,7 +11,8 @@ const KERNELS: [(u32, u32); 4] = [(6, 1), (6, 12), (6, 18), (7, 2)];
 /// Programs, and the most instructions the verifier may look at on each of [`KERNELS`]; it gives up at a million.
 const BUDGETS: [(&str, [u32; KERNELS.len()]); 9] = [
     ("inside_ingress", [160_000, 160_000, 90_000, 90_000]),
-    ("uplink_egress", [450_000, 400_000, 260_000, 400_000]),
+    // Fragments and errors that follow a forwarded flow, one-second maxima and the tag's number took the last of 260,000.
+    ("uplink_egress", [450_000, 400_000, 300_000, 400_000]),
     // It asks which configuration a packet was found unbound by, ahead of everything else that it looks at.
     ("uplink_guard", [200_000, 180_000, 70_000, 70_000]),
     ("uplink_ingress", [300_000, 300_000, 200_000, 200_000]),
@@ -20,7 +21,7 @@ const BUDGETS: [(&str, [u32; KERNELS.len()]); 9] = [
     ("tunnel_egress", [200_000, 200_000, 120_000, 200_000]),
     // Records of what closes, and times of what was connected: the oldest and the newest kernel look at more of it.
     ("arm", [120_000, 60_000, 32_000, 120_000]),
-    ("end_flow", [60_000, 30_000, 12_000, 16_000]),
+    ("end_flow", [60_000, 30_000, 14_000, 16_000]),
     ("inject", [100, 100, 100, 100]),
 ];
 
