@@ -14,6 +14,7 @@ mod change;
 mod courtesy;
 mod draining;
 mod farewell;
+mod impostor;
 mod policy;
 mod probing;
 mod realms;

@@ -74,7 +74,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
     let store::Opened {
         store,
         changes: mut elsewhere,
-    } = store::open(&config.store)?;
+    } = store::open(&config)?;
     // Those of a shared store are looked up in its copy.
     let tokens = SqliteStore::open(&config.store.sqlite)?;
     let history = History::beside(&config.store.sqlite);

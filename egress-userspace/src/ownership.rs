@@ -5,6 +5,7 @@
 //! there, and passes it on when nothing of it is left. No step takes a slice from a server that has not let go of it,
 //! but for those of a server that the operator has declared fenced.
 
+mod host;
 mod keeper;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use egress_common::placement;
 use egress_common::port::ALL_SLICES;
 use serde::{Deserialize, Serialize};
 
+pub use host::{Host, Impostor, Verdict};
 pub use keeper::Keeper;
 
 use crate::placed;
@@ -31,6 +33,9 @@ const ENTRIES: usize = 32;
 /// Who holds what.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ownership {
+    /// Why this host is not the server whose name it goes by, if it is not: then nothing here is its own.
+    #[serde(skip)]
+    pub impostor: Option<Impostor>,
     /// By address; those of addresses that have left their pools included.
     pub rows: BTreeMap<Ipv4Addr, Row>,
     /// Servers that are or were fenced, as the operator says, with the time when that was said, µs since 1970; below zero
@@ -300,9 +305,17 @@ impl Ownership {
         self.rows.get(&address).filter(|_| !self.is_fenced(server))
     }
 
-    /// Whether a server is fenced, as the operator says, and is not back.
+    /// Whether a server is fenced, as the operator says, and is not back; or whether it has to act so, since another host has its
+    /// name.
     pub fn is_fenced(&self, server: &str) -> bool {
-        self.forgotten.get(server).is_some_and(|said| *said > 0)
+        self.forgotten.get(server).is_some_and(|said| *said > 0) || self.is_another_hosts(server)
+    }
+
+    /// Whether this host goes by the name of a server, and another host is that server.
+    pub fn is_another_hosts(&self, server: &str) -> bool {
+        self.impostor
+            .as_ref()
+            .is_some_and(|one| one.server == server)
     }
 
     /// The step by which the operator says that a server is fenced.
@@ -318,6 +331,9 @@ impl Ownership {
 
     /// Whether a server is said to be fenced, and nothing is its own any more: once it is back it may say so.
     pub fn may_return(&self, server: &str) -> Option<Step> {
+        if self.is_another_hosts(server) {
+            return None;
+        }
         let said = self.forgotten.get(server).filter(|said| **said > 0)?;
         let cleared = self.rows.values().all(|row| row.held(server) == 0);
         cleared.then(|| Step::Forgotten {
@@ -330,6 +346,10 @@ impl Ownership {
     /// What the rows are to become: every address that is placed gets one, and what is to move is marked. All servers that
     /// see the same make the same steps, so it does not matter which of them is first.
     pub fn to_do(&self, resources: &Resources, server: &str) -> Vec<Step> {
+        // It is not for this host to say.
+        if self.is_another_hosts(server) {
+            return Vec::new();
+        }
         let addresses = resources.pools.iter().flat_map(|pool| &pool.addresses);
         let addresses = addresses.filter_map(|address| match *address {
             Address::V4(address) => Some(address),

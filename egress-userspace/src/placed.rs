@@ -132,6 +132,7 @@ pub fn open_slices(resources: &Resources, server: &str, address: Ipv4Addr) -> u3
 /// The slices of an IPv4 egress IP whose replies come to the server of this name: also those in which it may open nothing.
 pub fn held_slices(resources: &Resources, server: &str, address: Ipv4Addr) -> u32 {
     match &resources.ownership {
+        Some(_) if is_another_hosts(resources, server) => 0,
         Some(ownership) => {
             let row = ownership.rows.get(&address);
             row.map_or(0, |row| row.held(server))
@@ -196,8 +197,17 @@ pub fn taken_over_part(
     from.into_iter().collect()
 }
 
+/// Whether this host goes by the name of a server, and another host is that server: then nothing is its own (CLU-3).
+fn is_another_hosts(resources: &Resources, server: &str) -> bool {
+    let ownership = resources.ownership.as_ref();
+    ownership.is_some_and(|ownership| ownership.is_another_hosts(server))
+}
+
 /// The part of an IPv6 range that the server of this name uses; `None` if it has none.
 pub fn part_of(resources: &Resources, server: &str, range: Ipv6Net) -> Option<Ipv6Net> {
+    if is_another_hosts(resources, server) {
+        return None;
+    }
     if resources.locations.is_empty() {
         return Some(range);
     }
@@ -211,6 +221,9 @@ pub fn part_of(resources: &Resources, server: &str, range: Ipv6Net) -> Option<Ip
 /// Where the server of this name is reached by the others, and what each of those owns; `None` where it has no
 /// tunnel, or there is nobody else (FWD-5).
 pub fn others(resources: &Resources, server: &str) -> Option<(IpAddr, Vec<DesiredPeer>)> {
+    if is_another_hosts(resources, server) {
+        return None;
+    }
     let all = || servers(resources);
     let own = all().find(|one| one.server.name == server)?.server.tunnel?;
     let mut peers: Vec<DesiredPeer> = all()

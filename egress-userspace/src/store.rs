@@ -7,6 +7,8 @@
 mod conformance;
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "etcd")]
+mod identity;
 mod sqlite;
 mod token;
 
@@ -22,14 +24,16 @@ use tokio::sync::watch;
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdStore;
 #[cfg(feature = "etcd")]
+use identity::Identity;
+#[cfg(feature = "etcd")]
 use sqlite::SCHEMA_VERSION;
 pub use sqlite::SqliteStore;
 pub(crate) use token::random;
 pub use token::{NewToken, Permission, Token, hash_of};
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::dataplane::api::Names;
-use crate::ownership::{Ownership, Step};
+use crate::ownership::{Host, Impostor, Ownership, Step};
 use crate::resource::{Kind, Location, Object, Owner, Resources};
 
 /// Keeps objects, owners and numbers.
@@ -134,11 +138,12 @@ pub struct Opened {
 ///
 /// # Errors
 /// When it cannot be used.
-pub fn open(config: &config::Store) -> Result<Opened, StoreError> {
+pub fn open(config: &Config) -> Result<Opened, StoreError> {
+    let (config, name) = (&config.store, &config.server.name);
     match &config.etcd {
         #[cfg(feature = "etcd")]
         Some(etcd) => {
-            let store = EtcdStore::open(etcd, &config.sqlite)?;
+            let store = EtcdStore::open(etcd, &config.sqlite)?.of_server(name)?;
             Ok(Opened {
                 changes: Some(store.changes()),
                 store: Box::new(store),
@@ -154,6 +159,32 @@ pub fn open(config: &config::Store) -> Result<Opened, StoreError> {
             changes: None,
         }),
     }
+}
+
+/// Says that this host is the server whose name it goes by, and that the one which was is gone: that one, and whether anything was
+/// to be done.
+///
+/// # Errors
+/// [`StoreError::NotShared`] where there is nobody else; else when the shared store does not answer.
+pub fn claim(config: &Config) -> Result<(Option<Host>, bool), StoreError> {
+    match &config.store.etcd {
+        #[cfg(feature = "etcd")]
+        Some(etcd) => EtcdStore::open(etcd, &config.store.sqlite)?
+            .of_server(&config.server.name)?
+            .take_name(),
+        _ => Err(StoreError::NotShared),
+    }
+}
+
+/// Why this host is not the server that it goes by, if its last daemon found out that it is not.
+pub fn impostor(config: &Config) -> Option<Impostor> {
+    #[cfg(feature = "etcd")]
+    if config.store.etcd.is_some() {
+        let kept = Identity::kept(&identity::beside(&config.store.sqlite)).ok()??;
+        return kept.impostor(&config.server.name, &kept.host());
+    }
+    let _ = config;
+    None
 }
 
 /// Opens the store beside a daemon, for whoever changes its tokens.
@@ -370,6 +401,17 @@ pub enum StoreError {
     /// It is one server's own.
     #[error("no other server shares this store")]
     NotShared,
+    /// Another host is the server that this one goes by.
+    #[error("{}", .0.reason())]
+    Impostor(Box<Impostor>),
+    /// What this host knows itself by is there, and says nothing.
+    #[error("the identity of this host, {}, cannot be read: {reason}", path.display())]
+    NoIdentity {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
     /// Another server has committed meanwhile.
     #[error("another server has changed the configuration meanwhile")]
     Conflict,
@@ -456,6 +498,10 @@ impl StoreError {
             }
             Self::Refused => "nothing was changed".into(),
             Self::NotShared => "name the servers' etcd under [store]".into(),
+            Self::Impostor(impostor) => impostor.remedy(),
+            Self::NoIdentity { .. } => {
+                "remove it; then, unless another host is this server by now, `egress server claim NAME` here".into()
+            }
             Self::Conflict => "nothing was changed: look at what is there now, and try again".into(),
             Self::Uncopied { .. } => {
                 "make room for it: until then nothing is passed on, for this server would take it up again if it started \

@@ -157,6 +157,7 @@ fn a_scrape_says_what_is() -> Result<()> {
         "egress_behind 0",
         "egress_troubles{kind=\"interface\"} 0.0",
         "egress_troubles{kind=\"own_address\"} 0.0",
+        "egress_troubles{kind=\"server_name\"} 0.0",
     ] {
         ensure!(has(line), "{line}: {}", scrape.text);
     }

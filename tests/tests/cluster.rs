@@ -1,6 +1,9 @@
 //! CLU-1, CLU-2: two servers share what either of them is told, by a real etcd; without it nothing can be changed, and
 //! connections, new ones too, do not notice.
 
+#[path = "cluster/names.rs"]
+mod names;
+
 use std::{
     net::IpAddr,
     process::Stdio,
@@ -295,7 +298,7 @@ fn what_one_server_is_told_all_of_them_do() -> Result<()> {
     let Some(_turn) = needs::turn(TEST, &["nft", "curl", "etcd"]) else {
         return Ok(());
     };
-    let cluster = Cluster::start()?;
+    let mut cluster = Cluster::start()?;
     let (done, said) = cluster.apply(Side::One, &capped(3_100))?;
     ensure!(done, "{said}");
     let began = Instant::now();
@@ -335,6 +338,7 @@ fn what_one_server_is_told_all_of_them_do() -> Result<()> {
     cluster.has(Side::One, 3_100)?;
     two.wait_in_place(LIMIT)?;
     cluster.works()?;
+    cluster.tells_hosts_apart()?;
     cluster.finish()
 }
 

@@ -38,7 +38,7 @@ type Counters = Family<Labels, Counter>;
 pub(super) fn metrics(api: &Api, _call: &Call) -> Result<Answer, ApiError> {
     let (status, standing, names, flow_log) = {
         let controller = api.service.controller();
-        let status = controller.dataplane().status();
+        let status = controller.status();
         let standing = Standing {
             is_frozen: controller.frozen().is_some(),
             is_behind: controller.behind().is_some(),
@@ -183,7 +183,7 @@ impl Scrape {
         }
         registry.register(
             "troubles",
-            "Interfaces, addresses and cgroups that are not as the configuration supposes",
+            "Interfaces, addresses, cgroups and names that are not as the configuration supposes",
             troubles,
         );
         let announced = Gauge::<i64>::default();

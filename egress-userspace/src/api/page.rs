@@ -53,7 +53,7 @@ fn look(api: &Api, known: bool) -> Result<Look, Failure> {
         frozen: controller.frozen(),
         stuck: controller.stuck().map(str::to_owned),
         servers: controller.healths().clone(),
-        ..Status::new(controller.dataplane().status()?, Some(std::process::id()))
+        ..Status::new(controller.status()?, Some(std::process::id()))
     };
     let stored = controller.stored();
     let server = &controller.config().server;

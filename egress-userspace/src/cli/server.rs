@@ -2,9 +2,11 @@
 
 use super::context::{self, Context};
 use super::{CliError, Exit, table};
-use crate::control::Request;
+use crate::config::Config;
+use crate::control::{Failure, Request};
 use crate::inventory::{ServerRecord, servers};
 use crate::liveness::Healths;
+use crate::store;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Change {
@@ -20,7 +22,13 @@ pub(super) enum Change {
         /// The server's name.
         server: String,
     },
-    /// Give away what a server holds that is switched off or cut off, and will not be back as it was.
+    /// On the host itself: this host is the server of that name from now on, and the one which was is gone for good.
+    Claim {
+        /// The server's name, as this host's configuration has it.
+        server: String,
+    },
+    /// Give away what a server holds that is switched off or cut off, and will not be back as it was; another host
+    /// may have its name then.
     Forget {
         /// The server's name.
         server: String,
@@ -41,6 +49,7 @@ pub(super) fn run(context: &mut Context<'_>, change: Change) -> Result<Exit, Cli
                 &config.server.name,
             ),
         },
+        Change::Claim { server } => return claim(context, &config, &server),
         Change::Drain { server } => {
             vec![context::demand(&config, &Request::ServerDrain { server })?]
         }
@@ -58,6 +67,26 @@ pub(super) fn run(context: &mut Context<'_>, change: Change) -> Result<Exit, Cli
         }
     };
     context.print(&records, || text(&records))?;
+    Ok(Exit::Done)
+}
+
+/// The daemon does not run here, or holds nothing: so this works on the store itself.
+fn claim(context: &mut Context<'_>, config: &Config, server: &str) -> Result<Exit, CliError> {
+    let own = &config.server.name;
+    if server != own {
+        return Err(Failure::usage(
+            format!("this host goes by the name of {own}, not {server}"),
+            "name the server that this host is by its [server] section",
+        )
+        .into());
+    }
+    let (before, is_new) = store::claim(config).map_err(Failure::from)?;
+    let told = serde_json::json!({ "server": server, "claimed": is_new, "before": before });
+    context.print(&told, || match before {
+        Some(before) => format!("this host is {server} from now on; {} was", before.hostname),
+        None if is_new => format!("this host is {server} from now on; no other one was"),
+        None => format!("this host is {server} already"),
+    })?;
     Ok(Exit::Done)
 }
 

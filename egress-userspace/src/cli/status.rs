@@ -4,10 +4,11 @@ use super::context::{self, Context};
 use super::place::Place;
 use super::{CliError, Exit, pool, table};
 use crate::control::{Failure, Request};
-use crate::dataplane::api::DataPlaneStatus;
+use crate::dataplane::api::{DataPlaneStatus, Trouble};
 use crate::desired::Withdrawn;
 use crate::inventory::{DaemonState, Status};
 use crate::resolve;
+use crate::store;
 
 pub(super) fn run(context: &mut Context<'_>, place: &Place) -> Result<Exit, CliError> {
     let config = place.config(context)?;
@@ -15,10 +16,15 @@ pub(super) fn run(context: &mut Context<'_>, place: &Place) -> Result<Exit, CliE
         Some(answer) => serde_json::from_value(answer)?,
         None => {
             let local = context.local(config)?;
-            let dataplane = match &local.view {
+            let mut dataplane = match &local.view {
                 Some(view) => view.status().map_err(Failure::from)?,
                 None => DataPlaneStatus::default(),
             };
+            // Why the daemon does not start, or what it knew.
+            let impostor = store::impostor(&local.config);
+            dataplane
+                .troubles
+                .extend(impostor.as_ref().map(Trouble::from));
             let resources = local.stored.resources();
             let addresses = resolve::addresses(&resources, &local.config);
             Status::new(dataplane, None).without(&Withdrawn::of(&resources), addresses)

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::probing::{RunProbes, run_probes};
 use super::turns::Turns;
-use super::{Controller, Writer};
+use super::{Controller, Writer, impostor};
 use crate::config::Config;
 use crate::control::line::LineError;
 use crate::control::protocol::{Applied, Cause};
@@ -55,6 +55,7 @@ impl Service {
         open_view: OpenView,
     ) -> Result<(Self, Applied), Failure> {
         let stored = store.load()?;
+        impostor::may_start(&stored, dataplane.as_ref())?;
         let mut controller = Controller::new(config, stored, store.trouble(), dataplane);
         controller.keep_bound()?;
         let service = Self {
@@ -165,7 +166,7 @@ impl Handler for Service {
         match request {
             Request::Status => {
                 let controller = self.controller();
-                let dataplane = controller.dataplane().status()?;
+                let dataplane = controller.status()?;
                 let desired = controller.desired();
                 let status = Status {
                     frozen: controller.frozen(),

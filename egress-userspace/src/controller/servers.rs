@@ -214,7 +214,8 @@ impl Writer<'_> {
         if name == self.config.server.name {
             return Err(Failure::usage(
                 format!("{name} is this server, which is at work"),
-                "to give away what it holds: `egress server drain`",
+                "to give away what it holds: `egress server drain`. For a host that was set up anew, while the daemon does not run \
+                 there: `egress server claim`",
             ));
         }
         if !ownership.names(name) && self.known_server(name).is_err() {

@@ -89,7 +89,8 @@ pub fn servers(stored: &Stored, healths: &Healths, here: &str) -> Vec<ServerReco
         let standing = all().find(|one| one.server.name == name);
         let tunnel = standing.and_then(|one| one.server.tunnel);
         let sum = |slices: &dyn Fn(&Row) -> u32| rows().map(|row| slices(row).count_ones()).sum();
-        let forgotten = ownership.is_some_and(|all| all.is_fenced(name));
+        let forgotten =
+            ownership.is_some_and(|all| all.is_fenced(name) && !all.is_another_hosts(name));
         let slices = match ownership {
             Some(_) => sum(&|row| row.held(name)),
             None => addresses

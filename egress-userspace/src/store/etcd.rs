@@ -5,6 +5,7 @@
 //! knows its tokens, without it (CLU-2).
 
 mod content;
+mod hosts;
 mod journal;
 mod remote;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use content::Content;
+use hosts::{Claim, Judged};
 use journal::{Condition, Step, Transaction};
 use remote::Remote;
 
@@ -28,7 +30,7 @@ use super::{
     Stored, Token, TokenStore, Trouble,
 };
 use crate::config::Etcd;
-use crate::ownership;
+use crate::ownership::{self, Host};
 
 /// The shared store of a cluster, with its copy on this server.
 pub struct EtcdStore {
@@ -38,6 +40,8 @@ pub struct EtcdStore {
     known: Mutex<Known>,
     /// Why the copy is not what was read last, if it is not.
     uncopied: Mutex<Option<String>>,
+    /// The server that this host goes by; none for whoever only looks, or changes tokens.
+    claim: Option<Claim>,
     /// The copy's file.
     file: PathBuf,
     source: String,
@@ -68,9 +72,40 @@ impl EtcdStore {
             copy: Mutex::new(local),
             known: Mutex::new(Known::default()),
             uncopied: Mutex::default(),
+            claim: None,
             file: copy.to_owned(),
             source,
         })
+    }
+
+    /// The same for the daemon of a server, which takes that name before it uses anything of it (CLU-3).
+    ///
+    /// # Errors
+    /// When this host's identity cannot be read, or made.
+    pub fn of_server(mut self, name: &str) -> Result<Self, StoreError> {
+        self.claim = Some(Claim::begin(name, &self.file)?);
+        Ok(self)
+    }
+
+    /// Takes the name of the server, since the operator says that the host that has it is gone: that host, if there was
+    /// one, and whether anything was to be done.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or somebody else was faster.
+    pub fn take_name(&self) -> Result<(Option<Host>, bool), StoreError> {
+        let content = self.read_content()?;
+        let Some(claim) = self.claim.as_ref().filter(|_| !content.is_new()) else {
+            return Ok((None, false));
+        };
+        let Some((transaction, before)) = claim.by_word(&content, &self.path())? else {
+            claim.was_given();
+            return Ok((None, false));
+        };
+        let made = self.remote.transact(&transaction);
+        let made = made.map_err(|reason| unavailable(&self.source, reason))?;
+        made.ok_or(StoreError::Conflict)?;
+        claim.was_given();
+        Ok((before, true))
     }
 
     /// Tells whenever somebody has committed, or etcd answers again.
@@ -90,8 +125,33 @@ impl EtcdStore {
         self.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What etcd holds now.
+    /// What etcd holds now, once this server has its name there, or it is known that another host has.
     fn fetch(&self) -> Result<Content, StoreError> {
+        let mut content = self.read_content()?;
+        let Some(claim) = &self.claim else {
+            return Ok(content);
+        };
+        for _ in 0..ATTEMPTS {
+            let (transaction, host, had) = match claim.judge(&content, &self.path())? {
+                Judged::Done => return Ok(content),
+                Judged::Make(transaction, host, had) => (transaction, host, had),
+            };
+            match self.remote.transact(&transaction) {
+                Ok(Some(_)) => {
+                    claim.has_taken(host, &mut content);
+                    return Ok(content);
+                }
+                // Somebody was faster.
+                Ok(None) => content = self.read_content()?,
+                // It was this host's before. Who can read and not write can follow the others, and hands nothing over.
+                Err(_) if had => return Ok(content),
+                Err(reason) => return Err(unavailable(&self.source, reason)),
+            }
+        }
+        Err(StoreError::Conflict)
+    }
+
+    fn read_content(&self) -> Result<Content, StoreError> {
         let mut content = self
             .remote
             .read()
@@ -111,6 +171,19 @@ impl EtcdStore {
         }
         content.keys = journal::settled(&content).map_err(|reason| self.corrupt(reason))?;
         Ok(content)
+    }
+
+    /// What is stored, and whether this host is the server that it goes by.
+    fn stored(&self, content: &Content) -> Result<Stored, StoreError> {
+        let mut stored = content.stored(&self.path())?;
+        self.marked(&mut stored);
+        Ok(stored)
+    }
+
+    fn marked(&self, stored: &mut Stored) {
+        if let Some(claim) = &self.claim {
+            claim.mark(stored);
+        }
     }
 
     fn corrupt(&self, reason: String) -> StoreError {
@@ -255,7 +328,8 @@ impl StateStore for EtcdStore {
             Err(error @ StoreError::Unavailable { .. }) => {
                 let copy = self.copy();
                 let generation = copy.generation()?.ok_or(error)?;
-                let stored = copy.load()?;
+                let mut stored = copy.load()?;
+                self.marked(&mut stored);
                 let mut known = self.known();
                 if !known.current {
                     known.generation = generation;
@@ -268,7 +342,7 @@ impl StateStore for EtcdStore {
 
     fn current(&self) -> Result<Stored, StoreError> {
         let content = self.fetch()?;
-        let stored = content.stored(&self.path())?;
+        let stored = self.stored(&content)?;
         self.keep(&content, &stored)?;
         Ok(stored)
     }
@@ -294,7 +368,7 @@ impl StateStore for EtcdStore {
             });
         }
         let mut after = before.with(&ops);
-        let stored = after.stored(&self.path())?;
+        let stored = self.stored(&after)?;
         if !agrees(&stored) {
             return Err(StoreError::Refused);
         }
@@ -306,6 +380,7 @@ impl StateStore for EtcdStore {
     }
 
     fn hand_over(&mut self, steps: &[ownership::Step]) -> Result<(), StoreError> {
+        let name = self.claim.as_ref().map(Claim::condition).transpose()?;
         // What this server passes on it must not hold again when it starts without etcd: so its copy says so before.
         let kept = self.copy().ownership()?;
         let copied = |step: &ownership::Step| match step {
@@ -330,9 +405,11 @@ impl StateStore for EtcdStore {
                 part.iter().map(content::hand_over).unzip();
             // An earlier version that looks into rows it does not know would go on by the division.
             ops.push(content::put_schema());
+            ops.extend(part.iter().filter_map(hosts::freed));
             // The same servers are fenced for every row, and etcd takes 128 of these.
             let schema = self.known().schema.clone();
             let mut all = vec![Condition::Value(content::SCHEMA_KEY.to_owned(), schema)];
+            all.extend(name.clone());
             for condition in conditions.into_iter().flatten() {
                 if !all.contains(&condition) {
                     all.push(condition);

@@ -185,7 +185,7 @@ fn run(
             kernel: kernel.clone(),
             random: Mutex::new(random.split()),
         };
-        let opened = store::open(&config.store).unwrap();
+        let opened = store::open(&config).unwrap();
         let started = Service::start(path, config, opened.store, Box::new(plane), no_view);
         // Where etcd does not answer and there is no copy yet.
         let service = match started {

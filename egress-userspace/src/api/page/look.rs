@@ -114,6 +114,7 @@ impl Look {
                 hook.hook, hook.interface
             ));
         }
+        all.extend(plane.troubles.iter().map(|trouble| trouble.text.clone()));
         all.extend(self.status.frozen.as_ref().map(|why| {
             format!("the configuration cannot be changed now, and connections go on: {why}")
         }));

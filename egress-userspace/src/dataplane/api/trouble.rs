@@ -25,11 +25,18 @@ pub enum TroubleKind {
     OwnAddress,
     /// A selected cgroup that does not exist.
     Cgroup,
+    /// This server's name, which another host has.
+    ServerName,
 }
 
 impl TroubleKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Interface, Self::OwnAddress, Self::Cgroup];
+    pub const ALL: [Self; 4] = [
+        Self::Interface,
+        Self::OwnAddress,
+        Self::Cgroup,
+        Self::ServerName,
+    ];
 
     /// Its name in JSON and metrics.
     pub const fn label(self) -> &'static str {
@@ -37,11 +44,12 @@ impl TroubleKind {
             Self::Interface => "interface",
             Self::OwnAddress => "own_address",
             Self::Cgroup => "cgroup",
+            Self::ServerName => "server_name",
         }
     }
 
     /// Whether nothing bound gets through while it lasts.
     pub const fn stops_traffic(self) -> bool {
-        matches!(self, Self::Interface)
+        matches!(self, Self::Interface | Self::ServerName)
     }
 }

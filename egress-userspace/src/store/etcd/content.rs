@@ -7,6 +7,7 @@
 //! number/KIND/ID          {"number", "released"}: released is null while it is in use
 //! ownership/slices/IP     who holds the slices of an egress IP (ownership.rs)
 //! ownership/forgotten/NAME  a server that is fenced
+//! ownership/hosts/NAME    the host that a server is (hosts.rs)
 //! token/ID                a token without its secret, and the secret's hash
 //! pending                 the journal of a commit that is too large for one transaction (journal.rs)
 //! journal/NAME/PART       what that changes
@@ -179,6 +180,7 @@ impl Content {
             Ok((address, read(path, key, value)?))
         };
         Ok(Ownership {
+            impostor: None,
             rows: self.under(SLICES).map(row).collect::<Result<_, _>>()?,
             forgotten: self
                 .under(FORGOTTEN)
@@ -382,13 +384,17 @@ fn corrupt(path: &Path, reason: &str) -> StoreError {
     }
 }
 
-fn read<'v, T: Deserialize<'v>>(path: &Path, key: &str, value: &'v str) -> Result<T, StoreError> {
+pub(super) fn read<'v, T: Deserialize<'v>>(
+    path: &Path,
+    key: &str,
+    value: &'v str,
+) -> Result<T, StoreError> {
     serde_json::from_str(value)
         .map_err(|error| corrupt(path, &format!("{key} cannot be read: {error}")))
 }
 
 /// Our own rows: they have no maps with keys that are no texts, which is all that can fail.
-fn json<T: Serialize>(row: &T) -> String {
+pub(super) fn json<T: Serialize>(row: &T) -> String {
     serde_json::to_string(row).unwrap_or_default()
 }
 

@@ -1,6 +1,7 @@
 //! The shared store with a real etcd on this host.
 
 mod handing;
+mod hosts;
 mod odd;
 mod tls;
 

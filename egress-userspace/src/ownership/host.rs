@@ -1,0 +1,215 @@
+//! Which host a server's name means: two that carry the same one would both use what is that server's (CLU-3).
+//!
+//! The shared store says of each name which host has it. A host is known by an identity that was made at random in its state
+//! directory, and by its machine id, so that neither a copied configuration nor a copied disk makes it another one. Where both
+//! are copied, the daemons of the two hosts count their starts in the same row: the one that started before the other sees that.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::time::rfc3339;
+
+/// A host that has a server's name, as the shared store has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Made at random once, and kept in its state directory.
+    pub id: String,
+    /// A digest of its machine id; empty where it has none.
+    pub machine: String,
+    /// What it calls itself: for people only.
+    pub hostname: String,
+    /// When it took the name, µs since 1970.
+    pub since: i64,
+    /// Its how-manieth daemon under this name it is; 0 before the first.
+    pub start: u64,
+    /// A name for that daemon, which no other one has.
+    pub mark: String,
+}
+
+impl Host {
+    /// Whether both are the same host, as far as that can be told.
+    pub fn is(&self, other: &Self) -> bool {
+        (&self.id, &self.machine) == (&other.id, &other.machine)
+    }
+
+    /// What becomes of the row of a name: of this daemon's host, which has not started under this name yet where `start`
+    /// is 0.
+    pub fn judge(&self, row: Option<&Self>) -> Verdict {
+        match row {
+            None => Verdict::Take {
+                since: self.since,
+                start: self.start.max(1),
+            },
+            Some(row) if row == self => Verdict::Ours,
+            Some(row) if row.is(self) && (self.start == 0 || row.start < self.start) => {
+                Verdict::Take {
+                    since: row.since,
+                    // A store that was restored knows an earlier daemon of this host.
+                    start: self.start.max(row.start + 1),
+                }
+            }
+            Some(_) => Verdict::Theirs,
+        }
+    }
+
+    fn described(&self) -> String {
+        let short = |text: &str| match text.get(..8) {
+            Some(short) => short.to_owned(),
+            None => "none".to_owned(),
+        };
+        format!(
+            "{} (identity {}, machine {})",
+            self.hostname,
+            short(&self.id),
+            short(&self.machine)
+        )
+    }
+}
+
+/// What the row of a name says to a host that goes by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is this daemon's.
+    Ours,
+    /// Nobody has the name, or an earlier daemon of this host: it is to be taken, with these.
+    Take {
+        /// As in [`Host::since`].
+        since: i64,
+        /// As in [`Host::start`].
+        start: u64,
+    },
+    /// Another host has it, or a later daemon of one that was copied from this.
+    Theirs,
+}
+
+/// This host goes by a server's name, and is not that server: it uses nothing that servers share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Impostor {
+    /// The name.
+    pub server: String,
+    /// This host.
+    pub own: Host,
+    /// The one that has the name; none where only the state directory is another host's.
+    pub other: Option<Host>,
+}
+
+impl Impostor {
+    /// What is wrong, in a sentence.
+    pub fn reason(&self) -> String {
+        let (server, own) = (&self.server, self.own.described());
+        let Some(other) = &self.other else {
+            return format!(
+                "this state directory is another host's, or /etc/machine-id has changed: whether this host, {own}, is {server} \
+                 only etcd knows, and it does not answer"
+            );
+        };
+        let (theirs, since) = (other.described(), rfc3339(other.since));
+        if other.is(&self.own) {
+            return format!(
+                "{server} is at work on another host, with the identity of this one: its daemon was started after this one's, on \
+                 {theirs}; one of them was copied from the other"
+            );
+        }
+        format!(
+            "another host is {server}: {theirs} has that name in etcd since {since}, and this one is {own}"
+        )
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        let server = &self.server;
+        match &self.other {
+            Some(other) if other.is(&self.own) => format!(
+                "stop egress on the copy, remove the state directory there (its file *.host above all), and give it a machine id and a \
+                 [server] name of its own; then start egress here again, and it is {server}"
+            ),
+            _ => format!(
+                "give this host a [server] name of its own; or, if the other one is switched off for good, `egress server claim \
+                 {server}` here, or `egress server forget {server}` on another server. Nothing that servers share is used here \
+                 meanwhile"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(id: &str, machine: &str, start: u64) -> Host {
+        Host {
+            id: id.into(),
+            machine: machine.into(),
+            hostname: "h".into(),
+            since: 5,
+            start,
+            mark: format!("{id}{machine}{start}"),
+        }
+    }
+
+    fn take(since: i64, start: u64) -> Verdict {
+        Verdict::Take { since, start }
+    }
+
+    #[test]
+    fn clu_3_a_name_is_the_first_hosts_that_takes_it() {
+        let fresh = Host {
+            since: 9,
+            ..host("a", "m", 0)
+        };
+        assert_eq!(fresh.judge(None), take(9, 1));
+        let first = host("a", "m", 1);
+        assert_eq!(first.judge(Some(&first)), Verdict::Ours);
+        // Another state directory, and another machine with a copy of it.
+        for other in [host("b", "m", 0), host("a", "n", 0), host("b", "n", 7)] {
+            assert_eq!(other.judge(Some(&first)), Verdict::Theirs, "{other:?}");
+        }
+        // An operator's word took the row away: whoever is first has it.
+        assert_eq!(first.judge(None), take(5, 1));
+    }
+
+    #[test]
+    fn clu_3_of_two_with_one_identity_the_later_one_stays() {
+        let fresh = host("a", "m", 0);
+        let first = host("a", "m", 1);
+        assert_eq!(fresh.judge(Some(&first)), take(5, 2));
+        let second = host("a", "m", 2);
+        assert_eq!(first.judge(Some(&second)), Verdict::Theirs);
+        let copy = Host {
+            mark: "copy".into(),
+            ..second.clone()
+        };
+        assert_eq!(second.judge(Some(&copy)), Verdict::Theirs);
+        // A store that was restored says what was before; so does a claim that an operator has made.
+        assert_eq!(second.judge(Some(&first)), take(5, 2));
+        assert_eq!(second.judge(Some(&host("a", "m", 0))), take(5, 2));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_names_times_and_a_way_out() {
+        let own = Host {
+            hostname: "fra01b".into(),
+            ..host("0123456789abcdef", "", 0)
+        };
+        let other = Host {
+            hostname: "fra01a".into(),
+            since: 1_700_000_000_000_000,
+            ..host("fedcba9876543210", "00112233", 3)
+        };
+        let impostor = |other| Impostor {
+            server: "fra01-s1".into(),
+            own: own.clone(),
+            other,
+        };
+        let found = impostor(Some(other));
+        assert_eq!(
+            found.reason(),
+            "another host is fra01-s1: fra01a (identity fedcba98, machine 00112233) has that name in etcd since \
+             2023-11-14T22:13:20.000000Z, and this one is fra01b (identity 01234567, machine none)"
+        );
+        assert!(found.remedy().contains("`egress server claim fra01-s1`"));
+        let found = impostor(Some(own.clone()));
+        assert!(found.reason().contains("with the identity of this one"));
+        assert!(found.remedy().contains("on the copy"));
+        assert!(impostor(None).reason().contains("does not answer"));
+    }
+}
