@@ -31,6 +31,8 @@ pub mod icmp {
     pub const UNREACHABLE: u8 = 1;
     /// Its code: communication with the destination administratively prohibited.
     pub const CODE_PROHIBITED: u8 = 1;
+    /// Packet too big (RFC 4443, section 3.2).
+    pub const TOO_BIG: u8 = 2;
     /// Parameter problem.
     pub const PARAMETER: u8 = 4;
     /// Its code: unrecognized next header.

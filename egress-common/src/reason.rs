@@ -77,8 +77,8 @@ reasons! {
     ForwardedFragment = 37, "forwarded_fragment", "a later fragment of another server's connection that came before the first one (FWD-2, NAT-6)";
     ForwardedIcmp = 38, "forwarded_icmp", "an ICMP message that another server has sent here and that is no error about a connection of its own (FWD-2, NAT-4)";
     ForwardedRealm = 39, "forwarded_realm", "a new connection of a zone that is selected by interface, and this server owns nothing of the pool: those are not forwarded (FWD-2, ZONE-2)";
-    ForwardedTooLong = 40, "forwarded_too_long", "a packet of a forwarded connection that nobody can be told of and that does not fit the tunnel over IPv6, or the uplink where it is translated (NAT-5)";
-    PathTooLong = 41, "path_too_long", "a packet of a forwarded connection that must not be cut and does not fit the way to where it is translated: its sender was told what does (NAT-5)";
+    ForwardedTooLong = 40, "forwarded_too_long", "a packet of a forwarded connection, or a reply for another server, that nobody can be told of and that does not fit the tunnel over IPv6, or the uplink where it is translated (NAT-5)";
+    PathTooLong = 41, "path_too_long", "a packet of a forwarded connection, or a reply for another server, that cannot be cut and does not fit the way there: its sender was told what does (NAT-5)";
 }
 
 impl Reason {

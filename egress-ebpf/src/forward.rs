@@ -88,12 +88,12 @@ fn packet(ctx: &TcContext, offset: usize, zone: u16) -> i32 {
     }
     let room = steer::room();
     // What may be cut goes on: what is around it is cut where it must be, unless that is IPv6.
-    let cut = steer::is_cut();
-    if room != 0 && packet.ip.length > room && !cut && step == next::FORWARD {
+    let limit = steer::limit();
+    if limit != 0 && packet.ip.length > limit && step == next::FORWARD {
         return report::drop(ctx, Reason::ForwardedTooLong);
     }
-    if step == next::LEAVE && room != 0 && too_long::is(ctx, packet, room, cut) {
-        return match too_long::answer(ctx, packet, room) {
+    if step == next::LEAVE && room != 0 && too_long::is(ctx, &packet.ip, room, limit == 0) {
+        return match too_long::answer(ctx, &packet.ip, room) {
             refuse::ANSWERED => hand_back(ctx),
             verdict => verdict,
         };
@@ -345,7 +345,9 @@ fn followed(ctx: &TcContext) -> i32 {
     if work.held == 0 {
         return verdict::NEXT;
     }
-    Release::new(ctx, work, 0).through_tunnel().run(ctx)
+    Release::new(ctx, work, 0)
+        .through_tunnel(steer::limit())
+        .run(ctx)
 }
 
 /// Sends an answer of ours back to where the packet came from, as if it had arrived on the uplink.

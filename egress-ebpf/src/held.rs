@@ -171,7 +171,8 @@ pub struct Release<A> {
     base: u64,
     /// 1: they leave from `egress` with `identification`; 0: they stay as they are.
     rewrite: u64,
-    /// 1: they go through the tunnel, where every packet has an Ethernet header.
+    /// Length of the longest frame that the tunnel takes, where every packet has an Ethernet header; 0: they do not go
+    /// through it.
     tunnel: u64,
     /// `BPF_F_INGRESS`, or 0.
     flags: u64,
@@ -206,10 +207,15 @@ impl<A: Fragmented> Release<A> {
         self
     }
 
-    /// Frames go through the tunnel, where the packet was aimed.
+    /// Frames go through the tunnel, where the packet was aimed, unless they are longer than `most`, without the link
+    /// layer; 0: none is too long.
     #[inline(always)]
-    pub fn through_tunnel(mut self) -> Self {
-        self.tunnel = 1;
+    pub fn through_tunnel(mut self, most: u32) -> Self {
+        self.tunnel = if most == 0 {
+            FRAME as u64
+        } else {
+            most as u64 + ETHERNET as u64
+        };
         self
     }
 
@@ -263,7 +269,10 @@ unsafe extern "C" fn release_one<A: Fragmented>(nth: u32, release: *mut c_void) 
     // SAFETY: claimed; the context is the program's.
     unsafe {
         let length = (*buffer).length;
-        if send(release, buffer).is_err() {
+        if release.tunnel != 0 && length as u64 > release.tunnel {
+            // Nobody is told of a later fragment.
+            report::count_bytes(Reason::ForwardedTooLong, length);
+        } else if send(release, buffer).is_err() {
             report::count_bytes(Reason::FragmentsFull, length);
         }
     }

@@ -87,6 +87,8 @@ pub mod next {
     pub const FORWARD: i32 = 0x10c;
     /// It belongs to a flow of another server, which gets it now that it is translated back.
     pub const HOME: i32 = 0x10d;
+    /// It is a reply for another server, too long to be sent there.
+    pub const TOO_LONG: i32 = 0x10e;
     /// A first fragment has been dealt with; later ones that were held follow it.
     pub const RELEASE: i32 = 0x108;
 }

@@ -3,19 +3,17 @@
 //! A RST is translated back, so that the inside learns of it. Anything else is turned round into the RST
 //! for the origin, in place of a silence in which it would retransmit for minutes (NAT-7).
 
-use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
 use egress_common::key::TCP;
 use egress_common::packet::{Segment, control};
 use egress_common::reason::Reason;
 use egress_common::slot::flag;
-use egress_common::tag::Tag;
 
 use crate::classify::Configuration;
 use crate::family::Family;
 use crate::flow::Found;
 use crate::reply::Incoming;
-use crate::{refuse, report, verdict};
+use crate::{refuse, report};
 
 /// Whether the packet is translated all the same. A flow whose endpoints opened a new one has an inside
 /// that knows already.
@@ -44,8 +42,5 @@ pub fn answer<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
     if refuse::make_reset(ctx, &packet.ip, &packet.segment, ports).is_err() {
         return report::drop(ctx, Reason::Unanswerable);
     }
-    // It has an egress IP as its source: the uplink's own program is to let it pass.
-    verdict::set_tag(ctx, Tag::Done);
-    // SAFETY: the helper takes no parameters besides the interface.
-    unsafe { bpf_redirect_neigh(verdict::interface(ctx), core::ptr::null_mut(), 0, 0) as i32 }
+    refuse::to_origin(ctx)
 }

@@ -22,6 +22,7 @@ use egress_common::key::{TCP, UDP};
 use egress_common::packet::{IPV4_MIN, Ip, Ipv4, Segment, TCP_MIN};
 use egress_common::reason::Reason;
 use egress_common::reply::{self, ICMP_HEADER, TTL};
+use egress_common::tag::Tag;
 
 use crate::classify::Configuration;
 use crate::family::Family;
@@ -41,8 +42,8 @@ pub const QUOTE: usize = 304;
 /// An ICMP header and the packet it quotes.
 #[repr(C, align(8))]
 pub struct Quote {
-    header: [u8; ICMP_HEADER],
-    packet: [u8; QUOTE],
+    pub header: [u8; ICMP_HEADER],
+    pub packet: [u8; QUOTE],
 }
 
 /// Counts, reports and answers the packet whose reason is set; it never leaves.
@@ -321,6 +322,15 @@ fn make_unreachable<A: Family>(ctx: &TcContext, ip: &Ip<A>, reason: Reason) -> R
         );
         if status == 0 { Ok(()) } else { Err(()) }
     }
+}
+
+/// Sends an answer to an origin, from an egress IP, by the uplink that the program runs on.
+#[inline(always)]
+pub fn to_origin(ctx: &TcContext) -> i32 {
+    // It has an egress IP as its source: the uplink's own program is to let it pass.
+    verdict::set_tag(ctx, Tag::Done);
+    // SAFETY: the helper takes no parameters besides the interface.
+    unsafe { bpf_redirect_neigh(verdict::interface(ctx), core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// Sends the answer back to where the packet came from.

@@ -19,9 +19,10 @@ use crate::frame::Frame;
 use crate::icmp::{Arriving, Outer};
 use crate::link;
 use crate::outgoing::next;
+use crate::too_long::{self, Told};
 use crate::translate::{self, Endpoint, Place};
 use crate::verdict::{self, NEXT};
-use crate::{arp, fast, globals, icmp, over, report, steer};
+use crate::{arp, fast, globals, icmp, over, refuse, report, steer};
 
 pub fn run(ctx: &TcContext) -> i32 {
     // A wire does not speak for our marks. The tunnel's program does: nothing goes through it twice.
@@ -59,7 +60,7 @@ pub struct Incoming<A> {
 
 /// An IP packet.
 #[inline(always)]
-fn packet<A: Fragmented>(ctx: &TcContext, offset: usize, mark: u32) -> i32 {
+fn packet<A: Fragmented + Told>(ctx: &TcContext, offset: usize, mark: u32) -> i32 {
     let Some(packet) = A::incoming() else {
         return report::drop(ctx, Reason::Contended);
     };
@@ -94,6 +95,9 @@ fn packet<A: Fragmented>(ctx: &TcContext, offset: usize, mark: u32) -> i32 {
     if step == next::ELSEWHERE {
         step = elsewhere(ctx, packet);
     }
+    if step == next::TOO_LONG {
+        step = told(ctx, packet);
+    }
     if step == next::HOME {
         step = home(ctx, packet);
     }
@@ -106,6 +110,12 @@ fn elsewhere<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
     if packet.is_tunnelled() {
         return report::drop(ctx, Reason::SteeredTwice);
     }
+    if too_long::for_tunnel(ctx, &packet.ip) {
+        if matches!(packet.ip.fragment, Fragment::Later) {
+            return report::drop(ctx, Reason::ForwardedTooLong);
+        }
+        return next::TOO_LONG;
+    }
     steer::send(ctx, packet.owner, packet.ip.network(), REPLY)
 }
 
@@ -113,7 +123,20 @@ fn elsewhere<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
 /// tunnel itself, from a server that the network has brought it to by mistake: then it was a reply, and is none now.
 #[inline(never)]
 fn home<A: Family>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
+    // Whoever can be told has been told already.
+    if too_long::for_tunnel(ctx, &packet.ip) {
+        return report::drop(ctx, Reason::ForwardedTooLong);
+    }
     steer::send(ctx, packet.owner, packet.ip.network(), RETURN)
+}
+
+/// Tells the origin, as from the egress IP, how long a packet may be that another server is to get (NAT-5).
+#[inline(never)]
+fn told<A: Told>(ctx: &TcContext, packet: &Incoming<A>) -> i32 {
+    match too_long::answer(ctx, &packet.ip, steer::limit()) {
+        refuse::ANSWERED => refuse::to_origin(ctx),
+        verdict => verdict,
+    }
 }
 
 impl<A: Family> Incoming<A> {
@@ -251,6 +274,10 @@ fn try_known<A: Family>(ctx: &TcContext, packet: &mut Incoming<A>) -> Result<i32
     }
     if found.word.has(flag::REDIRECT) && last_hop::<A>(frame, ip.network()) {
         return Err(Reason::Malformed);
+    }
+    // As it came: the origin knows it by its egress IP.
+    if found.word.has(flag::VISITOR) && too_long::for_tunnel(ctx, ip) {
+        return Ok(next::TOO_LONG);
     }
     packet.slot = found.index;
     flow::advance_by(

@@ -33,12 +33,14 @@ pub fn room() -> u32 {
     TUNNEL.get(0).map_or(0, |tunnel| tunnel.mtu)
 }
 
-/// Whether the kernel cuts what is around a packet that does not fit: over IPv4 alone.
+/// The same where nobody cuts what is around a packet that does not fit: the kernel does over IPv4 alone. 0 if any packet
+/// may go.
 #[inline(always)]
-pub fn is_cut() -> bool {
+pub fn limit() -> u32 {
     TUNNEL
         .get(0)
-        .is_none_or(|tunnel| unmapped(&tunnel.own).is_some())
+        .filter(|tunnel| unmapped(&tunnel.own).is_none())
+        .map_or(0, |tunnel| tunnel.mtu)
 }
 
 /// Sends the packet to the server of this number, under a tunnel id; `network` is where its IP header starts.

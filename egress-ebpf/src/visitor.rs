@@ -67,7 +67,7 @@ pub fn run(ctx: &TcContext, offset: usize, sender: u32, id: u32) -> i32 {
         }
         if mtu != 0 {
             // Whether it may be cut or not: here nobody cuts it.
-            return match too_long::answer(ctx, packet, mtu) {
+            return match too_long::answer(ctx, &packet.ip, mtu) {
                 refuse::ANSWERED => send_back(ctx, sender, packet),
                 verdict => verdict,
             };

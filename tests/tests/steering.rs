@@ -12,11 +12,12 @@ use egress_tests::{
     gateway::Gateway,
     leak::{LeakCheck, Rules},
     needs,
-    origin::{HTTP_PORT, UDP_PORT},
+    origin::{ECHO_PORT, HTTP_PORT, UDP_PORT},
     packet::{Packet, UDP},
     pair::{
         NET, ORIGIN_ADDRESS, Pair, RANGE, SHARED, Side, TUNNEL_PORT, UNDERLAY, Underlay, resources,
     },
+    path,
     peer::{self, Caller, Peers},
     wait,
 };
@@ -26,6 +27,8 @@ use serde_json::Value;
 const PORT: u16 = 9_000;
 /// Bytes of a transfer.
 const BYTES: u64 = 32 << 20;
+/// The same of one that is under way when the path changes: more than waits in buffers.
+const SHORT: u64 = 24 << 20;
 /// How long a transfer, an answer, a count may take.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(300);
 const LIMIT: Duration = Duration::from_secs(60);
@@ -86,7 +89,7 @@ fn replies_that_arrive_at_the_wrong_server_reach_their_owner() -> Result<()> {
     for underlay in Underlay::ALL {
         let pair = Pair::start(underlay)?;
         for side in Side::ALL {
-            wrong_way(&pair, side).with_context(|| {
+            wrong_way(&pair, side, underlay).with_context(|| {
                 format!(
                     "{side:?}, {underlay:?}: {}",
                     pair.gateway(side).last_words()
@@ -97,7 +100,7 @@ fn replies_that_arrive_at_the_wrong_server_reach_their_owner() -> Result<()> {
     Ok(())
 }
 
-fn wrong_way(pair: &Pair, side: Side) -> Result<()> {
+fn wrong_way(pair: &Pair, side: Side, underlay: Underlay) -> Result<()> {
     pair.replies_to(side.other())?;
     let (own, wrong) = (pair.gateway(side), pair.gateway(side.other()));
     let before = (sent_on(wrong)?, sent_on(own)?);
@@ -139,6 +142,9 @@ fn wrong_way(pair: &Pair, side: Side) -> Result<()> {
     println!("{side:?}: {sent} packets sent on, {received} received, {seen} tunnel packets seen");
     ensure!(sent > 2 * BYTES / 1_500, "{sent} {received}");
     ensure!(seen > 0, "no packet went through the tunnel");
+    if underlay == Underlay::V6 {
+        shrunk(pair, side)?;
+    }
     for gateway in [own, wrong] {
         for drop in [
             "tunnel_stranger",
@@ -150,6 +156,36 @@ fn wrong_way(pair: &Pair, side: Side) -> Result<()> {
         }
     }
     check.finish()?;
+    Ok(())
+}
+
+/// NAT-5: the servers' network takes less than it did, and over IPv6 nobody cuts what goes through it: the origin is told,
+/// of either family, in the midst of a transfer.
+fn shrunk(pair: &Pair, side: Side) -> Result<()> {
+    let change = |mtu: u32| -> Result<()> {
+        for side in Side::ALL {
+            let node = pair.node(side.server());
+            node.ip(&format!("link set {UNDERLAY} mtu {mtu}"))?;
+        }
+        Ok(())
+    };
+    let wrong = pair.gateway(side.other());
+    for at in [pair.at(ECHO_PORT), pair.at_v6(ECHO_PORT)] {
+        let told = reason(wrong, "path_too_long")?;
+        path::echo(&pair.node(side.client()), at, SHORT, || change(1_470))
+            .with_context(|| format!("from {at}"))?;
+        let now = reason(wrong, "path_too_long")?;
+        ensure!(now > told, "{at} was not told");
+        change(1_570)?;
+    }
+    let node = pair.node(egress_tests::pair::ORIGIN);
+    ensure!(
+        path::learned(&node, SHARED.into(), 1_400)?,
+        "the origin has not learned it"
+    );
+    for family in ["-4", "-6"] {
+        node.ip(&format!("{family} route flush cache"))?;
+    }
     Ok(())
 }
 

@@ -6,12 +6,14 @@ use egress_common::peer::{Peer, Tunnel};
 use egress_common::reason::Reason;
 use egress_common::share::Forward;
 
-use crate::forwarding::{FIRST, MASK, forwarded, sent_to, without_addresses};
+use crate::forwarding::{
+    FIRST, MASK, ROOM, SIX, forwarded, over_ipv6, peer, sent_to, with_mtu, without_addresses,
+};
 use crate::fuzz::stay;
 use crate::harness::{DataPlane, Hook, done, tagged};
 use crate::loopback::{Loopback, Sent};
 use crate::packet::{ACK, Packet, SYN};
-use crate::pieces::cut_for_ethernet;
+use crate::pieces::{cut, cut_for_ethernet};
 use crate::run::{Meta, Outcome, Verdict};
 use crate::world::{INSIDE, ORIGIN, POOL, ZONE};
 
@@ -139,6 +141,61 @@ fn nat_6_fragments_that_came_first_follow_the_first_one_through_the_tunnel() {
     assert_eq!(sent, expected);
     follows(&plane, &frames[2]);
     assert_eq!(plane.all_reasons(), []);
+    plane.consistent();
+}
+
+/// NAT-5: over IPv6 nobody cuts what goes through the tunnel.
+#[test]
+fn nat_5_what_came_before_its_first_one_is_measured_too() {
+    let Some(mut plane) = without_addresses() else {
+        return;
+    };
+    stay();
+    plane.array("TUNNEL", 0, over_ipv6(ROOM));
+    plane.array("PEERS", u32::from(FIRST), SIX);
+    let wire = Loopback::watch();
+    let datagram = Packet {
+        id: 1,
+        fragment: 0,
+        ..Packet::udp(INSIDE, ORIGIN, &[0x5a; 4_000])
+    };
+    let room = ROOM as usize - 20;
+    // The first one fits, the second is one unit too long, the third fits, and the last is short.
+    let frames = cut(&datagram, &[800, (room & !7) + 8, room & !7]);
+    assert_eq!(frames.len(), 4);
+    for frame in &frames[1..] {
+        let held = leaves(&plane, frame);
+        assert_eq!((held.verdict, held.mark), (Verdict::Redirect, 0));
+    }
+    assert_eq!(leaves(&plane, &frames[0]).verdict, Verdict::Redirect);
+    assert_eq!(by_tunnel(&plane, &frames[0]).verdict, Verdict::Redirect);
+    let mut sent = wire.frames(Sent::Out, 3);
+    assert_eq!(sent.remove(0), frames[0]);
+    sent.sort();
+    let mut expected = [frames[2].clone(), frames[3].clone()];
+    expected.sort();
+    assert_eq!(sent, expected);
+    assert_eq!(plane.all_reasons(), [(Reason::ForwardedTooLong, 1)]);
+    // As it is where it comes behind the first one; and where the packet around it is cut, all of them go.
+    let again = cut(
+        &Packet {
+            id: 2,
+            ..datagram.clone()
+        },
+        &[800, (room & !7) + 8],
+    );
+    follows(&plane, &again[0]);
+    assert_eq!(leaves(&plane, &again[1]).verdict, Verdict::Redirect);
+    assert_eq!(by_tunnel(&plane, &again[1]).verdict, Verdict::Drop);
+    assert_eq!(plane.reason(Reason::ForwardedTooLong), 2);
+    plane.array("TUNNEL", 0, with_mtu(ROOM));
+    plane.array("PEERS", u32::from(FIRST), peer(9));
+    let cut = cut(&Packet { id: 3, ..datagram }, &[800, (room & !7) + 8]);
+    leaves(&plane, &cut[1]);
+    leaves(&plane, &cut[0]);
+    by_tunnel(&plane, &cut[0]);
+    assert_eq!(wire.frames(Sent::Out, 2), cut[..2]);
+    assert_eq!(plane.all_reasons(), [(Reason::ForwardedTooLong, 2)]);
     plane.consistent();
 }
 

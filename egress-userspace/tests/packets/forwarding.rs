@@ -29,7 +29,7 @@ const TUNNEL: Tunnel = Tunnel {
     own: mapped([10, 9, 0, 1]),
     mtu: 0,
 };
-const fn peer(last: u8) -> Peer {
+pub(crate) const fn peer(last: u8) -> Peer {
     Peer {
         address: mapped([10, 9, 0, last]),
     }
@@ -421,12 +421,29 @@ fn by_tunnel(plane: &DataPlane, packet: &Packet, segments: (u32, u32)) -> Outcom
     plane.run(Hook::TunnelEgress, packet, meta)
 }
 
-const ROOM: u32 = 1_450;
+pub(crate) const ROOM: u32 = 1_450;
+
+/// This server's end of a tunnel that takes so many bytes.
+pub(crate) const fn with_mtu(mtu: u32) -> Tunnel {
+    Tunnel { mtu, ..TUNNEL }
+}
+
+/// Another server that is reached by IPv6.
+pub(crate) const SIX: Peer = Peer {
+    address: Ipv6Addr::LOCALHOST.octets(),
+};
+
+/// The same over IPv6, where nobody cuts what is around a packet.
+pub(crate) const fn over_ipv6(mtu: u32) -> Tunnel {
+    Tunnel {
+        own: Ipv6Addr::LOCALHOST.octets(),
+        ..with_mtu(mtu)
+    }
+}
 
 fn with_room() -> Option<DataPlane> {
     let mut plane = without_addresses()?;
-    let mtu = ROOM;
-    plane.array("TUNNEL", 0, Tunnel { mtu, ..TUNNEL });
+    plane.array("TUNNEL", 0, with_mtu(ROOM));
     Some(plane)
 }
 
@@ -534,13 +551,7 @@ fn nat_5_a_segment_that_does_not_fit_the_tunnel_is_answered_with_what_does() {
     }
     assert_eq!(sent_to(&plane, FIRST), before);
     // Over IPv6 nobody cuts anything: that is told whoever sent it, and what cannot be told is dropped.
-    let own = Ipv6Addr::LOCALHOST.octets();
-    let six = Tunnel {
-        mtu: ROOM,
-        own,
-        ..TUNNEL
-    };
-    plane.array("TUNNEL", 0, six);
+    plane.array("TUNNEL", 0, over_ipv6(ROOM));
     for (nth, packet) in (1..).zip(&may_be_cut) {
         let answered = by_tunnel(&plane, packet, (0, 0));
         assert_eq!(answered.verdict, Verdict::Redirect);

@@ -23,23 +23,23 @@ use crate::world::{EGRESS, INSIDE, INSIDE6, ORIGIN, ORIGIN6, RANGE, World, candi
 /// Slices of this server; the rest are the other's.
 const MINE: u32 = 1 << 3 | 1 << 20;
 /// A port of the other server, and one of this server's that no flow has.
-const THEIRS: u16 = 5 << 11 | 77;
-const FREE: u16 = 3 << 11 | 78;
+pub(crate) const THEIRS: u16 = 5 << 11 | 77;
+pub(crate) const FREE: u16 = 3 << 11 | 78;
 /// The number of the other server.
-const OTHER: u16 = 9;
+pub(crate) const OTHER: u16 = 9;
 const ROUTER: [u8; 4] = [203, 0, 113, 1];
 /// An egress IP of which this server owns nothing.
 const ELSEWHERE: [u8; 4] = [198, 51, 100, 77];
 
 /// This server's end of the tunnel.
-const END: Tunnel = Tunnel {
+pub(crate) const END: Tunnel = Tunnel {
     interface: 1,
     uplink: 1,
     own: mapped([10, 9, 0, 1]),
     mtu: 0,
 };
 /// The other server.
-const PEER: Peer = Peer {
+pub(crate) const PEER: Peer = Peer {
     address: mapped([10, 9, 0, 2]),
 };
 
@@ -52,7 +52,7 @@ fn owners(slices: u32) -> Owners {
 }
 
 /// A server that shares its address with another one, which has an address of its own besides.
-fn shared() -> Option<DataPlane> {
+pub(crate) fn shared() -> Option<DataPlane> {
     let mut plane = DataPlane::of(World::default().with_slices(MINE))?;
     plane.array("TUNNEL", 0, END);
     plane.array("PEERS", u32::from(OTHER), PEER);
@@ -68,7 +68,7 @@ fn shared() -> Option<DataPlane> {
 }
 
 /// What came through the tunnel.
-fn tunnelled() -> Meta {
+pub(crate) fn tunnelled() -> Meta {
     Meta {
         mark: done(0xffff_0000),
         summed: true,
@@ -78,7 +78,7 @@ fn tunnelled() -> Meta {
 
 /// The packet goes through the tunnel as it came.
 #[track_caller]
-fn goes(outcome: &Outcome, bytes: &[u8]) {
+pub(crate) fn goes(outcome: &Outcome, bytes: &[u8]) {
     assert_eq!(outcome.verdict, Verdict::Redirect);
     assert_eq!(outcome.bytes, bytes);
     // The packet around it is the host's own.
@@ -86,7 +86,7 @@ fn goes(outcome: &Outcome, bytes: &[u8]) {
 }
 
 /// An error about what left from `egress`.
-fn about(egress: Endpoint) -> Packet {
+pub(crate) fn about(egress: Endpoint) -> Packet {
     let sent = Packet::udp(egress, ORIGIN, b"what left");
     let mut quote = sent.ip_bytes();
     quote.truncate(<[u8; 4]>::header(&sent, 0).len() + 8);
@@ -195,7 +195,7 @@ fn fwd_5_where_nothing_is_shared_nothing_is_sent_on() {
 }
 
 /// A datagram in three fragments.
-fn pieces(id: u16, to: Endpoint) -> Vec<Vec<u8>> {
+pub(crate) fn pieces(id: u16, to: Endpoint) -> Vec<Vec<u8>> {
     let datagram = Packet {
         id,
         fragment: 0,

@@ -28,6 +28,8 @@ const INSIDE: &str = "10.1.0.2";
 const NOBODY: u16 = 9_099;
 /// Bytes of a transfer.
 const BYTES: u64 = 1 << 20;
+/// The same of one that is under way when the path changes: more than waits in buffers.
+const LONG: u64 = 24 << 20;
 /// What a hop inside and one behind the owner take.
 const NARROW_INSIDE: u32 = 1_320;
 const NARROW_BEHIND: u32 = 1_290;
@@ -173,13 +175,40 @@ fn lengths(pair: &Pair, underlay: Underlay, inside: &UdpSocket, origin: &UdpSock
     };
     change(before - 100)?;
     told(before - 100 - around, 1_400)?;
-    if underlay == Underlay::V6 {
-        // What the origin sends is longer than that, and over IPv6 nobody cuts it.
-        change(before)?;
-    }
     there_and_back(inside, origin, 1_472)?;
     there_and_back(inside, origin, 4_000)?;
+    if underlay == Underlay::V6 {
+        // What the origin sends is longer than that, and over IPv6 nobody cuts it.
+        let room = before - 100 - around;
+        let learned = |mtu: u32| path::learned(&pair.node(ORIGIN), SHARED.into(), mtu);
+        ensure!(learned(room)?, "the origin was not told");
+        forget(pair, Side::One)?;
+        may_be_cut(pair, inside)?;
+        // A connection whose ends know nothing of it yet.
+        change(before)?;
+        forget(pair, Side::One)?;
+        path::echo(&client, pair.at(ECHO_PORT), LONG, || change(before - 100))?;
+        ensure!(learned(room)?, "the origin was not told of its segments");
+    }
     change(before)
+}
+
+/// What both ends have been told is forgotten.
+fn forget(pair: &Pair, side: Side) -> Result<()> {
+    for node in [ORIGIN, side.client()] {
+        pair.node(node).ip("-4 route flush cache")?;
+    }
+    Ok(())
+}
+
+/// An origin that lets its datagrams be cut is told like any other.
+fn may_be_cut(pair: &Pair, inside: &UdpSocket) -> Result<()> {
+    let node = pair.node(ORIGIN);
+    node.sysctl("net.ipv4.ip_no_pmtu_disc", "1")?;
+    let origin = socket(&node, pair.at(DATAGRAMS + 1));
+    node.sysctl("net.ipv4.ip_no_pmtu_disc", "0")?;
+    there_and_back(inside, &origin?, 1_472)?;
+    Ok(())
 }
 
 /// A hop inside and one behind the owner that take less than the tunnel: both ends are told.
