@@ -261,6 +261,13 @@ impl<A: Fragmented> Work<A> {
         self.key.window(secret(), direction)
     }
 
+    /// Whether what was held is handed back to the hook that it came in by: what arrives from an origin, and from
+    /// another server.
+    #[inline(always)]
+    pub fn is_handed_back(&self) -> bool {
+        self.direction == Direction::Back as u32 || realm::peer(self.key.realm as u16).is_some()
+    }
+
     /// Who a frame is held for: record and generation.
     #[inline(always)]
     pub fn owner(&self) -> u64 {

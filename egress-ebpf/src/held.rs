@@ -176,6 +176,8 @@ pub struct Release<A> {
     tunnel: u64,
     /// `BPF_F_INGRESS`, or 0.
     flags: u64,
+    /// 1: they keep the mark of the packet.
+    marked: u64,
     identification: u64,
     inside: A,
     egress: A,
@@ -192,6 +194,7 @@ impl<A: Fragmented> Release<A> {
             rewrite: 0,
             tunnel: 0,
             flags,
+            marked: 0,
             identification: 0,
             inside: work.key.source,
             egress: A::default(),
@@ -216,6 +219,13 @@ impl<A: Fragmented> Release<A> {
         } else {
             most as u64 + ETHERNET as u64
         };
+        self
+    }
+
+    /// Frames have the packet's mark.
+    #[inline(always)]
+    pub fn marked(mut self) -> Self {
+        self.marked = 1;
         self
     }
 
@@ -309,7 +319,7 @@ unsafe fn send<A: Fragmented>(release: &Release<A>, buffer: *mut Buffer) -> Resu
             A::write(&frame, network, End::Source, release.inside, release.egress)?;
             A::renumber(&frame, network, release.identification as u32)?;
         }
-        if release.flags != 0 {
+        if release.flags != 0 && release.marked == 0 {
             let tunnelled = (*buffer).network & TUNNELLED != 0;
             verdict::set_tag(&ctx, if tunnelled { Tag::Done } else { Tag::None });
         }

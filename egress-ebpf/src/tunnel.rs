@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{bpf_skb_get_tunnel_key, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
 use egress_common::family::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, V4, V6};
 use egress_common::packet::Network;
-use egress_common::peer::{REPLY, RETURN, Underlay, mapped, unmapped};
+use egress_common::peer::{GOING_ON, REPLY, RETURN, Underlay, mapped, unmapped};
 use egress_common::reason::Reason;
 use egress_common::share::END_OF_TARGETS;
 use egress_common::tag::Tag;
@@ -15,7 +15,7 @@ use egress_common::tag::Tag;
 use crate::family::Family;
 use crate::maps::{PEER_NUMBERS, PEER_TRAFFIC};
 use crate::steer::Key;
-use crate::{forward, link, report, returned, steer, verdict, visitor};
+use crate::{forward, globals, link, report, returned, steer, verdict, visitor};
 
 pub fn run(ctx: &TcContext) -> i32 {
     accepted(ctx).unwrap_or_else(|reason| report::drop(ctx, reason))
@@ -33,13 +33,6 @@ fn accepted(ctx: &TcContext) -> Result<i32, Reason> {
         return Err(Reason::TunnelStranger);
     }
     let network = link::network(ctx).ok_or(Reason::TunnelStray)?;
-    if let Some(traffic) = PEER_TRAFFIC.get_ptr_mut(number) {
-        // SAFETY: this CPU's own element; nothing else writes it meanwhile.
-        unsafe {
-            (*traffic).received_packets += verdict::segments(ctx) as u64;
-            (*traffic).received_bytes += ctx.len() as u64;
-        }
-    }
     if id == REPLY {
         return if is_for_egress_ip(ctx, &network) {
             Ok(arrive(ctx))
@@ -71,19 +64,51 @@ fn sender(ctx: &TcContext) -> u64 {
     let Some(tunnel) = steer::tunnel() else {
         return 0;
     };
-    let Some((sender, id)) = headers(ctx, &tunnel.own) else {
+    let mut sender = Aligned(Underlay::default());
+    let id = headers(ctx, &tunnel.own, &mut sender);
+    if id == NO_HEADERS {
+        return named(ctx);
+    }
+    if id < 0 {
+        return 0;
+    }
+    let Aligned(sender) = sender;
+    // SAFETY: the daemon replaces values as a whole.
+    let Some(number) = (unsafe { PEER_NUMBERS.get(sender) }) else {
         return 0;
     };
-    // SAFETY: the daemon replaces values as a whole.
-    match unsafe { PEER_NUMBERS.get(sender) } {
-        Some(number) => (number.number as u64) << ID_BITS | (id & (END_OF_TARGETS - 1)) as u64,
-        None => 0,
+    if let Some(traffic) = PEER_TRAFFIC.get_ptr_mut(number.number) {
+        // SAFETY: this CPU's own element; nothing else writes it meanwhile.
+        unsafe {
+            (*traffic).received_packets += verdict::segments(ctx) as u64;
+            (*traffic).received_bytes += ctx.len() as u64;
+        }
+    }
+    (number.number as u64) << ID_BITS | (id as u32 & (END_OF_TARGETS - 1)) as u64
+}
+
+/// What came before and was handed back by [`visitor`] has no headers around it any more, and its sender's number in
+/// the mark. All that comes from a wire has those headers.
+#[inline(always)]
+fn named(ctx: &TcContext) -> u64 {
+    match globals::tag_field().read(verdict::mark(ctx)) {
+        Tag::Zone(number) => (number as u64) << ID_BITS | GOING_ON as u64,
+        _ => 0,
     }
 }
 
-/// The sender's address and the tunnel id.
+/// Whether a sender's number can stand in a mark.
 #[inline(always)]
-fn headers(ctx: &TcContext, own: &Underlay) -> Option<(Underlay, u32)> {
+pub fn can_name(sender: u32) -> bool {
+    sender <= globals::tag_field().last_zone()
+}
+
+/// What the kernel says of a packet that no tunnel has brought (EINVAL).
+const NO_HEADERS: i64 = -22;
+
+/// The tunnel id, and the address of the sender in `sender`; or the error, as the kernel has it.
+#[inline(always)]
+fn headers(ctx: &TcContext, own: &Underlay, sender: &mut Aligned<Underlay>) -> i64 {
     // SAFETY: all-zero is a valid key.
     let mut key: Key = unsafe { core::mem::zeroed() };
     let Key(key) = &mut key;
@@ -99,17 +124,17 @@ fn headers(ctx: &TcContext, own: &Underlay) -> Option<(Underlay, u32)> {
         )
     };
     if status != 0 {
-        return None;
+        return status as i64;
     }
     // SAFETY: the kernel has filled in the member that goes with the flags.
-    let sender = unsafe {
+    sender.0 = unsafe {
         if single {
             mapped(key.__bindgen_anon_1.remote_ipv4.to_be_bytes())
         } else {
             bytes(key.__bindgen_anon_1.remote_ipv6)
         }
     };
-    Some((sender, key.tunnel_id))
+    key.tunnel_id as i64
 }
 
 #[inline(always)]

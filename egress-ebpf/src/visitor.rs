@@ -2,6 +2,7 @@
 //! pool, so nothing is classified; the sender is the realm of their inside addresses, so two servers whose insides use
 //! the same ones do not mix. What is not translated here is refused: nothing is forwarded twice.
 
+use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::{bpf_check_mtu, bpf_redirect_neigh};
 use aya_ebpf::programs::TcContext;
 use egress_common::family::V4;
@@ -18,10 +19,11 @@ use crate::classify::Configuration;
 use crate::family::Family;
 use crate::fragment::{self, Fragmented};
 use crate::frame::Frame;
+use crate::held::Release;
 use crate::icmp::{self, Leaving};
 use crate::maps::TARGETS;
 use crate::outgoing::{Outgoing, next};
-use crate::{options, refuse, report, steer, too_long, uplink, verdict};
+use crate::{options, refuse, report, steer, too_long, tunnel, uplink, verdict};
 
 /// A packet of a connection that the server `sender` forwards under a tunnel id; its IP header is at `offset`.
 #[inline(always)]
@@ -36,7 +38,7 @@ pub fn run(ctx: &TcContext, offset: usize, sender: u32, id: u32) -> i32 {
             return report::drop(ctx, Reason::ForwardedTooLong);
         }
         step = if step == next::LATER {
-            later(ctx, packet)
+            later(ctx, packet, sender)
         } else {
             message(ctx, packet)
         };
@@ -74,6 +76,9 @@ pub fn run(ctx: &TcContext, offset: usize, sender: u32, id: u32) -> i32 {
         }
         if packet.is_first() {
             step = fragment::out::first(ctx, packet);
+            if step == next::LEAVE && waits() {
+                return again(ctx, sender);
+            }
         }
     }
     if step == next::LEAVE {
@@ -122,13 +127,34 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, sen
     next::KNOWN
 }
 
-/// A later fragment of a datagram whose first one was translated here.
+/// A later fragment: translated, or held until its first one has come.
 #[inline(never)]
-fn later<A: Fragmented>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+fn later<A: Fragmented>(ctx: &TcContext, packet: &mut Outgoing<A>, sender: u32) -> i32 {
     match fragment::out::known(ctx, packet) {
+        next::CLASSIFY if tunnel::can_name(sender) => fragment::out::later(ctx, packet),
         next::CLASSIFY => report::drop(ctx, Reason::ForwardedFragment),
         step => step,
     }
+}
+
+/// Whether later fragments came before this first one.
+#[inline(always)]
+fn waits() -> bool {
+    // SAFETY: this CPU's own record.
+    V4::work().is_some_and(|work| unsafe { (*work).held } != 0)
+}
+
+/// Hands a first fragment back to the tunnel's way in, and all that waited for it: now in order, they take the ordinary
+/// way.
+#[inline(never)]
+fn again(ctx: &TcContext, sender: u32) -> i32 {
+    let Some(work) = V4::work() else {
+        return report::drop(ctx, Reason::Contended);
+    };
+    verdict::set_tag(ctx, Tag::Zone(sender as u16));
+    // SAFETY: this CPU's own record, and nobody else's until the first copy is sent.
+    let release = Release::new(ctx, unsafe { &*work }, BPF_F_INGRESS as u64);
+    release.marked().run(ctx)
 }
 
 /// An ICMP error about what a connection of this sender was sent.

@@ -257,6 +257,8 @@ fn both_ways(pair: &Pair, underlay: Underlay) -> Result<()> {
             "tunnel_stray",
             "steered_twice",
             "peer_unreachable",
+            "forwarded_fragment",
+            "fragment_no_first",
             "forwarded_icmp",
             "claims_egress_ip",
         ] {

@@ -164,7 +164,7 @@ fn locked<A: Fragmented>(ctx: &TcContext, work: *mut Work<A>) -> i32 {
             (*datagram).fate = (*work).fate;
             (*datagram).flow = (*work).flow;
             (*datagram).identification = (*work).identification;
-            if (*work).held != 0 && (*work).direction == Direction::Back as u32 {
+            if (*work).held != 0 && (*work).is_handed_back() {
                 // All of them are handed back to the hook, the first one first: the record of what was
                 // seen begins anew.
                 write_volatile(&raw mut (*datagram).time, 0);

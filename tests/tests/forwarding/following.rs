@@ -14,7 +14,7 @@ use egress_tests::{
     netns::Namespace,
     odd,
     origin::ECHO_PORT,
-    pair::{NET, ORIGIN, ORIGIN_ADDRESS, Pair, SHARED, Side, UNDERLAY, Underlay},
+    pair::{NET, ORIGIN, ORIGIN_ADDRESS, Pair, SHARED, Side, TUNNEL_PORT, UNDERLAY, Underlay},
     path, wait,
 };
 use nix::libc;
@@ -26,6 +26,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// The client's own address, and a port of the origin where nobody is.
 const INSIDE: &str = "10.1.0.2";
 const NOBODY: u16 = 9_099;
+/// Bytes of a datagram in a fragment that fits the tunnel wherever.
+const SHORT_PIECE: usize = 1_200;
+/// The last byte of the tunnel id of what opens nothing.
+const GOING_ON: u8 = 2;
 /// Bytes of a transfer.
 const BYTES: u64 = 1 << 20;
 /// The same of one that is under way when the path changes: more than waits in buffers.
@@ -99,6 +103,7 @@ pub(super) fn all(pair: &Pair, underlay: Underlay) -> Result<()> {
     let inside = socket(&client, SocketAddr::new(INSIDE.parse()?, 40_404))?;
     let origin = socket(&pair.node(ORIGIN), pair.at(DATAGRAMS))?;
     fragments(pair, &inside, &origin)?;
+    overtaking(pair, underlay, &origin)?;
     lengths(pair, underlay, &inside, &origin)?;
     let seen = there_and_back(&inside, &origin, 100)?;
     // From the inside, about what came through the tunnel; and from the origin.
@@ -142,6 +147,35 @@ fn fragments(pair: &Pair, inside: &UdpSocket, origin: &UdpSocket) -> Result<()> 
         })?;
         ensure!(from.ip() == IpAddr::from(SHARED), "{from}");
     }
+    Ok(())
+}
+
+/// Fragments that overtook the first one between the servers: the owner lets them wait.
+fn overtaking(pair: &Pair, underlay: Underlay, origin: &UdpSocket) -> Result<()> {
+    let [one, two] = Side::ALL.map(|side| side.underlay(underlay));
+    // As the first server sends them, under an id that opens nothing.
+    let server = socket(&pair.node(Side::One.server()), SocketAddr::new(one, 0))?;
+    let payload = bytes(9_001);
+    let mut id = 100;
+    let from = arrives(origin, &payload, || {
+        id += 1;
+        let mut frames = Datagram {
+            from: [2, 0, 0, 0, 0, 1],
+            to: [2, 0, 0, 0, 0, 2],
+            source: SocketAddr::new(INSIDE.parse()?, 40_404),
+            destination: origin.local_addr()?,
+            id,
+            payload: &payload,
+        }
+        .fragments(SHORT_PIECE);
+        frames.reverse();
+        for frame in frames {
+            let packet = [&[8, 0, 0, 0, 0, 0, GOING_ON, 0], &frame[..]].concat();
+            server.send_to(&packet, SocketAddr::new(two, TUNNEL_PORT))?;
+        }
+        Ok(())
+    })?;
+    ensure!(from.ip() == IpAddr::from(SHARED), "{from}");
     Ok(())
 }
 
