@@ -22,6 +22,8 @@ use crate::{
 
 /// How long a byte may be missing before a transfer counts as stuck.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes that are received before they are read, at most, in [`echo_across`].
+const UNREAD: u64 = 1 << 20;
 /// Bytes at a time.
 const BLOCK: usize = 1 << 16;
 
@@ -170,6 +172,19 @@ pub fn learned(node: &Namespace, to: IpAddr, mtu: u32) -> Result<bool> {
     Ok(node
         .ip(&format!("route get {to}"))?
         .contains(&format!("mtu {mtu}")))
+}
+
+/// As [`echo`], with much to come after `midway`: the node takes in no more than [`UNREAD`] before it is read.
+///
+/// # Errors
+/// As above, or when the node's limit cannot be set.
+pub fn echo_across(
+    node: &Namespace,
+    target: SocketAddr,
+    midway: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    node.sysctl("net.ipv4.tcp_rmem", &format!("4096 131072 {UNREAD}"))?;
+    echo(node, target, 16 * UNREAD, midway)
 }
 
 /// Sends the pattern to an echo server and reads it back, each byte compared; `midway` is called once.

@@ -27,8 +27,6 @@ use serde_json::Value;
 const PORT: u16 = 9_000;
 /// Bytes of a transfer.
 const BYTES: u64 = 32 << 20;
-/// The same of one that is under way when the path changes: more than waits in buffers.
-const SHORT: u64 = 24 << 20;
 /// How long a transfer, an answer, a count may take.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(300);
 const LIMIT: Duration = Duration::from_secs(60);
@@ -172,7 +170,7 @@ fn shrunk(pair: &Pair, side: Side) -> Result<()> {
     let wrong = pair.gateway(side.other());
     for at in [pair.at(ECHO_PORT), pair.at_v6(ECHO_PORT)] {
         let told = reason(wrong, "path_too_long")?;
-        path::echo(&pair.node(side.client()), at, SHORT, || change(1_470))
+        path::echo_across(&pair.node(side.client()), at, || change(1_470))
             .with_context(|| format!("from {at}"))?;
         let now = reason(wrong, "path_too_long")?;
         ensure!(now > told, "{at} was not told");

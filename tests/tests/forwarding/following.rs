@@ -32,8 +32,6 @@ const SHORT_PIECE: usize = 1_200;
 const GOING_ON: u8 = 2;
 /// Bytes of a transfer.
 const BYTES: u64 = 1 << 20;
-/// The same of one that is under way when the path changes: more than waits in buffers.
-const LONG: u64 = 24 << 20;
 /// What a hop inside and one behind the owner take.
 const NARROW_INSIDE: u32 = 1_320;
 const NARROW_BEHIND: u32 = 1_290;
@@ -221,7 +219,7 @@ fn lengths(pair: &Pair, underlay: Underlay, inside: &UdpSocket, origin: &UdpSock
         // A connection whose ends know nothing of it yet.
         change(before)?;
         forget(pair, Side::One)?;
-        path::echo(&client, pair.at(ECHO_PORT), LONG, || change(before - 100))?;
+        path::echo_across(&client, pair.at(ECHO_PORT), || change(before - 100))?;
         ensure!(learned(room)?, "the origin was not told of its segments");
     }
     change(before)
