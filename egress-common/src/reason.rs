@@ -74,7 +74,7 @@ reasons! {
     SteeredTwice = 34, "steered_twice", "a reply that came through the tunnel and belongs to yet another server: servers disagree about who owns what, and nothing is sent on twice (FWD-5)";
     PeerUnreachable = 35, "peer_unreachable", "a packet for another server that cannot be sent there: the tunnel is down, or the server is unknown by now (FWD-5)";
     FlowLogLost = 36, "flow_log_lost", "a record did not fit the ring buffer of the flow log (OBS-4)";
-    ForwardedFragment = 37, "forwarded_fragment", "a later fragment of another server's connection that came before the first one (FWD-2, NAT-6)";
+    ForwardedFragment = 37, "forwarded_fragment", "a later fragment of another server's connection that came before the first one and cannot wait, because the packet mark has no room for that server's number (FWD-2, NAT-6)";
     ForwardedIcmp = 38, "forwarded_icmp", "an ICMP message that another server has sent here and that is no error about a connection of its own (FWD-2, NAT-4)";
     ForwardedRealm = 39, "forwarded_realm", "a new connection of a zone that is selected by interface, and this server owns nothing of the pool: those are not forwarded (FWD-2, ZONE-2)";
     ForwardedTooLong = 40, "forwarded_too_long", "a packet of a forwarded connection, or a reply for another server, that nobody can be told of and that does not fit the tunnel over IPv6, or the uplink where it is translated (NAT-5)";
