@@ -18,7 +18,7 @@ use egress_common::placement;
 use egress_common::port::ALL_SLICES;
 use serde::{Deserialize, Serialize};
 
-pub use host::{Host, Impostor, Verdict};
+pub use host::{ANSWER, Host, Impostor, Question, Verdict};
 pub use keeper::Keeper;
 
 use crate::placed;

@@ -2,7 +2,10 @@
 //!
 //! The shared store says of each name which host has it. A host is known by an identity that was made at random in its state
 //! directory, and by its machine id, so that neither a copied configuration nor a copied disk makes it another one. Where both
-//! are copied, the daemons of the two hosts count their starts in the same row: the one that started before the other sees that.
+//! are copied, a daemon that starts cannot tell its own host after a boot from the other one. So it asks by the row itself, and who
+//! is at work answers there. Should both be at work all the same, the starts that they count in the row tell one of them.
+
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +26,29 @@ pub struct Host {
     pub start: u64,
     /// A name for that daemon, which no other one has.
     pub mark: String,
+    /// The start of the kernel that it runs under, which has a name.
+    #[serde(default)]
+    pub boot: String,
+    /// The daemon that asks whether this one is at work: it takes that away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<String>,
+}
+
+/// How long a daemon has to answer. Nothing that must hold depends on it.
+pub const ANSWER: Duration = if cfg!(test) {
+    // Tests are not about how fast a busy machine is.
+    Duration::from_secs(60)
+} else {
+    Duration::from_secs(3)
+};
+
+/// A question that was seen in a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The mark of the daemon that is asked.
+    pub whom: String,
+    /// Since when it is known to be.
+    pub since: Instant,
 }
 
 impl Host {
@@ -32,22 +58,49 @@ impl Host {
     }
 
     /// What becomes of the row of a name: of this daemon's host, which has not started under this name yet where `start`
-    /// is 0.
-    pub fn judge(&self, row: Option<&Self>) -> Verdict {
-        match row {
-            None => Verdict::Take {
+    /// is 0, and has asked, or seen somebody ask, this.
+    pub fn judge(&self, row: Option<&Self>, asked: Option<&Question>, now: Instant) -> Verdict {
+        let Some(row) = row else {
+            return Verdict::Take {
                 since: self.since,
                 start: self.start.max(1),
-            },
-            Some(row) if row == self => Verdict::Ours,
-            Some(row) if row.is(self) && (self.start == 0 || row.start < self.start) => {
-                Verdict::Take {
-                    since: row.since,
-                    // A store that was restored knows an earlier daemon of this host.
-                    start: self.start.max(row.start + 1),
-                }
+            };
+        };
+        let take = |start| Verdict::Take {
+            since: row.since,
+            start,
+        };
+        if row == self {
+            return Verdict::Ours;
+        }
+        if !row.is(self) {
+            return Verdict::Theirs;
+        }
+        // Somebody asks whether this daemon is at work.
+        if row.mark == self.mark {
+            return take(self.start.max(row.start));
+        }
+        if self.start > 0 {
+            // A store that was restored knows an earlier daemon of this host.
+            let is_earlier = row.start < self.start;
+            return if is_earlier {
+                take(self.start)
+            } else {
+                Verdict::Theirs
+            };
+        }
+        // An operator's word, behind which there is no daemon; or one of this host, and there is one at a time.
+        if row.start == 0 || row.boot == self.boot {
+            return take(row.start + 1);
+        }
+        let asked = asked.filter(|asked| asked.whom == row.mark);
+        match (&row.asked, asked) {
+            (None, None) => Verdict::Ask,
+            (None, Some(_)) => Verdict::Theirs,
+            (Some(_), Some(asked)) if now.saturating_duration_since(asked.since) >= ANSWER => {
+                take(row.start + 1)
             }
-            Some(_) => Verdict::Theirs,
+            (Some(_), _) => Verdict::Wait,
         }
     }
 
@@ -77,7 +130,11 @@ pub enum Verdict {
         /// As in [`Host::start`].
         start: u64,
     },
-    /// Another host has it, or a later daemon of one that was copied from this.
+    /// A daemon has it that may be at work on a copy of this host: it is to be asked.
+    Ask,
+    /// It was asked.
+    Wait,
+    /// Another host has it, which may be a copy of this one, or what this one was copied from.
     Theirs,
 }
 
@@ -105,8 +162,7 @@ impl Impostor {
         let (theirs, since) = (other.described(), rfc3339(other.since));
         if other.is(&self.own) {
             return format!(
-                "{server} is at work on another host, with the identity of this one: its daemon was started after this one's, on \
-                 {theirs}; one of them was copied from the other"
+                "{server} is at work on another host, with the identity of this one: {theirs}; one of them was copied from the other"
             );
         }
         format!(
@@ -119,8 +175,9 @@ impl Impostor {
         let server = &self.server;
         match &self.other {
             Some(other) if other.is(&self.own) => format!(
-                "stop egress on the copy, remove the state directory there (its file *.host above all), and give it a machine id and a \
-                 [server] name of its own; then start egress here again, and it is {server}"
+                "on the copy, stop egress, remove its state directory (the file *.host above all), and give it a machine id and a \
+                 [server] name of its own. If that is the other one, start egress here again then, and this is {server}. Nothing that \
+                 servers share is used here meanwhile"
             ),
             _ => format!(
                 "give this host a [server] name of its own; or, if the other one is switched off for good, `egress server claim \
@@ -143,11 +200,17 @@ mod tests {
             since: 5,
             start,
             mark: format!("{id}{machine}{start}"),
+            boot: "one".into(),
+            asked: None,
         }
     }
 
     fn take(since: i64, start: u64) -> Verdict {
         Verdict::Take { since, start }
+    }
+
+    fn judged(own: &Host, row: Option<&Host>) -> Verdict {
+        own.judge(row, None, Instant::now())
     }
 
     #[test]
@@ -156,32 +219,73 @@ mod tests {
             since: 9,
             ..host("a", "m", 0)
         };
-        assert_eq!(fresh.judge(None), take(9, 1));
+        assert_eq!(judged(&fresh, None), take(9, 1));
         let first = host("a", "m", 1);
-        assert_eq!(first.judge(Some(&first)), Verdict::Ours);
+        assert_eq!(judged(&first, Some(&first)), Verdict::Ours);
         // Another state directory, and another machine with a copy of it.
         for other in [host("b", "m", 0), host("a", "n", 0), host("b", "n", 7)] {
-            assert_eq!(other.judge(Some(&first)), Verdict::Theirs, "{other:?}");
+            assert_eq!(judged(&other, Some(&first)), Verdict::Theirs, "{other:?}");
         }
         // An operator's word took the row away: whoever is first has it.
-        assert_eq!(first.judge(None), take(5, 1));
+        assert_eq!(judged(&first, None), take(5, 1));
     }
 
     #[test]
     fn clu_3_of_two_with_one_identity_the_later_one_stays() {
         let fresh = host("a", "m", 0);
         let first = host("a", "m", 1);
-        assert_eq!(fresh.judge(Some(&first)), take(5, 2));
+        assert_eq!(judged(&fresh, Some(&first)), take(5, 2));
         let second = host("a", "m", 2);
-        assert_eq!(first.judge(Some(&second)), Verdict::Theirs);
+        assert_eq!(judged(&first, Some(&second)), Verdict::Theirs);
         let copy = Host {
             mark: "copy".into(),
             ..second.clone()
         };
-        assert_eq!(second.judge(Some(&copy)), Verdict::Theirs);
+        assert_eq!(judged(&second, Some(&copy)), Verdict::Theirs);
         // A store that was restored says what was before; so does a claim that an operator has made.
-        assert_eq!(second.judge(Some(&first)), take(5, 2));
-        assert_eq!(second.judge(Some(&host("a", "m", 0))), take(5, 2));
+        assert_eq!(judged(&second, Some(&first)), take(5, 2));
+        let word = Host {
+            mark: "word".into(),
+            ..host("a", "m", 0)
+        };
+        assert_eq!(judged(&second, Some(&word)), take(5, 2));
+        assert_eq!(judged(&fresh, Some(&word)), take(5, 1));
+    }
+
+    #[test]
+    fn clu_3_who_is_at_work_answers_and_who_is_not_has_no_say() {
+        let began = Instant::now();
+        let row = host("a", "m", 4);
+        let booted = Host {
+            boot: "another".into(),
+            mark: "booted".into(),
+            ..host("a", "m", 0)
+        };
+        assert_eq!(judged(&booted, Some(&row)), Verdict::Ask);
+        let asked = Host {
+            asked: Some("booted".into()),
+            ..row.clone()
+        };
+        let question = Question {
+            whom: row.mark.clone(),
+            since: began,
+        };
+        let later = |row, after| booted.judge(Some(row), Some(&question), began + after);
+        let soon = ANSWER - Duration::from_millis(1);
+        assert_eq!(later(&asked, soon), Verdict::Wait);
+        assert_eq!(later(&asked, ANSWER), take(5, 5));
+        // Whoever else asks.
+        let others = Host {
+            asked: Some("third".into()),
+            ..row.clone()
+        };
+        assert_eq!(judged(&booted, Some(&others)), Verdict::Wait);
+        assert_eq!(later(&others, ANSWER), take(5, 5));
+        // The one that is asked says so at any time, and has said so for as long as it runs.
+        assert_eq!(judged(&row, Some(&asked)), take(5, 4));
+        assert_eq!(later(&row, ANSWER), Verdict::Theirs);
+        let next = host("a", "m", 5);
+        assert_eq!(later(&next, ANSWER), Verdict::Ask);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use content::Content;
-use hosts::{Claim, Judged};
+use hosts::{Claim, Judged, Made};
 use journal::{Condition, Step, Transaction};
 use remote::Remote;
 
@@ -131,22 +131,26 @@ impl EtcdStore {
         let Some(claim) = &self.claim else {
             return Ok(content);
         };
-        for _ in 0..ATTEMPTS {
-            let (transaction, host, had) = match claim.judge(&content, &self.path())? {
+        let end = Instant::now() + ownership::ANSWER * 2;
+        while Instant::now() < end {
+            match claim.judge(&content, &self.path())? {
                 Judged::Done => return Ok(content),
-                Judged::Make(transaction, host, had) => (transaction, host, had),
-            };
-            match self.remote.transact(&transaction) {
-                Ok(Some(_)) => {
-                    claim.has_taken(host, &mut content);
-                    return Ok(content);
-                }
-                // Somebody was faster.
-                Ok(None) => content = self.read_content()?,
-                // It was this host's before. Who can read and not write can follow the others, and hands nothing over.
-                Err(_) if had => return Ok(content),
-                Err(reason) => return Err(unavailable(&self.source, reason)),
+                Judged::Wait => thread::sleep(AGAIN),
+                Judged::Make(transaction, made) => match (self.remote.transact(&transaction), made)
+                {
+                    (Ok(Some(_)), made) => {
+                        if claim.has_made(made, &mut content) {
+                            return Ok(content);
+                        }
+                    }
+                    // Somebody was faster.
+                    (Ok(None), _) => {}
+                    // It was this host's before. Who can read and not write can follow the others, and hands nothing over.
+                    (Err(_), Made::Taken(_, true)) => return Ok(content),
+                    (Err(reason), _) => return Err(unavailable(&self.source, reason)),
+                },
             }
+            content = self.read_content()?;
         }
         Err(StoreError::Conflict)
     }

@@ -90,7 +90,9 @@ impl Identity {
 
     /// This host, before it has started under a name.
     pub(super) fn host(&self) -> Host {
-        let hostname = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let kernel = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}"));
+        let hostname = kernel("hostname").unwrap_or_default();
+        let boot = kernel("random/boot_id").unwrap_or_default();
         Host {
             id: self.id.clone(),
             machine: machine(),
@@ -98,6 +100,8 @@ impl Identity {
             since: super::now(),
             start: 0,
             mark: String::new(),
+            boot: boot.trim().to_owned(),
+            asked: None,
         }
     }
 }

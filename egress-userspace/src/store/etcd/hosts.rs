@@ -5,10 +5,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::content::{Content, Op, SCHEMA_KEY};
 use super::journal::{Condition, Transaction, mark};
-use crate::ownership::{Host, Impostor, Step, Verdict};
+use crate::ownership::{Host, Impostor, Question, Step, Verdict};
 use crate::store::identity::{Identity, beside};
 use crate::store::{StoreError, Stored};
 
@@ -28,14 +29,33 @@ struct State {
     own: Host,
     /// Why this host is not that server, if it is known not to be.
     impostor: Option<Impostor>,
+    /// Whom it has asked, or seen to be asked, whether he is at work.
+    asked: Option<Question>,
 }
 
 /// What becomes of a row.
 pub(super) enum Judged {
     /// Nothing: what is known of it is right now.
     Done,
-    /// It is to be made this, by this transaction; whether an earlier daemon of this host has it.
-    Make(Box<Transaction>, Host, bool),
+    /// It is to be looked at again soon.
+    Wait,
+    /// It is to be made this, by this transaction.
+    Make(Box<Transaction>, Made),
+}
+
+/// What becomes of a row by a transaction.
+pub(super) enum Made {
+    /// This daemon's; and whether an earlier one under the same kernel has it.
+    Taken(Host, bool),
+    /// A question to the daemon of this mark.
+    Asked(String),
+}
+
+impl State {
+    fn ask(&mut self, whom: String) {
+        let since = Instant::now();
+        self.asked = Some(Question { whom, since });
+    }
 }
 
 impl Claim {
@@ -59,8 +79,15 @@ impl Claim {
                 identity,
                 own,
                 impostor,
+                asked: None,
             }),
         })
+    }
+
+    /// As after another boot of this machine, for tests.
+    #[cfg(test)]
+    pub(super) fn of_boot(&self, boot: &str) {
+        self.state().own.boot = boot.to_owned();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -85,7 +112,10 @@ impl Claim {
         }
         let row = self.row(content, path)?;
         let mut state = self.state();
-        match state.own.judge(row.as_ref()) {
+        let verdict = state
+            .own
+            .judge(row.as_ref(), state.asked.as_ref(), Instant::now());
+        match verdict {
             Verdict::Ours => self.is_ours(&mut state),
             Verdict::Theirs => self.is_theirs(&mut state, row),
             Verdict::Take { since, start } => {
@@ -94,8 +124,24 @@ impl Claim {
                     start,
                     ..state.own.clone()
                 };
+                let was_here = row.is_some_and(|row| row.boot == wanted.boot);
                 let transaction = Box::new(self.put(content, &wanted));
-                return Ok(Judged::Make(transaction, wanted, row.is_some()));
+                return Ok(Judged::Make(transaction, Made::Taken(wanted, was_here)));
+            }
+            Verdict::Ask | Verdict::Wait => {
+                let Some(row) = row else {
+                    return Ok(Judged::Done);
+                };
+                let whom = row.mark.clone();
+                if verdict == Verdict::Ask {
+                    let asked = Some(state.own.mark.clone());
+                    let transaction = Box::new(self.put(content, &Host { asked, ..row }));
+                    return Ok(Judged::Make(transaction, Made::Asked(whom)));
+                }
+                if state.asked.as_ref().is_none_or(|asked| asked.whom != whom) {
+                    state.ask(whom);
+                }
+                return Ok(Judged::Wait);
             }
         }
         Ok(Judged::Done)
@@ -115,8 +161,19 @@ impl Claim {
         }
     }
 
-    /// The transaction of [`Self::judge`] was made.
-    pub(super) fn has_taken(&self, host: Host, content: &mut Content) {
+    /// The transaction of [`Self::judge`] was made; whether that was all.
+    pub(super) fn has_made(&self, made: Made, content: &mut Content) -> bool {
+        let host = match made {
+            Made::Taken(host, _) => host,
+            Made::Asked(whom) => {
+                tracing::info!(
+                    server = self.server,
+                    "asking whether this server is at work on another host with the same identity"
+                );
+                self.state().ask(whom);
+                return false;
+            }
+        };
         let text = super::content::json(&host);
         content.keys.insert(self.key(), text);
         let mut state = self.state();
@@ -129,6 +186,7 @@ impl Claim {
         }
         state.own = host;
         self.is_ours(&mut state);
+        true
     }
 
     fn is_ours(&self, state: &mut State) {

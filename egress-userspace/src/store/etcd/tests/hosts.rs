@@ -166,6 +166,40 @@ fn clu_3_an_operators_word_makes_another_host_the_server() {
     assert_eq!(owned(&other).may_return(NAME), None);
 }
 
+/// A virtual machine that was copied whole, and is started: it has the identity of the one that is at work.
+#[test]
+fn clu_3_a_copy_that_starts_asks_and_the_one_at_work_does_not_notice() {
+    const TEST: &str = "clu_3_a_copy_that_starts_asks_and_the_one_at_work_does_not_notice";
+
+    let Some(server) = Server::start(TEST) else {
+        return;
+    };
+    let mut one = server.host("one");
+    one.commit(&[account("a")], WIDE).unwrap();
+    assert_eq!(impostor(&one), None);
+    fs::copy(beside(&server.copy("one")), beside(&server.copy("copy"))).unwrap();
+    let copy = server.begun("copy");
+    copy.claim.as_ref().unwrap().of_boot("another");
+    let mut found = None;
+    thread::scope(|scope| {
+        let starting = scope.spawn(|| {
+            wait("etcd to answer the copy", || copy.current().is_ok());
+            impostor(&copy)
+        });
+        // As its daemon does, which hears of the question.
+        while !starting.is_finished() {
+            assert_eq!(impostor(&one), None);
+            thread::sleep(Duration::from_millis(20));
+        }
+        found = starting.join().unwrap();
+    });
+    let reason = found.unwrap().reason();
+    assert!(reason.contains("with the identity of this one"), "{reason}");
+    one.hand_over(&[first(address())]).unwrap();
+    assert!(impostor(&copy).is_some());
+    assert_eq!(impostor(&one), None);
+}
+
 /// A virtual machine that was copied while it was at work has the identity of the other one, too.
 #[test]
 fn clu_3_of_two_copies_the_daemon_that_started_last_is_the_server() {
