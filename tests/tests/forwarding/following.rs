@@ -155,25 +155,32 @@ fn overtaking(pair: &Pair, underlay: Underlay, origin: &UdpSocket) -> Result<()>
     let server = socket(&pair.node(Side::One.server()), SocketAddr::new(one, 0))?;
     let payload = bytes(9_001);
     let mut id = 100;
-    let from = arrives(origin, &payload, || {
-        id += 1;
-        let mut frames = Datagram {
-            from: [2, 0, 0, 0, 0, 1],
-            to: [2, 0, 0, 0, 0, 2],
-            source: SocketAddr::new(INSIDE.parse()?, 40_404),
-            destination: origin.local_addr()?,
-            id,
-            payload: &payload,
-        }
-        .fragments(SHORT_PIECE);
-        frames.reverse();
-        for frame in frames {
-            let packet = [&[8, 0, 0, 0, 0, 0, GOING_ON, 0], &frame[..]].concat();
-            server.send_to(&packet, SocketAddr::new(two, TUNNEL_PORT))?;
-        }
-        Ok(())
-    })?;
-    ensure!(from.ip() == IpAddr::from(SHARED), "{from}");
+    // All of them, and only one of them.
+    for all in [true, false] {
+        let from = arrives(origin, &payload, || {
+            id += 1;
+            let mut frames = Datagram {
+                from: [2, 0, 0, 0, 0, 1],
+                to: [2, 0, 0, 0, 0, 2],
+                source: SocketAddr::new(INSIDE.parse()?, 40_404),
+                destination: origin.local_addr()?,
+                id,
+                payload: &payload,
+            }
+            .fragments(SHORT_PIECE);
+            if all {
+                frames.reverse();
+            } else {
+                frames.swap(0, 1);
+            }
+            for frame in frames {
+                let packet = [&[8, 0, 0, 0, 0, 0, GOING_ON, 0], &frame[..]].concat();
+                server.send_to(&packet, SocketAddr::new(two, TUNNEL_PORT))?;
+            }
+            Ok(())
+        })?;
+        ensure!(from.ip() == IpAddr::from(SHARED), "{from}");
+    }
     Ok(())
 }
 
