@@ -83,6 +83,8 @@ pub struct Plane {
     tunnel: Option<String>,
     /// What fits it.
     room: Room,
+    /// How often was looked for ways to other servers.
+    looks: usize,
     /// Hooks of interfaces that left the configuration are yet to be taken off.
     departed: bool,
     /// What the sweep has ended and nobody has told yet.
@@ -164,6 +166,7 @@ impl Plane {
             births: 0,
             tunnel: None,
             room: Room::default(),
+            looks: 0,
             departed: true,
             ended,
             rules: Rules::listen(field.mask)?,
@@ -602,9 +605,19 @@ impl Plane {
         Ok(done)
     }
 
-    /// Looks for ways to other servers where there was none; no kernel announces those that this host needs.
+    /// Looks for ways to other servers where there was none, and for what routers have said of them; no kernel announces
+    /// either.
     fn look_for_ways(&mut self) -> Result<Option<String>, DataPlaneError> {
-        let Some(desired) = self.desired.clone().filter(|_| self.room.is_lacking()) else {
+        self.looks = self.looks.wrapping_add(1);
+        let tunnel = self
+            .desired
+            .as_ref()
+            .and_then(|desired| desired.tunnel.as_ref());
+        let outdated = match tunnel {
+            Some(tunnel) => self.room.is_lacking() || self.room.is_outdated(tunnel, self.looks)?,
+            None => false,
+        };
+        let Some(desired) = self.desired.clone().filter(|_| outdated) else {
             return Ok(None);
         };
         let before = self.room.bytes;

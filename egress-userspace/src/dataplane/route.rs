@@ -45,12 +45,39 @@ pub(super) fn of(traveller: &Traveller) -> Result<Route, DataPlaneError> {
     ask(traveller.destination, source, entering, traveller.mark)
 }
 
-/// The index of the interface by which this host's own packets from `source` reach an address; `None` where none does.
-pub(super) fn out(destination: IpAddr, source: IpAddr) -> Result<Option<u32>, DataPlaneError> {
-    Ok(match ask(destination, Some(source), None, 0)? {
-        Route::By(index) => Some(index),
-        Route::Here | Route::None(_) => None,
+/// How this host's own packets reach an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    /// Index of the interface.
+    pub(super) interface: u32,
+    /// Length of the longest packet that reaches it, bytes, where the route says so, or a router on the way has said so.
+    pub(super) mtu: Option<u32>,
+}
+
+/// How this host's own packets from `source` reach an address; `None` where none does.
+pub(super) fn out(destination: IpAddr, source: IpAddr) -> Result<Option<Way>, DataPlaneError> {
+    let Ok(body) = answer(destination, Some(source), None, 0)? else {
+        return Ok(None);
+    };
+    Ok(match parse(&body, false) {
+        Some(Route::By(interface)) => Some(Way {
+            interface,
+            mtu: mtu(&body),
+        }),
+        _ => None,
     })
+}
+
+/// `RTAX_MTU` (linux/rtnetlink.h).
+const MTU: u16 = 2;
+
+/// The path MTU that an answer tells.
+fn mtu(body: &[u8]) -> Option<u32> {
+    let (_, metrics) =
+        netlink::attributes(body.get(HEADER..)?).find(|(kind, _)| *kind == libc::RTA_METRICS)?;
+    netlink::attributes(metrics)
+        .find(|(kind, _)| *kind == MTU)
+        .and_then(|(_, content)| netlink::number(content))
 }
 
 fn ask(
@@ -59,6 +86,20 @@ fn ask(
     entering: Option<u32>,
     mark: u32,
 ) -> Result<Route, DataPlaneError> {
+    Ok(match answer(destination, source, entering, mark)? {
+        Ok(body) => parse(&body, entering.is_some())
+            .unwrap_or_else(|| Route::None("the kernel names no interface".to_owned())),
+        Err(text) => Route::None(text),
+    })
+}
+
+/// The kernel's answer about a route; or why there is none.
+fn answer(
+    destination: IpAddr,
+    source: Option<IpAddr>,
+    entering: Option<u32>,
+    mark: u32,
+) -> Result<Result<Vec<u8>, String>, DataPlaneError> {
     let bytes = |address: IpAddr| match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -81,18 +122,17 @@ fn ask(
         request = request.attribute(libc::RTA_IIF, &index.to_ne_bytes());
     }
     match request.send(libc::NETLINK_ROUTE) {
-        Ok(answer) => Ok(answer
-            .first()
-            .and_then(|message| parse(&message.body, entering.is_some()))
-            .unwrap_or_else(|| Route::None("the kernel names no interface".to_owned()))),
-        Err(error) => refusal(&error, destination)
-            .map(Route::None)
-            .ok_or_else(|| {
-                DataPlaneError::failed(
-                    format!("asking the kernel for the route to {destination}"),
-                    error,
-                )
-            }),
+        Ok(answer) => Ok(Ok(answer
+            .into_iter()
+            .next()
+            .map(|message| message.body)
+            .unwrap_or_default())),
+        Err(error) => refusal(&error, destination).map(Err).ok_or_else(|| {
+            DataPlaneError::failed(
+                format!("asking the kernel for the route to {destination}"),
+                error,
+            )
+        }),
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 
 use egress_common::placement::digest;
 
@@ -93,8 +94,9 @@ pub(super) fn check(
     let all = Interface::all()?;
     let mut short = BTreeSet::new();
     for peer in &tunnel.peers {
-        let by = route::out(peer.address, tunnel.own)?;
-        let Some(by) = all.iter().find(|one| Some(one.index) == by) else {
+        let way = route::out(peer.address, tunnel.own)?;
+        let by = way.and_then(|way| all.iter().find(|one| one.index == way.interface));
+        let Some(by) = by else {
             tracing::warn!(server = peer.name, address = %peer.address, "there is no route to this server now");
             continue;
         };
@@ -142,14 +144,19 @@ fn around(tunnel: &DesiredTunnel) -> u32 {
     }
 }
 
-/// What fits the tunnel, and the interfaces that say so (NAT-5).
+/// Paths that are asked for at a time.
+const FEW: usize = 64;
+
+/// What fits the tunnel, and the interfaces and routes that say so (NAT-5).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Room {
-    /// Length of the longest packet that reaches every other server uncut, as far as this host's interfaces tell; 0 if
+    /// Length of the longest packet that reaches every other server uncut, as far as this host knows; 0 if
     /// there is no way to any of them.
     pub(super) bytes: u32,
     /// The interfaces towards the others, and the longest packet that each takes.
     ways: BTreeMap<String, u32>,
+    /// The longest packet that reaches each of the others, where a router on the way has said so, or a route.
+    paths: BTreeMap<IpAddr, u32>,
     /// There is no way to some of them.
     lacking: bool,
 }
@@ -159,8 +166,12 @@ impl Room {
         let all = Interface::all()?;
         let mut room = Self::default();
         for peer in &tunnel.peers {
-            let by = route::out(peer.address, tunnel.own)?;
-            match all.iter().find(|one| Some(one.index) == by) {
+            let Some(way) = route::out(peer.address, tunnel.own)? else {
+                room.lacking = true;
+                continue;
+            };
+            room.paths.extend(way.mtu.map(|mtu| (peer.address, mtu)));
+            match all.iter().find(|one| one.index == way.interface) {
                 Some(by) => {
                     room.ways.insert(by.name.clone(), by.mtu);
                 }
@@ -169,7 +180,7 @@ impl Room {
         }
         // No packet has more than 16 bits of length.
         let most = u32::from(u16::MAX);
-        let least = room.ways.values().min();
+        let least = room.ways.values().chain(room.paths.values()).min();
         room.bytes = least.map_or(0, |mtu| mtu.saturating_sub(around(tunnel)).min(most));
         Ok(room)
     }
@@ -178,6 +189,26 @@ impl Room {
     pub(super) fn has_changed(&self) -> Result<bool, DataPlaneError> {
         for (name, mtu) in &self.ways {
             if Interface::find(name)?.is_none_or(|by| by.mtu != *mtu) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether something else is known by now of the paths to some of the others: to the `nth` few of them. Over IPv4
+    /// routers cut, and say nothing.
+    pub(super) fn is_outdated(
+        &self,
+        tunnel: &DesiredTunnel,
+        nth: usize,
+    ) -> Result<bool, DataPlaneError> {
+        if tunnel.own.is_ipv4() {
+            return Ok(false);
+        }
+        let parts = tunnel.peers.len().div_ceil(FEW).max(1);
+        for peer in tunnel.peers.iter().skip(nth % parts * FEW).take(FEW) {
+            let way = route::out(peer.address, tunnel.own)?;
+            if way.and_then(|way| way.mtu) != self.paths.get(&peer.address).copied() {
                 return Ok(true);
             }
         }

@@ -35,6 +35,8 @@ const BYTES: u64 = 1 << 20;
 /// What a hop inside and one behind the owner take.
 const NARROW_INSIDE: u32 = 1_320;
 const NARROW_BEHIND: u32 = 1_290;
+/// What the path between the servers takes, less than their interfaces.
+const FURTHER_ON: u32 = 1_450;
 
 fn socket(node: &Namespace, at: SocketAddr) -> Result<UdpSocket> {
     let socket = node.run(move || UdpSocket::bind(at))??;
@@ -228,8 +230,26 @@ fn lengths(pair: &Pair, underlay: Underlay, inside: &UdpSocket, origin: &UdpSock
         forget(pair, Side::One)?;
         path::echo_across(&client, pair.at(ECHO_PORT), || change(before - 100))?;
         ensure!(learned(room)?, "the origin was not told of its segments");
+        change(before)?;
+        forget(pair, Side::One)?;
+        further_on(pair, true)?;
+        told(FURTHER_ON - around, 1_400)?;
+        there_and_back(inside, origin, 1_472)?;
+        ensure!(learned(FURTHER_ON - around)?, "the origin was not told");
+        further_on(pair, false)?;
     }
     change(before)
+}
+
+/// The path between the servers takes less than their interfaces: a route says so, as one does where a router has told.
+fn further_on(pair: &Pair, is: bool) -> Result<()> {
+    let what = if is { "add" } else { "delete" };
+    for side in Side::ALL {
+        let other = side.other().underlay(Underlay::V6);
+        let route = format!("-6 route {what} {other}/128 dev {UNDERLAY} mtu {FURTHER_ON}");
+        pair.node(side.server()).ip(&route)?;
+    }
+    Ok(())
 }
 
 /// What both ends have been told is forgotten.
