@@ -139,11 +139,11 @@ pub struct Opened {
 /// # Errors
 /// When it cannot be used.
 pub fn open(config: &Config) -> Result<Opened, StoreError> {
-    let (config, name) = (&config.store, &config.server.name);
-    match &config.etcd {
+    match &config.store.etcd {
         #[cfg(feature = "etcd")]
         Some(etcd) => {
-            let store = EtcdStore::open(etcd, &config.sqlite)?.of_server(name)?;
+            let store = EtcdStore::open(etcd, &config.store.sqlite)?;
+            let store = store.of_server(&config.server.name)?;
             Ok(Opened {
                 changes: Some(store.changes()),
                 store: Box::new(store),
@@ -155,7 +155,7 @@ pub fn open(config: &Config) -> Result<Opened, StoreError> {
             reason: "this build of egress cannot talk to etcd (feature `etcd`)".to_owned(),
         }),
         None => Ok(Opened {
-            store: Box::new(SqliteStore::open(&config.sqlite)?),
+            store: Box::new(SqliteStore::open(&config.store.sqlite)?),
             changes: None,
         }),
     }

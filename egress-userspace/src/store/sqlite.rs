@@ -251,7 +251,10 @@ impl SqliteStore {
         let mut stored = Stored::default();
         self.objects(&mut stored)?;
         stored.numbers = self.numbers()?;
-        stored.ownership = self.ownership()?;
+        #[cfg(feature = "etcd")]
+        {
+            stored.ownership = self.ownership()?;
+        }
         Ok(stored)
     }
 

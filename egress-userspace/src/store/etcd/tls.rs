@@ -78,7 +78,15 @@ impl Tls {
                 certificate.display()
             ),
             None => {
-                format!("{text} (perhaps it wants a certificate: `etcd_certificate`, `etcd_key`)")
+                // One that speaks no TLS has no alerts, and may reset the connection, too.
+                let or = if text.contains(ENDED[0]) {
+                    ""
+                } else {
+                    "; or http:// instead of https://?"
+                };
+                format!(
+                    "{text} (perhaps it wants a certificate: `etcd_certificate`, `etcd_key`{or})"
+                )
             }
         })
     }
