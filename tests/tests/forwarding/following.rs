@@ -23,6 +23,8 @@ use super::{DATAGRAMS, LIMIT, outside};
 
 /// How long one answer is waited for before the question is asked again.
 const ANSWER: Duration = Duration::from_secs(2);
+/// The same where it is likely to be lost.
+const SOON: Duration = Duration::from_millis(200);
 /// The client's own address, and a port of the origin where nobody is.
 const INSIDE: &str = "10.1.0.2";
 const NOBODY: u16 = 9_099;
@@ -227,11 +229,11 @@ fn lengths(pair: &Pair, underlay: Underlay, inside: &UdpSocket, origin: &UdpSock
         may_be_cut(pair, inside)?;
         // A connection whose ends know nothing of it yet.
         change(before)?;
-        forget(pair, Side::One)?;
+        is_wide(pair, inside, origin)?;
         path::echo_across(&client, pair.at(ECHO_PORT), || change(before - 100))?;
         ensure!(learned(room)?, "the origin was not told of its segments");
         change(before)?;
-        forget(pair, Side::One)?;
+        is_wide(pair, inside, origin)?;
         further_on(pair, true)?;
         told(FURTHER_ON - around, 1_400)?;
         there_and_back(inside, origin, 1_472)?;
@@ -258,6 +260,33 @@ fn forget(pair: &Pair, side: Side) -> Result<()> {
         pair.node(node).ip("-4 route flush cache")?;
     }
     Ok(())
+}
+
+/// Both servers have noticed that there is room again: neither end is told anything, and both have forgotten.
+fn is_wide(pair: &Pair, inside: &UdpSocket, origin: &UdpSocket) -> Result<()> {
+    let both = [inside, origin];
+    for socket in both {
+        socket.set_read_timeout(Some(SOON))?;
+    }
+    let wide = wait::until_true("the room to be noticed", LIMIT, || {
+        forget(pair, Side::One)?;
+        there_and_back(inside, origin, 1_472)?;
+        let ends = [(ORIGIN, SHARED), (Side::One.client(), ORIGIN_ADDRESS)];
+        for (node, to) in ends {
+            if pair
+                .node(node)
+                .ip(&format!("route get {to}"))?
+                .contains("mtu")
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    });
+    for socket in both {
+        socket.set_read_timeout(Some(ANSWER))?;
+    }
+    wide
 }
 
 /// An origin that lets its datagrams be cut is told like any other.
