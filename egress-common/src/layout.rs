@@ -4,7 +4,7 @@
 //! them. Any change of a map's key, value, meaning or name is a new number.
 
 /// Layout of the pinned maps.
-pub const LAYOUT: u32 = 12;
+pub const LAYOUT: u32 = 13;
 
 /// Says who made the pins: element 0 of the `LAYOUT` map.
 #[repr(C)]

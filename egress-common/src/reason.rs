@@ -79,6 +79,7 @@ reasons! {
     ForwardedRealm = 39, "forwarded_realm", "a new connection of a zone that is selected by interface, and this server owns nothing of the pool: those are not forwarded (FWD-2, ZONE-2)";
     ForwardedTooLong = 40, "forwarded_too_long", "a packet of a forwarded connection, or a reply for another server, that nobody can be told of and that does not fit the tunnel over IPv6, or the uplink where it is translated (NAT-5)";
     PathTooLong = 41, "path_too_long", "a packet of a forwarded connection, or a reply for another server, that cannot be cut and does not fit the way there: its sender was told what does (NAT-5)";
+    Lapsed = 42, "lapsed", "this server has not reached etcd for so long that others may have its IPv4 egress IPs by now, as `takeover_after` says (CLU-3)";
 }
 
 impl Reason {

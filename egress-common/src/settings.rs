@@ -35,6 +35,18 @@ pub struct Switch {
     pub version: u32,
     /// 1: no flow passes routing by, since routing rules look at bits of the mark that others write on the way.
     pub routed: u32,
+    /// From when on this server's slices may be others' (CLU-3), ns since the start of the machine, sleep included; 0: never.
+    pub lapse: u64,
+}
+
+impl Switch {
+    /// Whether the slices may be others' by now.
+    #[inline(always)]
+    pub fn has_lapsed(&self, now: impl FnOnce() -> u64) -> bool {
+        // SAFETY: one word, which the daemon may replace at any time: it is read once.
+        let lapse = unsafe { core::ptr::read_volatile(&raw const self.lapse) };
+        lapse != 0 && now() >= lapse
+    }
 }
 
 /// Settings without a key of their own; one element a version.

@@ -155,6 +155,12 @@ fn begin<A: Scratch>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
         Ok(()) => next::ADMIT,
         // This server has nothing of the pool: another one may have (FWD-2).
         Err(Reason::NoAddress) if A::FORWARDS && packet.probe == 0 => next::FORWARD,
+        // Or uses nothing of it (CLU-3).
+        Err(Reason::Lapsed)
+            if A::FORWARDS && packet.probe == 0 && packet.only == 0 && packet.kind == 0 =>
+        {
+            next::FORWARD
+        }
         Err(reason) => failed(ctx, packet, reason),
     }
 }
@@ -171,6 +177,9 @@ fn try_begin<A: Scratch>(ctx: &TcContext, packet: &Outgoing<A>) -> Result<(), Re
     let pool = pool(&configuration, number).ok_or(Reason::Blocked)?;
     if packet.kind != flag::FORWARDED && A::candidates(&pool).1 == 0 {
         return Err(Reason::NoAddress);
+    }
+    if packet.kind != flag::FORWARDED && flow::lapsed::<A>() {
+        return Err(Reason::Lapsed);
     }
     let (index, generation) = slots::obtain::<A>().ok_or(Reason::TableFull)?;
     let slot = A::slot(index).ok_or(Reason::TableFull)?;

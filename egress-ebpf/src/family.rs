@@ -43,6 +43,8 @@ pub const PSEUDO: u64 = aya_ebpf::bindings::BPF_F_PSEUDO_HDR as u64;
 pub trait Family: Selectable + Quote + Header + Range {
     /// Bytes of a header without options or extensions.
     const HEADER: usize;
+    /// Servers share an egress IP by slices of its ports.
+    const SLICED: bool;
 
     /// A bucket of the index by the inside's endpoints.
     fn flows(bucket: u32) -> Option<*mut Bucket>;
@@ -110,6 +112,7 @@ pub fn copied<T: Copy>(pointer: Option<*const T>) -> Option<T> {
 
 impl Family for V4 {
     const HEADER: usize = 20;
+    const SLICED: bool = true;
 
     #[inline(always)]
     fn flows(bucket: u32) -> Option<*mut Bucket> {

@@ -33,6 +33,7 @@ const HOPS: usize = 7;
 
 impl Family for V6 {
     const HEADER: usize = 40;
+    const SLICED: bool = false;
 
     #[inline(always)]
     fn flows(bucket: u32) -> Option<*mut Bucket> {

@@ -1,5 +1,6 @@
 //! Finding a flow from either side, and advancing it by one packet.
 
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::programs::TcContext;
 use egress_common::clock::Moment;
 use egress_common::key::{FlowKey, ReverseKey, TCP};
@@ -12,6 +13,7 @@ use egress_common::word::Word;
 use crate::family::Family;
 use crate::frame::Frame;
 use crate::index::{self, ByEgress, ByInside};
+use crate::maps::SWITCH;
 use crate::{options, slots, verdict, word};
 
 /// A slot that was checked to be the packet's.
@@ -31,9 +33,42 @@ pub fn at<A: Family>(index: u32) -> Option<Found<A>> {
         .then_some(Found { index, slot, word })
 }
 
+/// Whether the slices of this server may be others' by now: nobody has renewed its claim in time (CLU-3).
+#[inline(always)]
+pub fn lapsed<A: Family>() -> bool {
+    A::SLICED
+        && SWITCH.get(0).is_some_and(|switch| {
+            // SAFETY: the helper takes nothing.
+            switch.has_lapsed(|| unsafe { bpf_ktime_get_boot_ns() })
+        })
+}
+
+/// A slot's number plus one, or 0 where its egress IP and port may be another server's by now. Those of forwarded flows were
+/// never this one's.
+#[inline(always)]
+pub fn usable<A: Family>(place: u32) -> u32 {
+    if place == 0 || !lapsed::<A>() {
+        return place;
+    }
+    let Some(slot) = A::slot(place - 1) else {
+        return 0;
+    };
+    let word = SlotWord::from_bits(slots::word_of(slot).load());
+    if word.has(flag::FORWARDED) { place } else { 0 }
+}
+
 /// The flow of a packet from the inside.
 #[inline(always)]
 pub fn outgoing<A: Family>(key: &FlowKey<A>) -> Option<Found<A>> {
+    match usable::<A>(index::find::<A, ByInside>(key)) {
+        0 => None,
+        slot => at(slot - 1),
+    }
+}
+
+/// The flow between these endpoints, used or not.
+#[inline(always)]
+pub fn between<A: Family>(key: &FlowKey<A>) -> Option<Found<A>> {
     match index::find::<A, ByInside>(key) {
         0 => None,
         slot => at(slot - 1),
@@ -43,7 +78,7 @@ pub fn outgoing<A: Family>(key: &FlowKey<A>) -> Option<Found<A>> {
 /// The flow of a packet from an origin.
 #[inline(always)]
 pub fn incoming<A: Family>(key: &ReverseKey<A>) -> Option<Found<A>> {
-    match index::find::<A, ByEgress>(key) {
+    match usable::<A>(index::find::<A, ByEgress>(key)) {
         0 => None,
         slot => at(slot - 1),
     }

@@ -37,7 +37,7 @@ use crate::{globals, link, mss, options, refuse, report, slots, steer, too_long,
 #[inline(never)]
 pub fn hand_over<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     let Some(tunnel) = steer::tunnel() else {
-        packet.reason = Reason::NoAddress;
+        packet.reason = nobodys::<A>();
         return next::REFUSE;
     };
     if packet.key.realm != realm::COMMON {
@@ -50,6 +50,16 @@ pub fn hand_over<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     verdict::set_tag(ctx, Tag::Zone(packet.zone as u16));
     // SAFETY: the helper takes an interface and no flags: its way out.
     unsafe { bpf_redirect(tunnel.interface, 0) as i32 }
+}
+
+/// Why nobody takes a new flow that this server has no address for.
+#[inline(always)]
+fn nobodys<A: Family>() -> Reason {
+    if flow::lapsed::<A>() {
+        Reason::Lapsed
+    } else {
+        Reason::NoAddress
+    }
 }
 
 /// What leaves by the tunnel.
@@ -268,7 +278,7 @@ fn first<A: Family + Policed>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 
     let forward = forward(packet.pool, packet.exit);
     packet.peer = forward.map_or(0, |forward| forward.peer(packet.key.inside));
     if packet.peer == 0 {
-        packet.reason = Reason::NoAddress;
+        packet.reason = nobodys::<V4>();
         return next::REFUSE;
     }
     packet.kind = flag::FORWARDED;

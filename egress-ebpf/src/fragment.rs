@@ -229,6 +229,9 @@ pub fn flow<A: Fragmented>() -> Option<Found<A>> {
     let work = A::work()?;
     // SAFETY: this CPU's own record.
     let Reference { index, generation } = unsafe { (*work).flow };
+    if flow::usable::<A>(index.wrapping_add(1)) == 0 {
+        return None;
+    }
     flow::at::<A>(index).filter(|found| found.word.generation == generation)
 }
 

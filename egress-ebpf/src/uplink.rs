@@ -142,7 +142,7 @@ fn read<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>, offset: usize, tag
 #[inline(never)]
 pub fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
     let Some(found) = flow::outgoing(&packet.key) else {
-        return next::CLASSIFY;
+        return unused(ctx, packet);
     };
     packet.slot = found.index;
     match live(packet, &found) {
@@ -166,6 +166,29 @@ pub fn known<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
             next::REFUSE
         }
     }
+}
+
+/// A packet of no flow that is used. If there is one of this server between these endpoints whose port may be another server's by now
+/// (CLU-3), a segment of it is refused, whatever is configured by now (SAFE-1); but for the inside it is over once it opens a new one,
+/// or sends another datagram: that may leave by another server.
+#[inline(always)]
+fn unused<A: Family>(ctx: &TcContext, packet: &mut Outgoing<A>) -> i32 {
+    if !flow::lapsed::<A>() {
+        return next::CLASSIFY;
+    }
+    let Some(found) = flow::between(&packet.key) else {
+        return next::CLASSIFY;
+    };
+    if packet.ip.protocol == TCP && !packet.segment.opens() {
+        packet.zone = 0;
+        packet.redirect = found.word.has(flag::REDIRECT);
+        packet.reason = Reason::Lapsed;
+        return next::REFUSE;
+    }
+    if !slots::supersede(&found, slots::now()) {
+        return report::drop(ctx, Reason::Contended);
+    }
+    next::CLASSIFY
 }
 
 /// An ICMP message: an error about a flow leaves from the flow's egress IP (NAT-4). The kernel makes such

@@ -17,6 +17,7 @@ mod farewell;
 mod impostor;
 mod policy;
 mod probing;
+mod pulse;
 mod realms;
 mod requests;
 mod servers;
@@ -44,6 +45,7 @@ use crate::store::{StoreError, Stored, Trouble};
 
 pub use change::ChangeError;
 pub use policy::PolicyError;
+use pulse::Signs;
 pub(crate) use requests::origins;
 pub use requests::{OpenView, Service};
 pub use setting::{AegisPatch, SettingError};
@@ -77,6 +79,10 @@ pub struct Controller {
     next_look: Option<Instant>,
     /// Why what is to be passed on is not, if it is not.
     stuck: Option<String>,
+    /// What the data plane uses of its slices goes by this (CLU-3).
+    signs: Arc<Signs>,
+    /// Whether what is in force was worked out while it uses nothing of them.
+    lapsed: bool,
 }
 
 /// Why what the store holds is not in force.
@@ -137,6 +143,7 @@ impl Controller {
         stored: Stored,
         trouble: Trouble,
         dataplane: Box<dyn DataPlane>,
+        signs: Arc<Signs>,
     ) -> Self {
         let stored = Arc::new(stored);
         Self {
@@ -155,6 +162,8 @@ impl Controller {
             unclaimed: false,
             next_look: None,
             stuck: None,
+            signs,
+            lapsed: false,
         }
     }
 
@@ -252,6 +261,7 @@ impl Controller {
     pub fn detach(&mut self) -> Result<Vec<String>, Failure> {
         let removed = self.dataplane.detach()?;
         self.detached = true;
+        self.note_promise()?;
         Ok(removed)
     }
 
@@ -273,8 +283,15 @@ impl Controller {
                 "start it again",
             ));
         }
-        let desired =
-            resolve::resolve_among(&stored.resources(), config, &stored.numbers, &healths)?;
+        if config.handover.takeover_after.is_some() {
+            self.signs.check()?;
+        }
+        let lapsed = self.has_lapsed();
+        let mut resources = stored.resources();
+        if let Some(ownership) = resources.ownership.as_mut().filter(|_| lapsed) {
+            ownership.set_aside(&config.server.name);
+        }
+        let desired = resolve::resolve_among(&resources, config, &stored.numbers, &healths)?;
         self.allows(&desired)?;
         let report = self.dataplane.apply(&desired)?;
         tracing::info!(
@@ -288,6 +305,7 @@ impl Controller {
         self.in_force = Arc::clone(stored);
         self.config = Arc::clone(config);
         self.healths = healths;
+        self.lapsed = lapsed;
         self.note_ownership();
         self.publish_names(report.version);
         Ok(())

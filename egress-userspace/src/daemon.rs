@@ -5,6 +5,7 @@
 
 mod errands;
 mod logging;
+mod pulse;
 mod refusals;
 
 use std::future::pending;
@@ -114,6 +115,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         }
         api = Some(listener.serve(Arc::clone(&service), tokens, &history, trust)?);
     }
+    // Before anything else takes its time: after a boot nothing is used until the store has taken a sign of life.
+    let pulse = pulse::Pulse::start(Arc::clone(&service))
+        .map_err(|error| Failure::failed(format!("cannot start a thread: {error}"), ""))?;
     // Without it everybody is believed to be there.
     let prober = Prober::start()
         .inspect_err(|error| tracing::error!(%error, "the other servers are not watched"))
@@ -145,6 +149,9 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
                     let mut controller = service.controller();
                     if !controller.is_detached() {
                         trouble.note("housekeeping", controller.dataplane_mut().tidy());
+                        if let Err(failure) = controller.follow_lapse() {
+                            trouble.say(format!("following `takeover_after`: {failure}"));
+                        }
                         names.send_if_modified(|known| {
                             let now = controller.stored().names();
                             let changed = *known != now;
@@ -186,6 +193,7 @@ async fn serve(config_path: &Path, config: Config) -> Result<(), Failure> {
         }
     }
     notify::stopping();
+    drop(pulse);
     drop(api);
     drop(answering);
     drop(recording);

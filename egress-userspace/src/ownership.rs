@@ -7,8 +7,9 @@
 
 mod host;
 mod keeper;
+mod promise;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use host::{ANSWER, Host, Impostor, Question, Verdict};
 pub use keeper::Keeper;
+pub use promise::{LOOKS, Promise, Silence, Watch, nanoseconds};
 
 use crate::placed;
 use crate::resource::{Address, Resources};
@@ -41,6 +43,9 @@ pub struct Ownership {
     /// Servers that are or were fenced, as the operator says, with the time when that was said, µs since 1970; below zero
     /// once the server is back. No value comes twice, so what was meant for one is never taken for another.
     pub forgotten: BTreeMap<String, i64>,
+    /// Servers from which others may take over, or might once, with what they have promised (`takeover_after`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub promises: BTreeMap<String, Promise>,
 }
 
 /// Who holds the slices of one address.
@@ -98,7 +103,30 @@ pub enum Step {
         before: Option<i64>,
         /// What is said of it now.
         after: i64,
+        /// It holds only while this is the server's last sign of life.
+        silence: Option<Silence>,
     },
+    /// A server says after how long without a sign of life others may have what it holds.
+    Promised {
+        /// Its name.
+        server: String,
+        /// What it said before.
+        before: Option<Promise>,
+        /// What it says now.
+        after: Promise,
+        /// What is said of it, as in [`Ownership::forgotten`]: it holds only while nobody has taken over from it since.
+        mark: Option<i64>,
+    },
+}
+
+impl Step {
+    /// A step that fences a server, for as long as it is not heard of.
+    pub fn after_silence(mut self, last: Silence) -> Self {
+        if let Self::Forgotten { silence, .. } = &mut self {
+            *silence = Some(last);
+        }
+        self
+    }
 }
 
 impl From<Row> for Written {
@@ -326,6 +354,7 @@ impl Ownership {
             before,
             // Also where the clock stands still, or went back.
             after: now.max(before.unwrap_or(0).abs() + 1),
+            silence: None,
         }
     }
 
@@ -340,6 +369,7 @@ impl Ownership {
             server: server.to_owned(),
             before: Some(*said),
             after: -*said,
+            silence: None,
         })
     }
 

@@ -33,7 +33,7 @@ pub use token::{NewToken, Permission, Token, hash_of};
 
 use crate::config::{self, Config};
 use crate::dataplane::api::Names;
-use crate::ownership::{Host, Impostor, Ownership, Step};
+use crate::ownership::{Host, Impostor, Ownership, Promise, Step};
 use crate::resource::{Kind, Location, Object, Owner, Resources};
 
 /// Keeps objects, owners and numbers.
@@ -82,10 +82,38 @@ pub trait StateStore: Send {
         Err(StoreError::NotShared)
     }
 
+    /// What signs of life are written to and read from, where servers share a store.
+    fn pulse(&self) -> Option<Arc<dyn Pulse>> {
+        None
+    }
+
     /// What tells whether the store can be had now: it can be asked while somebody uses the store.
     fn trouble(&self) -> Trouble {
         Arc::new(|| None)
     }
+}
+
+/// Signs of life of the servers that share a store (CLU-3), while somebody else uses it.
+pub trait Pulse: Send + Sync {
+    /// Says that a server is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] where it has promised something else, or something else than `mark` is said of it in
+    /// [`Ownership::forgotten`]; [`StoreError::Uncopied`] where the copy does not know what it has promised. After any other error it
+    /// may yet be said.
+    fn beat(&self, server: &str, promise: Promise, mark: Option<i64>) -> Result<(), StoreError>;
+
+    /// What each server has said last.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    fn beats(&self) -> Result<BTreeMap<String, String>, StoreError>;
+
+    /// Makes a step that fences a server.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] where it was made from something else; after any other error it may yet be made.
+    fn take_over(&self, step: &Step) -> Result<(), StoreError>;
 }
 
 /// Why what was read last may be out of date, if it may.

@@ -28,7 +28,7 @@ use anyhow::{Context as _, Result, ensure};
 
 pub use self::{
     attempts::{Attempts, News, Pace},
-    load::{Known, Load, Ports},
+    load::{Known, Load},
     network::{routers, topology},
     walk::{Case, Walk},
 };

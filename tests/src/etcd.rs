@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Where clients ask.
-const CLIENTS: u16 = 2379;
+pub const CLIENTS: u16 = 2379;
 /// Where other members would.
 const MEMBERS: u16 = 2380;
 

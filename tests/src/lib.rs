@@ -70,6 +70,7 @@ pub mod path;
 pub mod pattern;
 pub mod pcap;
 pub mod peer;
+pub mod ports;
 pub mod programs;
 pub mod registry;
 pub mod seed;

@@ -15,17 +15,20 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use ipnet::Ipv6Net;
 
 use crate::{
     api::LISTEN,
     client::{Clients, Options},
     config::{Files, Resources, Server},
+    etcd::{self, Etcd},
     gateway::{self, Gateway},
     lab::Lab,
+    leak::{LeakCheck, Rules},
     netns::Namespace,
     origin::Origin,
+    service,
     topology::{End, Topology},
 };
 
@@ -44,6 +47,8 @@ pub const RANGE: Ipv6Net =
     Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0xaa, 0, 0, 0, 0, 0), 64);
 /// The interface by which the servers reach each other.
 pub const UNDERLAY: &str = "und0";
+/// Where an etcd answers that both share: the router's address.
+pub const ETCD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// UDP port of the tunnel.
 pub const TUNNEL_PORT: u16 = 4789;
 
@@ -265,6 +270,51 @@ impl Pair {
         };
         pair.replies_to(Side::One)?;
         Ok(pair)
+    }
+
+    /// As [`Pair::start`], with an etcd that both share: the router has it, and both have a route there.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn sharing() -> Result<(Self, Etcd)> {
+        let lab = Lab::up(&topology())?;
+        let directory = service::shared_directory(&lab.directory(), "etcd")?;
+        let etcd = Etcd::start(lab.node(NET), &directory, ETCD.into())?;
+        let both = [resources(Underlay::V4), resources(Underlay::V4)];
+        let endpoint = etcd.endpoint();
+        let pair = Self::on(lab, &both, 1_550, |_| "lab".to_owned(), Some(&endpoint))?;
+        Ok((pair, etcd))
+    }
+
+    /// What may leave: all by egress IPs, but for the servers' own words with etcd.
+    ///
+    /// # Errors
+    /// When a capture does not start.
+    pub fn checks(&self) -> Result<Vec<LeakCheck>> {
+        let watched = Side::ALL.map(|side| {
+            let own = Ipv4Addr::new(203, 0, side.number(), 2);
+            let rules = Rules::new()
+                .allow([SHARED])
+                .allow_range(RANGE.into())
+                .allow_to_port(IpAddr::from(own).into(), etcd::CLIENTS);
+            LeakCheck::start(&self.node(NET), side.port(), rules)
+        });
+        watched.into_iter().collect()
+    }
+
+    /// Slices that a server has, as another one says, and those of them that leave; none where it is not known.
+    ///
+    /// # Errors
+    /// When `egress server list` fails.
+    pub fn slices(&self, asked: Side, side: Side) -> Result<(u64, u64)> {
+        let all = self.gateway(asked).json(&["server", "list"])?;
+        let all = all.as_array().context("servers are listed")?;
+        let found = all.iter().find(|one| one["server"] == side.name());
+        let Some(found) = found else {
+            return Ok((0, 0));
+        };
+        let figure = |key: &str| found[key].as_u64().context("a figure is missing");
+        Ok((figure("slices")?, figure("leaving")?))
     }
 
     /// The daemon of a server.

@@ -5,7 +5,6 @@
 mod names;
 
 use std::{
-    net::IpAddr,
     process::Stdio,
     thread,
     time::{Duration, Instant},
@@ -17,12 +16,10 @@ use egress_tests::{
     config::Resources,
     etcd::Etcd,
     gateway::Gateway,
-    lab::Lab,
-    leak::{LeakCheck, Rules},
+    leak::LeakCheck,
     needs,
     origin::{ECHO_PORT, HTTP_PORT},
-    pair::{self, NET, Pair, RANGE, SHARED, Side, Underlay},
-    service,
+    pair::{self, Pair, SHARED, Side, Underlay},
     site::{CONNECT_LIMIT, all_succeeded},
     standard::UPLINK,
     wait,
@@ -31,9 +28,6 @@ use serde_json::Value;
 
 /// How long a change may take to be everywhere, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Where etcd answers: the router's address that both servers have a route to.
-const ETCD: &str = "198.51.100.1";
-const ETCD_PORT: u16 = 2379;
 /// No command may hang on an etcd that says nothing: three times three seconds, and some for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -53,31 +47,8 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Result<Self> {
-        let lab = Lab::up(&pair::topology())?;
-        let directory = service::shared_directory(&lab.directory(), "etcd")?;
-        let address: IpAddr = ETCD.parse()?;
-        let etcd = Etcd::start(lab.node(NET), &directory, address)?;
-        let resources = [pair::resources(Underlay::V4), pair::resources(Underlay::V4)];
-        let endpoint = etcd.endpoint();
-        let pair = Pair::on(
-            lab,
-            &resources,
-            1_550,
-            |_| "lab".to_owned(),
-            Some(&endpoint),
-        )?;
-        // The servers' own words with etcd take the default egress.
-        let checks = Side::ALL
-            .map(|side| {
-                let own: IpAddr = format!("203.0.{}.2", side.number()).parse()?;
-                let rules = Rules::new()
-                    .allow([SHARED])
-                    .allow_range(RANGE.into())
-                    .allow_to_port(own.into(), ETCD_PORT);
-                LeakCheck::start(&pair.node(NET), side.port(), rules)
-            })
-            .into_iter()
-            .collect::<Result<_>>()?;
+        let (pair, etcd) = Pair::sharing()?;
+        let checks = pair.checks()?;
         Ok(Self { pair, etcd, checks })
     }
 
@@ -160,14 +131,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// What `egress server list` says of a server: slices that it has, and those of them that leave.
     fn slices(&self, side: Side) -> Result<(u64, u64)> {
-        let all = self.pair.gateway(Side::One).json(&["server", "list"])?;
-        let all = all.as_array().context("servers are listed")?;
-        let found = all.iter().find(|one| one["server"] == side.name());
-        let found = found.context("the server is listed")?;
-        let figure = |key: &str| found[key].as_u64().context("a figure is missing");
-        Ok((figure("slices")?, figure("leaving")?))
+        self.pair.slices(Side::One, side)
     }
 
     fn until(&self, what: &str, expected: [(u64, u64); 2]) -> Result<()> {

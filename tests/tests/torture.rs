@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use egress_tests::{
     capture::{Capture, Frame},
-    cities::{self, Cities, Load, News, ORIGINS, Pace, Plan, Ports, SERVERS},
+    cities::{self, Cities, Load, News, ORIGINS, Pace, Plan, SERVERS},
     client::Outcome,
     config::Resources,
     gateway::Gateway,
@@ -26,6 +26,7 @@ use egress_tests::{
     needs,
     pair::{NET, ORIGIN, ORIGIN_ADDRESS},
     peer::{self, Caller, Peers},
+    ports::Ports,
     wait,
 };
 use ipnet::{IpNet, Ipv4Net};
@@ -52,6 +53,8 @@ const GENTLE: Pace = Pace {
 };
 /// So that slices are handed over soon.
 const TIMERS: &str = "[timers]\ntcp_closing = 2\nquarantine = 2\n";
+/// What is left of that at least: a packet that is late may leave while its port rests.
+const RESTS: Duration = Duration::from_millis(500);
 /// Whether a node routes.
 const FORWARDING: &str = "net.ipv4.ip_forward";
 /// The number of an address that only Amsterdam has, and ports for which a policy wants it: else another address, which is
@@ -100,7 +103,10 @@ impl Scene {
             .into_iter()
             .map(|(node, _)| LeakCheck::start(&lab.lab.node(node), "eth0", rules.clone()))
             .collect::<Result<_>>()?;
-        let ports = Ports::start(&lab)?;
+        let all: Vec<_> = (1..=cities::POOLS)
+            .map(|pool| cities::egress_ip(pool).into())
+            .collect();
+        let ports = Ports::start((0..SERVERS.len()).map(|one| lab.port(one)), &all, RESTS)?;
         let at = SocketAddr::from((ORIGIN_ADDRESS, PORT));
         let listener = peer::listen(&lab.lab.node(ORIGIN), at)?;
         let began = Instant::now();
@@ -295,8 +301,10 @@ impl Scene {
                 report.packets, report.sources
             );
         }
-        let (used, twice) = self.ports.finish()?;
-        println!("{used} pairs of source and destination were used");
+        let (used, passed, twice) = self.ports.finish()?;
+        println!(
+            "{used} pairs of source and destination were used, {passed} times a slice came to another server"
+        );
         ensure!(twice.is_empty(), "used by two servers: {twice:?}");
         Ok(())
     }

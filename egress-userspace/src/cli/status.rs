@@ -81,6 +81,11 @@ fn text(status: &Status) -> String {
             trouble.text, trouble.remedy
         ));
     }
+    if let Some(left @ 1..) = status.dataplane.lapses_in {
+        parts.push(format!(
+            "takeover    IPv4 egress IPs are this server's for {left} s more, and longer once etcd has heard of it again (`takeover_after`)"
+        ));
+    }
     if status.dataplane.routed {
         parts.push(
             "fast path   off: a routing rule (`ip rule`, `ip -6 rule`) looks at bits of the packet mark that are not ours"

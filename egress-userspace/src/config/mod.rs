@@ -151,6 +151,11 @@ impl Config {
             Some(table) => ResourcesFile::read(table, directory),
             None => ResourcesFile::default(),
         };
+        let announce = root.section("announce").map(Announce::read);
+        let handover = root
+            .section("handover")
+            .map(|table| Handover::read(table, &store, announce.as_ref()))
+            .unwrap_or_default();
         let config = Self {
             server: root.section("server").map(Server::read).unwrap_or_default(),
             dataplane: dataplane.map(Dataplane::read).unwrap_or_default(),
@@ -171,14 +176,11 @@ impl Config {
             cluster: root
                 .section("cluster")
                 .map(|table| Cluster::read(table, directory)),
-            announce: root.section("announce").map(Announce::read),
+            announce,
             flow_log: root
                 .section("flow_log")
                 .map(|table| FlowLog::read(table, directory)),
-            handover: root
-                .section("handover")
-                .map(Handover::read)
-                .unwrap_or_default(),
+            handover,
         };
         root.finish();
         config

@@ -141,6 +141,31 @@ fn a_file_without_uplink_is_refused() {
 }
 
 #[test]
+fn clu_3_takeover_after_warns_of_what_it_does_not_do() {
+    let etcd = "[store]\nsqlite = \"c.db\"\netcd = [\"http://127.0.0.1:2379\"]\n";
+    for (rest, warning) in [
+        ("", Some("nobody takes over")),
+        (etcd, None),
+        (
+            "[store]\nsqlite = \"c.db\"\netcd = [\"http://127.0.0.1:2379\"]\n[announce]\n",
+            Some("goes on announcing"),
+        ),
+        (
+            "[store]\nsqlite = \"c.db\"\netcd = [\"http://127.0.0.1:2379\"]\n[announce]\nwhen_down = \"withdraw\"\n",
+            None,
+        ),
+    ] {
+        let text =
+            format!("[dataplane]\nuplink = [\"up0\"]\n[handover]\ntakeover_after = 30\n{rest}");
+        let (config, found) = Config::parse(&Source::new("egress.toml", text), Path::new("/"));
+        assert!(config.is_some(), "{found}");
+        let said = found.to_string();
+        assert_eq!(found.0.len(), usize::from(warning.is_some()), "{said}");
+        assert!(said.contains(warning.unwrap_or_default()), "{said}");
+    }
+}
+
+#[test]
 fn a_short_timer_is_taken_with_a_warning() {
     for (key, least, source) in [
         ("udp", 120, "RFC 4787 REQ-5"),

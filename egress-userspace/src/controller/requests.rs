@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockResult};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::probing::{RunProbes, run_probes};
+use super::pulse::Signs;
 use super::turns::Turns;
 use super::{Controller, Writer, impostor};
 use crate::config::Config;
@@ -38,6 +39,7 @@ pub struct Service {
     config_path: PathBuf,
     controller: Mutex<Controller>,
     turns: Turns,
+    pub(super) signs: Arc<Signs>,
     open_view: OpenView,
     pub(super) run_probes: RunProbes,
 }
@@ -56,11 +58,16 @@ impl Service {
     ) -> Result<(Self, Applied), Failure> {
         let stored = store.load()?;
         impostor::may_start(&stored, dataplane.as_ref())?;
-        let mut controller = Controller::new(config, stored, store.trouble(), dataplane);
+        let signs = Arc::new(Signs::new(store.pulse(), dataplane.deadline()));
+        let trouble = store.trouble();
+        let mut controller =
+            Controller::new(config, stored, trouble, dataplane, Arc::clone(&signs));
         controller.keep_bound()?;
+        controller.stop_what_may_be_others()?;
         let service = Self {
             config_path: config_path.to_owned(),
             controller: Mutex::new(controller),
+            signs,
             turns: Turns::new(store),
             open_view,
             run_probes,
@@ -147,6 +154,11 @@ impl Service {
         self.controller
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The controller, if nobody has it now.
+    pub(super) fn try_controller(&self) -> TryLockResult<MutexGuard<'_, Controller>> {
+        self.controller.try_lock()
     }
 
     /// A view of the data plane, with the names of now.

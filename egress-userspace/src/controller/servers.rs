@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::control::protocol::Failure;
 use crate::inventory::{self, ServerRecord};
 use crate::liveness::State;
-use crate::ownership::Keeper;
+use crate::ownership::{Keeper, Step};
 use crate::placed;
 use crate::resource::{Drain, Kind, Object, Owner};
 use crate::store::{Change, StoreError, Stored, now};
@@ -23,13 +23,15 @@ const PAUSE: u32 = 20;
 impl Controller {
     /// After something was put in force: what this server opens nothing in from now on, and what it has lost.
     pub(super) fn note_ownership(&mut self) {
-        let Some(ownership) = &self.in_force.ownership else {
-            return;
-        };
-        self.keeper
-            .in_force(ownership, &self.config.server.name, Instant::now());
+        if let Some(ownership) = &self.in_force.ownership {
+            self.keeper
+                .in_force(ownership, &self.config.server.name, Instant::now());
+        }
         if let Err(failure) = self.end_lost() {
             tracing::error!("connections on slices that are another server's by now: {failure}");
+        }
+        if let Err(error) = self.note_promise() {
+            tracing::error!(%error, "`takeover_after` is off, and holds here for now");
         }
     }
 
@@ -49,6 +51,13 @@ impl Controller {
         Ok(())
     }
 
+    /// The step by which this server promises what its configuration says, unless it has.
+    fn to_promise(&self) -> Option<Step> {
+        let after = self.config.handover.takeover_after;
+        let ownership = self.in_force.ownership.as_ref()?;
+        ownership.promise(&self.config.server.name, after)
+    }
+
     /// Whether there is something to hand over, or to take.
     pub fn has_to_hand_over(&self) -> bool {
         let Some(ownership) = &self.in_force.ownership else {
@@ -60,6 +69,8 @@ impl Controller {
             || !self.keeper.resting().is_empty()
             || !self.keeper.stopped().is_empty()
             || ownership.is_fenced(name)
+            || self.to_promise().is_some()
+            || self.stops_in_vain().unwrap_or(true)
     }
 }
 
@@ -133,6 +144,7 @@ impl Writer<'_> {
                 controller.keeper.have_rested(&occupied);
                 steps = Keeper::release(ownership, name, &stopped, &occupied);
             }
+            controller.note_promise()?;
             // It was declared fenced, and is back. While a port rests, a late packet of its flow is translated, and others
             // have given out that port by now.
             if controller.keeper.is_clear() {
@@ -141,6 +153,7 @@ impl Writer<'_> {
             if stopped.is_empty() {
                 controller.stuck = None;
             }
+            steps.extend(controller.to_promise());
             steps
         };
         let outcome = if steps.is_empty() {
@@ -158,7 +171,14 @@ impl Writer<'_> {
             };
         }
         // What others do is heard of.
-        if !steps.is_empty() || self.controller().unclaimed {
+        let asks = {
+            let controller = self.controller();
+            let name = &controller.config.server.name;
+            let ownership = controller.in_force.ownership.as_ref();
+            // Others say when nothing names it any more.
+            controller.unclaimed || ownership.is_some_and(|all| all.is_fenced(name))
+        };
+        if asks || !steps.is_empty() {
             self.refresh()?;
         }
         match outcome {

@@ -1,3 +1,4 @@
+mod beats;
 mod change;
 mod kept;
 
@@ -10,7 +11,7 @@ use super::*;
 use crate::control::protocol::Applied;
 use crate::control::{Client, Filter, Handler, Request, Server};
 use crate::dataplane::api::{
-    ApplyReport, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey, FlowRecord, Meter,
+    ApplyReport, DataPlaneStatus, DataPlaneView, Deadline, FlowFilter, FlowKey, FlowRecord, Meter,
     OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
 use crate::inventory::{DaemonState, PoolRecord, Status, ZoneRecord};
@@ -36,6 +37,14 @@ struct FakeState {
     broken: bool,
     /// As after a boot.
     unconfigured: bool,
+    /// Where ports are in use, or rest.
+    occupied: Slices,
+    /// The slices whose flows were ended, and from when on they were not used then.
+    ended: Vec<(Slices, u64)>,
+    /// What time it is, ns.
+    now: u64,
+    /// From when on nothing of its slices is used.
+    lapse: u64,
 }
 
 impl DataPlaneView for Fake {
@@ -129,16 +138,48 @@ impl DataPlane for Fake {
         Ok(7)
     }
 
-    fn occupied(&self, _: &Slices) -> Result<Slices, DataPlaneError> {
-        Ok(Slices::new())
+    fn occupied(&self, asked: &Slices) -> Result<Slices, DataPlaneError> {
+        let occupied = &self.0.lock().unwrap().occupied;
+        let found = asked.iter().filter_map(|(address, slices)| {
+            let found = occupied.get(address).copied().unwrap_or(0) & slices;
+            (found != 0).then_some((*address, found))
+        });
+        Ok(found.collect())
     }
 
-    fn reset_slices(&mut self, _: &Slices) -> Result<u64, DataPlaneError> {
+    fn reset_slices(&mut self, slices: &Slices) -> Result<u64, DataPlaneError> {
+        let mut state = self.0.lock().unwrap();
+        let lapse = state.lapse;
+        state.ended.push((slices.clone(), lapse));
         Ok(0)
+    }
+
+    fn deadline(&self) -> Arc<dyn Deadline> {
+        Arc::new(self.clone())
     }
 
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {
         Ok(vec!["everything".into()])
+    }
+}
+
+/// Its clock stands still until somebody sets it.
+impl Deadline for Fake {
+    fn now(&self) -> u64 {
+        self.0.lock().unwrap().now
+    }
+
+    fn get(&self) -> Result<u64, DataPlaneError> {
+        Ok(self.0.lock().unwrap().lapse)
+    }
+
+    fn set(&self, at: u64) -> Result<(), DataPlaneError> {
+        self.0.lock().unwrap().lapse = at;
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), DataPlaneError> {
+        Ok(())
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Announcement {
     /// What the routes hang on, where they are to go with the daemon.
     stake: Option<Stake>,
     health: Health,
+    /// Whether what it has of IPv4 is its own.
+    lapse: Health,
     /// What is to be announced while the data plane is sound; nothing before a configuration is in force.
     wanted: Option<BTreeSet<IpNet>>,
     /// What was announced last, and when that was looked at.
@@ -49,6 +51,7 @@ impl Announcement {
             routes: Routes::of(pins),
             stake,
             health: Health::Sound,
+            lapse: Health::Sound,
             wanted: None,
             last: None,
         })
@@ -62,21 +65,29 @@ impl Announcement {
         });
     }
 
-    /// Announces what is wished for if the data plane is `sound`, and nothing otherwise. Returns what changed, one line
-    /// each.
+    /// Announces what is wished for if the data plane is `sound`, and nothing otherwise; nothing of IPv4 where this server's slices
+    /// have `lapsed` (CLU-3): others who have them by now do. Returns what changed, one line each.
     ///
     /// # Errors
     /// When the kernel does not take a route; the next call tries again.
-    pub(super) fn settle(&mut self, sound: bool) -> Result<Vec<String>, DataPlaneError> {
+    pub(super) fn settle(
+        &mut self,
+        sound: bool,
+        lapsed: bool,
+    ) -> Result<Vec<String>, DataPlaneError> {
         let Some(wanted) = self.wanted.clone() else {
             return Ok(Vec::new());
         };
         let now = Instant::now();
         self.health = self.health.after(sound, now);
-        let wanted = match self.health {
+        let mut wanted = match self.health {
             Health::Sound => wanted,
             _ => BTreeSet::new(),
         };
+        self.lapse = self.lapse.after(!lapsed, now);
+        if self.lapse != Health::Sound {
+            wanted.retain(|prefix| matches!(prefix, IpNet::V6(_)));
+        }
         if let Some((last, looked)) = &self.last
             && *last == wanted
             && now.duration_since(*looked) < LOOK

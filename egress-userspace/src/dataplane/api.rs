@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -68,6 +69,45 @@ pub trait DataPlaneView {
     fn way(&self, traveller: &Traveller) -> Result<Way, DataPlaneError>;
 }
 
+/// From when on nothing of this server's slices is used, with or without a daemon (CLU-3). Whoever has it waits for nobody who
+/// changes tables or ends flows.
+pub trait Deadline: Send + Sync {
+    /// Now, ns: this clock counts while the machine sleeps, and nobody sets it.
+    fn now(&self) -> u64;
+
+    /// The time; 0: never.
+    ///
+    /// # Errors
+    /// When the maps cannot be read.
+    fn get(&self) -> Result<u64, DataPlaneError>;
+
+    /// Another time; live flows are used again where it is put off.
+    ///
+    /// # Errors
+    /// When the maps cannot be written.
+    fn set(&self, at: u64) -> Result<(), DataPlaneError>;
+
+    /// Whether times can be told at all.
+    ///
+    /// # Errors
+    /// Where the daemon's clock is not that of the programs.
+    fn check(&self) -> Result<(), DataPlaneError>;
+
+    /// What is left until then, ns; none where it never comes.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    fn left(&self) -> Result<Option<u64>, DataPlaneError> {
+        let at = self.get()?;
+        Ok((at != 0).then(|| at.saturating_sub(self.now())))
+    }
+
+    /// Whether the time has come. If that cannot be told it has not: only the programs' own word counts.
+    fn has_come(&self) -> bool {
+        matches!(self.left(), Ok(Some(0)))
+    }
+}
+
 /// Changing the data plane.
 pub trait DataPlane: DataPlaneView + Send {
     /// How many zones' connections go through a pool, as the programs have it now: also before anything was applied by
@@ -102,6 +142,9 @@ pub trait DataPlane: DataPlaneView + Send {
 
     /// Ends every live flow that leaves by one of these slices, as [`Self::reset`] does; returns how many there were.
     fn reset_slices(&mut self, slices: &Slices) -> Result<u64, DataPlaneError>;
+
+    /// The time at which the programs stop to use this server's slices.
+    fn deadline(&self) -> Arc<dyn Deadline>;
 
     /// Removes programs, links, pins, the guard and helper interfaces; says what it removed (SAFE-4).
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError>;
@@ -390,6 +433,10 @@ pub struct DataPlaneStatus {
     /// What is announced to the network by routes (ANN-1), in whatever table.
     #[serde(default)]
     pub announced: Vec<IpNet>,
+    /// Where others may take over (`takeover_after`, CLU-3): after how long this server stops to use its IPv4 egress IPs unless etcd
+    /// hears of it, s; 0 once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lapses_in: Option<u64>,
     /// What is not as the configuration supposes, and what to do about it.
     #[serde(default)]
     pub troubles: Vec<Trouble>,

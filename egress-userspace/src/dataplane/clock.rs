@@ -55,6 +55,39 @@ fn read(clock: libc::clockid_t) -> i64 {
     time.tv_sec.wrapping_mul(SECOND).wrapping_add(time.tv_nsec)
 }
 
+/// The time since the machine was started, ns: as the programs have it, and sleep counts.
+pub(super) fn since_start() -> u64 {
+    read(libc::CLOCK_BOOTTIME).unsigned_abs()
+}
+
+/// Where this process has a clock of its own for that: a line a clock, with seconds and nanoseconds (time_namespaces(7)).
+const OFFSETS: &str = "/proc/self/timens_offsets";
+
+/// Refuses to tell the programs times where this process has another [`since_start`] than they.
+///
+/// # Errors
+/// [`DataPlaneError::Refused`] in a time namespace that says so.
+pub(super) fn check() -> Result<(), DataPlaneError> {
+    // Kernels without time namespaces have no such file.
+    let offsets = std::fs::read_to_string(OFFSETS).unwrap_or_default();
+    if is_shifted(&offsets) {
+        return Err(DataPlaneError::Refused {
+            reason: format!(
+                "`takeover_after` needs the kernel's own clock, and this daemon is in a time namespace with another one ({OFFSETS})"
+            ),
+            remedy: "start it outside of that namespace, or leave `takeover_after` out".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn is_shifted(offsets: &str) -> bool {
+    let boot = offsets
+        .lines()
+        .find_map(|line| line.strip_prefix("boottime"));
+    boot.is_some_and(|offset| offset.split_whitespace().any(|number| number != "0"))
+}
+
 /// What the data plane was told.
 pub(super) fn told(maps: &Maps) -> Result<WallClock, DataPlaneError> {
     maps.only(MAP)
@@ -121,6 +154,21 @@ fn next(told: &WallClock, reading: Reading) -> Option<WallClock> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clu_3_a_clock_of_ones_own_is_noticed() {
+        assert!(!is_shifted(""));
+        assert!(!is_shifted(
+            "monotonic           0         0\nboottime            0         0\n"
+        ));
+        assert!(!is_shifted(
+            "monotonic          77         0\nboottime            0         0\n"
+        ));
+        for offset in ["100         0", "-7         0", "0       123"] {
+            let text = format!("monotonic 0 0\nboottime  {offset}\n");
+            assert!(is_shifted(&text), "{text}");
+        }
+    }
 
     const SECOND: u64 = 1_000_000_000;
 

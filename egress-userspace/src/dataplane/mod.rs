@@ -41,6 +41,7 @@ mod cgroups;
 mod check;
 mod clock;
 mod clsact;
+mod deadline;
 mod detach;
 mod devices;
 mod events;

@@ -5,6 +5,7 @@ mod reading;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use aya::maps::{MapData, RingBuf};
 use egress_common::peer::Tunnel;
@@ -19,6 +20,7 @@ use super::attach::{self, Kind, Outcome};
 use super::births;
 use super::cgroups::{self, Cgroups};
 use super::clock;
+use super::deadline;
 use super::detach;
 use super::devices;
 use super::events::Events;
@@ -48,7 +50,7 @@ use super::versions;
 use super::view::View;
 use super::watcher::Watcher;
 use crate::config::Dataplane;
-use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Names};
+use crate::dataplane::api::{ApplyReport, DataPlane, DataPlaneError, Deadline, Names};
 use crate::desired::Desired;
 use crate::ownership::Slices;
 use crate::resource::Address;
@@ -775,6 +777,10 @@ impl DataPlane for Plane {
             Cause::Operator,
             |flow| !flow.forwarded && leftover::holds(slices, flow.egress, flow.port),
         )
+    }
+
+    fn deadline(&self) -> Arc<dyn Deadline> {
+        Arc::new(deadline::Pinned::of(&self.maps))
     }
 
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {

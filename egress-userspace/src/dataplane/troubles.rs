@@ -2,11 +2,12 @@
 
 use super::addresses;
 use super::cgroups;
+use super::deadline;
 use super::interfaces::Interface;
 use super::maps::Maps;
 use super::taken;
 use super::versions;
-use crate::dataplane::api::{DataPlaneError, Names, Trouble, TroubleKind};
+use crate::dataplane::api::{DataPlaneError, Deadline as _, Names, Trouble, TroubleKind};
 use crate::resource::Address;
 
 /// Looks at these interfaces, and at the addresses and cgroups that are in force.
@@ -30,7 +31,19 @@ pub(super) fn look(
         let zone = u16::try_from(zone).map_or_else(|_| zone.to_string(), |zone| names.zone(zone));
         found.extend(of_cgroup(&path, &zone));
     }
+    found.extend(deadline::Pinned::of(maps).has_come().then(lapsed));
     Ok(found)
+}
+
+fn lapsed() -> Trouble {
+    Trouble {
+        kind: TroubleKind::Lapsed,
+        subject: "takeover_after".to_owned(),
+        text: "etcd has not heard of this server for so long that others may have its IPv4 egress IPs by now: it uses none of them until it is heard of"
+            .to_owned(),
+        remedy: "see that its daemon runs and reaches etcd; if there is none any more: `egress detach`, and start it again"
+            .to_owned(),
+    }
 }
 
 /// Why an interface cannot be used as it is; one that is not there is a hook that is missing.

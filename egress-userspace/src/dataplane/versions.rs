@@ -4,6 +4,7 @@
 //! version. Only the version that is not in force is ever written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
@@ -35,18 +36,27 @@ pub(super) fn is_configured(maps: &Maps) -> Result<bool, DataPlaneError> {
         .is_some_and(|settings| settings.timers.udp != 0))
 }
 
+/// What is in the switch is read, changed and written by one at a time: the version, and the time at which slices are used no more,
+/// have different owners ([`super::deadline`]).
+static SWITCHING: Mutex<()> = Mutex::new(());
+
+fn change(maps: &Maps, change: impl FnOnce(Switch) -> Switch) -> Result<(), DataPlaneError> {
+    let _turn = SWITCHING.lock().unwrap_or_else(PoisonError::into_inner);
+    maps.set("SWITCH", 0, change(maps.only("SWITCH")?))
+}
+
 /// Puts a version in force: one write that every packet sees or does not see.
 pub(super) fn switch(maps: &Maps, version: u32) -> Result<(), DataPlaneError> {
-    let now: Switch = maps.only("SWITCH")?;
-    let mut number = now.version.wrapping_add(1);
-    if number & 1 != version {
-        number = number.wrapping_add(1);
-    }
-    let next = Switch {
-        version: number,
-        ..now
-    };
-    maps.set("SWITCH", 0, next)
+    change(maps, |now| {
+        let mut number = now.version.wrapping_add(1);
+        if number & 1 != version {
+            number = number.wrapping_add(1);
+        }
+        Switch {
+            version: number,
+            ..now
+        }
+    })
 }
 
 /// Whether the fast path is left alone, whatever the programs were loaded with.
@@ -57,9 +67,18 @@ pub(super) fn is_routed(maps: &Maps) -> Result<bool, DataPlaneError> {
 
 /// Lets live flows pass routing by, or not.
 pub(super) fn set_routed(maps: &Maps, routed: bool) -> Result<(), DataPlaneError> {
-    let now: Switch = maps.only("SWITCH")?;
     let routed = routed.into();
-    maps.set("SWITCH", 0, Switch { routed, ..now })
+    change(maps, |now| Switch { routed, ..now })
+}
+
+/// From when on this server's slices are not used, ns since the start of the machine; 0: never.
+pub(super) fn lapse(maps: &Maps) -> Result<u64, DataPlaneError> {
+    maps.only::<Switch>("SWITCH").map(|switch| switch.lapse)
+}
+
+/// Says from when on. Words of eight bytes are written as a whole: a packet sees the old time or the new one.
+pub(super) fn set_lapse(maps: &Maps, lapse: u64) -> Result<(), DataPlaneError> {
+    change(maps, |now| Switch { lapse, ..now })
 }
 
 impl Tables {

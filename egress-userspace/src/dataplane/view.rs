@@ -16,6 +16,7 @@ use pools::Caps;
 
 use super::attach::{self, Kind};
 use super::births;
+use super::deadline;
 use super::devices;
 use super::flows;
 use super::guard;
@@ -34,9 +35,9 @@ use super::usage;
 use super::versions;
 use crate::config::{Attach, Dataplane, Tunnel};
 use crate::dataplane::api::{
-    DataPlaneError, DataPlaneStatus, DataPlaneView, Exit, FlowFilter, FlowKey, FlowRecord,
-    HookStatus, Meter, Names, OriginFilter, OriginRecord, PoolLive, PortsTried, ReasonCount,
-    TableStatus, Traveller, TroubleKind, UsageLook, Way, utilization,
+    DataPlaneError, DataPlaneStatus, DataPlaneView, Deadline as _, Exit, FlowFilter, FlowKey,
+    FlowRecord, HookStatus, Meter, Names, OriginFilter, OriginRecord, PoolLive, PortsTried,
+    ReasonCount, TableStatus, Traveller, TroubleKind, UsageLook, Way, utilization,
 };
 
 /// Behind the names of tables that are for IPv6.
@@ -240,6 +241,9 @@ impl DataPlaneView for View {
             peers: peers::status(&self.maps)?,
             routed: versions::is_routed(&self.maps)?,
             announced: Routes::of(self.maps.pins()).prefixes()?,
+            lapses_in: deadline::Pinned::of(&self.maps)
+                .left()?
+                .map(|left| left.div_ceil(1_000_000_000)),
             troubles: troubles::look(&self.maps, &self.names, &uplinks, &insides)?,
         })
     }
@@ -334,6 +338,11 @@ impl DataPlaneView for View {
             exit: Some(exit),
             flows_full: full("flows"),
             origins_full: full("origins"),
+            lapsed: traveller.destination.is_ipv4()
+                && status
+                    .troubles
+                    .iter()
+                    .any(|trouble| trouble.kind == TroubleKind::Lapsed),
         })
     }
 }

@@ -38,6 +38,9 @@ pub(super) fn on_its_way(explanation: &Explanation, way: &Way) -> Option<Outcome
         }
         Exit::Uplink { .. } | Exit::Elsewhere { .. } => {}
     }
+    if way.lapsed && needs_an_address(explanation) {
+        return Some(refused(Reason::Lapsed));
+    }
     let Outcome::Admitted { egress_ip } = explanation.outcome else {
         return None;
     };
@@ -51,6 +54,16 @@ pub(super) fn on_its_way(explanation: &Explanation, way: &Way) -> Option<Outcome
         Some(refused(Reason::OriginTableFull))
     } else {
         None
+    }
+}
+
+/// Whether the packet would leave by an egress IP of this server, or does not since all of them drain.
+fn needs_an_address(explanation: &Explanation) -> bool {
+    match &explanation.outcome {
+        Outcome::Admitted { .. } => true,
+        Outcome::LiveFlow { flow } => flow.path == "local",
+        Outcome::Refused { reason, .. } => reason == Reason::NoAddress.label(),
+        _ => false,
     }
 }
 
@@ -171,6 +184,18 @@ mod tests {
                     Some(Outcome::StaysInside { .. })
                 ));
             }
+        }
+    }
+
+    #[test]
+    fn clu_3_what_may_be_anothers_is_not_used() {
+        let mut way = by(uplink(&[]));
+        way.lapsed = true;
+        for outcome in [admitted(), refused(Reason::NoAddress)] {
+            assert_eq!(reason(on_its_way(&explained(outcome), &way)), "lapsed");
+        }
+        for outcome in [refused(Reason::Blocked), refused(Reason::CapReached)] {
+            assert_eq!(on_its_way(&explained(outcome), &way), None);
         }
     }
 

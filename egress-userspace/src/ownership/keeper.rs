@@ -22,6 +22,10 @@ pub struct Keeper {
     lost: Slices,
     /// What it holds no more, with its flows ended: their ports rest, and so long a late packet finds them.
     resting: Slices,
+    /// What was said of it in [`Ownership::forgotten`] when something was put in force last.
+    mark: Option<i64>,
+    /// Whether nothing has been left of what it held before, since this daemon began and since it was fenced last.
+    whole: bool,
 }
 
 /// A slice that is to be passed on.
@@ -66,6 +70,17 @@ impl Keeper {
                 *resting &= !held;
             }
         }
+        let mark = ownership.forgotten.get(server).copied();
+        if ownership.is_fenced(server) || mark != self.mark {
+            self.whole = false;
+        }
+        self.mark = mark;
+        self.whole |= self.is_clear();
+    }
+
+    /// Whether anything was put in force.
+    pub fn has_begun(&self) -> bool {
+        self.held.is_some()
     }
 
     /// What this server holds no more, or may have held before this daemon began: where it did not pass it on, others may
@@ -92,6 +107,12 @@ impl Keeper {
             *slices &= occupied.get(address).copied().unwrap_or(0);
             *slices != 0
         });
+        self.whole |= self.is_clear();
+    }
+
+    /// Whether nothing is left of what others may have taken: what this server has passed on itself it had let go of before.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Whether nothing is left of what this server held before, as far as that is known: then it may have slices again, where it was

@@ -46,7 +46,7 @@ shares = [ {{ data_center = "a", share = {} }}, {{ data_center = "b", share = {}
 }
 
 /// What a store does with steps, the obvious way.
-fn make(store: &mut Ownership, step: &Step) -> bool {
+pub(crate) fn make(store: &mut Ownership, step: &Step) -> bool {
     match step {
         Step::Row {
             address,
@@ -66,10 +66,24 @@ fn make(store: &mut Ownership, step: &Step) -> bool {
             server,
             before,
             after,
+            ..
         } => {
             let holds = store.forgotten.get(server) == before.as_ref();
             if holds {
                 store.forgotten.insert(server.clone(), *after);
+            }
+            holds
+        }
+        Step::Promised {
+            server,
+            before,
+            after,
+            mark,
+        } => {
+            let holds = store.promises.get(server) == before.as_ref()
+                && store.forgotten.get(server) == mark.as_ref();
+            if holds {
+                store.promises.insert(server.clone(), *after);
             }
             holds
         }

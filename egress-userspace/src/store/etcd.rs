@@ -7,6 +7,7 @@
 mod content;
 mod hosts;
 mod journal;
+mod pulse;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use content::Content;
 use hosts::{Claim, Judged, Made};
 use journal::{Condition, Step, Transaction};
+use pulse::EtcdPulse;
 use remote::Remote;
 
 use super::sqlite::{Asked, Copy};
@@ -34,14 +36,14 @@ use crate::ownership::{self, Host};
 
 /// The shared store of a cluster, with its copy on this server.
 pub struct EtcdStore {
-    remote: Remote,
-    copy: Mutex<SqliteStore>,
+    remote: Arc<Remote>,
+    copy: Arc<Mutex<SqliteStore>>,
     /// The commit that was read last; another one holds on top of that only.
     known: Mutex<Known>,
     /// Why the copy is not what was read last, if it is not.
     uncopied: Mutex<Option<String>>,
     /// The server that this host goes by; none for whoever only looks, or changes tokens.
-    claim: Option<Claim>,
+    claim: Option<Arc<Claim>>,
     /// The copy's file.
     file: PathBuf,
     source: String,
@@ -68,8 +70,8 @@ impl EtcdStore {
         // Members come and go.
         local.become_copy_of(&config.prefix)?;
         Ok(Self {
-            remote: Remote::new(config).map_err(|reason| unavailable(&source, reason))?,
-            copy: Mutex::new(local),
+            remote: Arc::new(Remote::new(config).map_err(|reason| unavailable(&source, reason))?),
+            copy: Arc::new(Mutex::new(local)),
             known: Mutex::new(Known::default()),
             uncopied: Mutex::default(),
             claim: None,
@@ -83,7 +85,7 @@ impl EtcdStore {
     /// # Errors
     /// When this host's identity cannot be read, or made.
     pub fn of_server(mut self, name: &str) -> Result<Self, StoreError> {
-        self.claim = Some(Claim::begin(name, &self.file)?);
+        self.claim = Some(Arc::new(Claim::begin(name, &self.file)?));
         Ok(self)
     }
 
@@ -384,10 +386,13 @@ impl StateStore for EtcdStore {
     }
 
     fn hand_over(&mut self, steps: &[ownership::Step]) -> Result<(), StoreError> {
-        let name = self.claim.as_ref().map(Claim::condition).transpose()?;
+        let name = self.claim.as_deref().map(Claim::condition).transpose()?;
         // What this server passes on it must not hold again when it starts without etcd: so its copy says so before.
         let kept = self.copy().ownership()?;
+        let is_copied = self.uncopied().is_none();
         let copied = |step: &ownership::Step| match step {
+            // Without etcd it goes by what its copy says that it has promised.
+            ownership::Step::Promised { .. } => is_copied,
             ownership::Step::Row {
                 address,
                 before: Some(before),
@@ -430,6 +435,10 @@ impl StateStore for EtcdStore {
             self.known().schema = Some(content::raised().1);
         }
         Ok(())
+    }
+
+    fn pulse(&self) -> Option<Arc<dyn super::Pulse>> {
+        Some(Arc::new(EtcdPulse::of(self)))
     }
 
     fn trouble(&self) -> Trouble {

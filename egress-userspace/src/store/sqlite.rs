@@ -23,8 +23,9 @@ use crate::resource::{Kind, Object, Owner};
 /// Version of the schema below, in `PRAGMA user_version`.
 ///
 /// 3: locations and placements among the objects; 4: policies; 5: leases, and what the API has of prefixes; 6: prefixes
-/// that are withdrawn, which an older version would announce. The tables are those of 2.
-pub(super) const SCHEMA_VERSION: i64 = 6;
+/// that are withdrawn, which an older version would announce; 7: a copy says what its server has promised (CLU-3), and an older
+/// version would go on beyond that. The tables are those of 2.
+pub(super) const SCHEMA_VERSION: i64 = 7;
 /// "EGRS", in `PRAGMA application_id`: tells our files from other applications'.
 const APPLICATION_ID: i64 = 0x4547_5253;
 /// How long a writer waits for another process.

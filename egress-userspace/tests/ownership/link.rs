@@ -16,6 +16,8 @@ pub(crate) enum Mode {
     Cut,
     /// They wait, and pass when it is open again.
     Held,
+    /// What is asked passes, and answers wait.
+    Deaf,
 }
 
 /// A link that can be cut.
@@ -50,12 +52,16 @@ impl Link {
                     kept.extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
                 }
                 let both = [
-                    (near.try_clone().unwrap(), far.try_clone().unwrap()),
-                    (far, near),
+                    (
+                        near.try_clone().unwrap(),
+                        far.try_clone().unwrap(),
+                        [Mode::Held, Mode::Held],
+                    ),
+                    (far, near, [Mode::Held, Mode::Deaf]),
                 ];
-                for (from, to) in both {
+                for (from, to, waits) in both {
                     let seen = Arc::clone(&seen);
-                    thread::spawn(move || carry(from, to, &seen));
+                    thread::spawn(move || carry(from, to, &seen, waits));
                 }
             }
         });
@@ -81,12 +87,15 @@ impl Link {
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, mode: &AtomicU8) {
+fn carry(mut from: TcpStream, mut to: TcpStream, mode: &AtomicU8, waits: [Mode; 2]) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(length) = from.read(&mut buffer)
         && length > 0
     {
-        while mode.load(Ordering::SeqCst) == Mode::Held as u8 {
+        while waits
+            .map(|mode| mode as u8)
+            .contains(&mode.load(Ordering::SeqCst))
+        {
             thread::sleep(AGAIN);
         }
         if to.write_all(&buffer[..length]).is_err() {

@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 use egress_common::placement;
 use egress_common::port::owns;
 use egress_userspace::dataplane::api::{
-    ApplyReport, DataPlane, DataPlaneError, DataPlaneStatus, DataPlaneView, FlowFilter, FlowKey,
-    FlowRecord, Meter, OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
+    ApplyReport, DataPlane, DataPlaneError, DataPlaneStatus, DataPlaneView, Deadline, FlowFilter,
+    FlowKey, FlowRecord, Meter, OriginFilter, OriginRecord, PoolLive, Traveller, UsageLook, Way,
 };
 use egress_userspace::desired::Desired;
 use egress_userspace::ownership::Slices;
 use egress_userspace::resource::Address;
 use ipnet::IpNet;
 
+use super::clock::Clock;
 use super::history::History;
 use super::random::Random;
 
@@ -27,6 +28,7 @@ use super::random::Random;
 pub(crate) struct Kernel {
     name: String,
     history: Arc<History>,
+    clock: Clock,
     state: Arc<Mutex<State>>,
     off: Arc<AtomicBool>,
 }
@@ -34,6 +36,8 @@ pub(crate) struct Kernel {
 #[derive(Default)]
 struct State {
     open: Slices,
+    /// From when on nothing is used, by its clock; 0: never.
+    lapse: u64,
     /// Until when a port is in use or rests.
     flows: BTreeMap<(Ipv4Addr, u16), Instant>,
     /// Whether a port rests in every slice, until something else is said.
@@ -48,6 +52,7 @@ impl Kernel {
         let kernel = Self {
             name: name.to_owned(),
             history,
+            clock: Clock::any(&mut random),
             state: Arc::default(),
             off: Arc::default(),
         };
@@ -93,9 +98,13 @@ impl Kernel {
         if state.flows.contains_key(&(address, port)) {
             return;
         }
-        let end = now + Duration::from_millis(20 + random.below(700));
-        state.flows.insert((address, port), end);
-        self.history.gives(&self.name, address, port);
+        // Some outlive their server's time, and are there when it is back.
+        let long = random.below(10) == 0;
+        let (least, more) = if long { (10_000, 10_000) } else { (20, 700) };
+        let end = now + Duration::from_millis(least + random.below(more));
+        if self.history.gives(&self.name, address, port) {
+            state.flows.insert((address, port), end);
+        }
     }
 
     /// From now on a port rests in every slice, or no more.
@@ -113,10 +122,8 @@ impl Kernel {
         let mut state = self.state();
         self.off.store(true, Ordering::SeqCst);
         state.open.clear();
-        self.history.opens(&self.name, &Slices::new());
-        for (address, port) in std::mem::take(&mut state.flows).into_keys() {
-            self.history.frees(&self.name, address, port);
-        }
+        state.flows.clear();
+        self.history.ends(&self.name);
     }
 }
 
@@ -128,16 +135,20 @@ pub(crate) struct Plane {
 
 impl Plane {
     fn pause(&self) {
-        let time = {
-            let mut random = self.random.lock().unwrap();
-            if random.below(8) == 0 {
-                random.below(1_500)
-            } else {
-                0
-            }
-        };
-        thread::sleep(Duration::from_millis(time));
+        pause(&self.random);
     }
+}
+
+fn pause(random: &Mutex<Random>) {
+    let time = {
+        let mut random = random.lock().unwrap();
+        if random.below(8) == 0 {
+            random.below(1_500)
+        } else {
+            0
+        }
+    };
+    thread::sleep(Duration::from_millis(time));
 }
 
 impl DataPlaneView for Plane {
@@ -247,19 +258,59 @@ impl DataPlane for Plane {
     }
 
     fn reset_slices(&mut self, slices: &Slices) -> Result<u64, DataPlaneError> {
+        self.pause();
         let mut ended = 0;
         let now = Instant::now();
+        let rest = 1_000 + self.random.lock().unwrap().below(2_000);
         for ((address, port), end) in &mut self.kernel.state().flows {
             if slices.get(address).is_some_and(|all| owns(*all, *port)) {
-                // It rests a little.
-                *end = (*end).min(now + Duration::from_millis(20));
+                // It rests, and is found so long.
+                *end = (*end).min(now + Duration::from_millis(rest));
                 ended += 1;
             }
         }
         Ok(ended)
     }
 
+    fn deadline(&self) -> Arc<dyn Deadline> {
+        Arc::new(Stop {
+            kernel: self.kernel.clone(),
+            random: Mutex::new(self.random.lock().unwrap().split()),
+        })
+    }
+
     fn detach(&mut self) -> Result<Vec<String>, DataPlaneError> {
         Ok(Vec::new())
+    }
+}
+
+/// The time at which it stops, for whoever puts it off.
+struct Stop {
+    kernel: Kernel,
+    random: Mutex<Random>,
+}
+
+impl Deadline for Stop {
+    fn now(&self) -> u64 {
+        self.kernel.clock.now()
+    }
+
+    fn get(&self) -> Result<u64, DataPlaneError> {
+        Ok(self.kernel.state().lapse)
+    }
+
+    fn set(&self, at: u64) -> Result<(), DataPlaneError> {
+        pause(&self.random);
+        let mut state = self.kernel.state();
+        if !self.kernel.off.load(Ordering::SeqCst) {
+            state.lapse = at;
+            let at = (at != 0).then(|| self.kernel.clock.instant(at));
+            self.kernel.history.stops_at(&self.kernel.name, at);
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), DataPlaneError> {
+        Ok(())
     }
 }

@@ -26,12 +26,16 @@ pub(crate) fn last_failure() -> String {
     LAST.lock().unwrap().clone()
 }
 
+/// Who has not been heard of for so long is taken over from, where servers have opted in.
+pub(crate) const TAKEOVER: Duration = Duration::from_secs(4);
+
 /// Between two rounds of a daemon.
 const ROUND: Duration = Duration::from_millis(30);
 
 pub(crate) struct Server {
     name: String,
     config: PathBuf,
+    takeover_after: Option<Duration>,
     pub(crate) link: Link,
     history: Arc<History>,
     random: Random,
@@ -56,6 +60,7 @@ impl Server {
         name: &str,
         directory: &Path,
         etcd: u16,
+        takeover_after: Option<Duration>,
         history: Arc<History>,
         mut random: Random,
     ) -> Self {
@@ -73,6 +78,7 @@ impl Server {
         Self {
             name: name.to_owned(),
             config,
+            takeover_after,
             link,
             history,
             random,
@@ -92,8 +98,10 @@ impl Server {
         let service = Arc::new(Mutex::new(None));
         let ends = Arc::new(AtomicBool::new(false));
         let (config, shared, stop) = (self.config.clone(), Arc::clone(&service), Arc::clone(&ends));
-        let random = self.random.split();
-        let thread = thread::spawn(move || run(&config, &kernel, random, &shared, &stop));
+        let (random, takeover_after) = (self.random.split(), self.takeover_after);
+        let thread = thread::spawn(move || {
+            run(&config, takeover_after, &kernel, random, &shared, &stop);
+        });
         self.daemon = Some(Daemon {
             service,
             ends,
@@ -164,6 +172,20 @@ impl Server {
         is_fenced
     }
 
+    /// Starts its daemon anew with another `takeover_after`; its data plane goes on.
+    pub(crate) fn promise(&mut self, takeover_after: Option<Duration>) {
+        if self.takeover_after != takeover_after {
+            self.kill();
+            self.takeover_after = takeover_after;
+            self.start();
+        }
+    }
+
+    /// Whether its daemon has put something in force.
+    pub(crate) fn is_up(&self) -> bool {
+        self.service().is_some()
+    }
+
     /// Whether it has nothing to hand over.
     pub(crate) fn is_settled(&self) -> bool {
         let service = self.service();
@@ -174,13 +196,16 @@ impl Server {
 /// A daemon's rounds.
 fn run(
     path: &Path,
+    takeover_after: Option<Duration>,
     kernel: &Kernel,
     mut random: Random,
     shared: &Mutex<Option<Arc<Service>>>,
     ends: &AtomicBool,
 ) {
     while !ends.load(Ordering::SeqCst) {
-        let (config, _) = Config::load(path).unwrap();
+        let (mut config, _) = Config::load(path).unwrap();
+        // Shorter than anybody may configure it.
+        config.handover.takeover_after = takeover_after;
         let plane = Plane {
             kernel: kernel.clone(),
             random: Mutex::new(random.split()),
@@ -198,15 +223,28 @@ fn run(
         };
         let service = Arc::new(service);
         *shared.lock().unwrap() = Some(Arc::clone(&service));
-        while !ends.load(Ordering::SeqCst) {
-            wall::set(&mut random);
-            // As the daemon does when it hears of changes, and each second.
-            let _ = service.follow();
-            if service.controller().has_to_hand_over() {
-                let _ = service.hand_over();
+        let day = random.split();
+        let beats = || {
+            let mut random = day.clone();
+            while !ends.load(Ordering::SeqCst) {
+                wall::set(&mut random);
+                let _ = service.pulse();
+                thread::sleep(service.until_pulse().min(ROUND));
             }
-            thread::sleep(ROUND);
-        }
+        };
+        thread::scope(|scope| {
+            scope.spawn(beats);
+            let mut random = random.split();
+            while !ends.load(Ordering::SeqCst) {
+                wall::set(&mut random);
+                // As the daemon does when it hears of changes, and each second.
+                let _ = service.follow();
+                if service.controller().has_to_hand_over() {
+                    let _ = service.hand_over();
+                }
+                thread::sleep(ROUND);
+            }
+        });
         *shared.lock().unwrap() = None;
     }
 }

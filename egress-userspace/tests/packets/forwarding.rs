@@ -37,7 +37,12 @@ pub(crate) const fn peer(last: u8) -> Peer {
 
 /// A server without any address of its pool, whose new connections go to the server of this number.
 pub(crate) fn without_addresses() -> Option<DataPlane> {
-    let mut plane = DataPlane::of(World::default().with_addresses(&[]))?;
+    among_others(World::default().with_addresses(&[]))
+}
+
+/// A server whose new connections, where it has no address for them, go to the server of this number.
+pub(crate) fn among_others(world: World) -> Option<DataPlane> {
+    let mut plane = DataPlane::of(world)?;
     plane.array("TUNNEL", 0, TUNNEL);
     plane.array("PEERS", u32::from(FIRST), peer(9));
     plane.array("PEERS", u32::from(SECOND), peer(11));

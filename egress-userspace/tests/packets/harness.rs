@@ -365,7 +365,14 @@ where
 
     /// Makes a version of the configuration the one that counts.
     pub(crate) fn switch(&mut self, version: u32) {
-        self.array("SWITCH", 0, Switch { version, routed: 0 });
+        self.array(
+            "SWITCH",
+            0,
+            Switch {
+                version,
+                ..Switch::default()
+            },
+        );
     }
 
     /// Changes the settings in place.

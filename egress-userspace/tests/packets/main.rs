@@ -42,6 +42,7 @@ mod index;
 mod inside;
 mod ipv4;
 mod ipv6;
+mod lapse;
 mod returning;
 mod seed;
 mod shares;

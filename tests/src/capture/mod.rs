@@ -29,7 +29,7 @@ const POLL: c_int = 20;
 /// A captured frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// When it was read, since the epoch.
+    /// When it passed the interface, since the epoch.
     pub at: Duration,
     /// Whether the interface received it; otherwise it sent it.
     pub received: bool,

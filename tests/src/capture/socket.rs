@@ -6,7 +6,7 @@ use std::{
     mem::{self, MaybeUninit},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     ptr,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -50,6 +50,7 @@ pub(super) fn open(interface: &str) -> Result<OwnedFd> {
         .context("enlarging the buffer")?;
     set_option(fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, &1)
         .context("asking for lengths and tags")?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &1).context("asking for times")?;
     // SAFETY: all zeroes is a valid address.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -110,7 +111,7 @@ pub(super) fn lost(socket: &OwnedFd) -> Result<u64> {
 pub(super) struct Batch {
     data: Vec<[u8; KEPT]>,
     addresses: Vec<libc::sockaddr_ll>,
-    control: Vec<[u64; 8]>,
+    control: Vec<[u64; 16]>,
     vectors: Vec<libc::iovec>,
     messages: Vec<libc::mmsghdr>,
 }
@@ -122,7 +123,7 @@ impl Batch {
             Self {
                 data: vec![[0; KEPT]; BATCH],
                 addresses: vec![mem::zeroed(); BATCH],
-                control: vec![[0; 8]; BATCH],
+                control: vec![[0; 16]; BATCH],
                 vectors: vec![mem::zeroed(); BATCH],
                 messages: vec![mem::zeroed(); BATCH],
             }
@@ -168,15 +169,21 @@ impl Batch {
 
     /// The frames of the last call.
     pub(super) fn frames(&self, count: usize) -> impl Iterator<Item = Frame> {
-        let at = SystemTime::now()
+        let read = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         (0..count).map(move |index| {
             let message = &self.messages[index];
             let kept = (message.msg_len as usize).min(KEPT);
-            let auxiliary = auxiliary(&message.msg_hdr);
+            let auxiliary: Option<libc::tpacket_auxdata> =
+                told(&message.msg_hdr, libc::SOL_PACKET, libc::PACKET_AUXDATA);
+            let passed: Option<libc::timespec> =
+                told(&message.msg_hdr, libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS);
+            let passed = passed.map(|at| {
+                Duration::new(at.tv_sec.unsigned_abs(), at.tv_nsec.unsigned_abs() as u32)
+            });
             Frame {
-                at,
+                at: passed.unwrap_or(read),
                 received: self.addresses[index].sll_pkttype != libc::PACKET_OUTGOING,
                 length: auxiliary.map_or(kept, |found| found.tp_len as usize),
                 vlan: auxiliary
@@ -188,17 +195,20 @@ impl Batch {
     }
 }
 
-fn auxiliary(header: &libc::msghdr) -> Option<libc::tpacket_auxdata> {
-    // SAFETY: the kernel filled header and control room; the macros walk within its length.
+/// What the kernel says beside a packet.
+fn told<T: Copy>(header: &libc::msghdr, level: c_int, kind: c_int) -> Option<T> {
+    // SAFETY: the kernel filled header and control room; the macros walk within its length. `T` is plain data of the kernel's, and
+    // what does not hold one is not read.
     unsafe {
         let mut control = libc::CMSG_FIRSTHDR(header);
         while let Some(found) = control.as_ref() {
-            if found.cmsg_level == libc::SOL_PACKET && found.cmsg_type == libc::PACKET_AUXDATA {
-                let mut value = MaybeUninit::<libc::tpacket_auxdata>::uninit();
+            let holds = found.cmsg_len >= libc::CMSG_LEN(size_of::<T>() as u32) as usize;
+            if found.cmsg_level == level && found.cmsg_type == kind && holds {
+                let mut value = MaybeUninit::<T>::uninit();
                 ptr::copy_nonoverlapping(
                     libc::CMSG_DATA(control),
                     value.as_mut_ptr().cast(),
-                    size_of::<libc::tpacket_auxdata>(),
+                    size_of::<T>(),
                 );
                 return Some(value.assume_init());
             }

@@ -1,19 +1,15 @@
-//! Load on the cities: connections that are held, some of which are known one by one, and new ones all the time; and who has
-//! used which port.
+//! Load on the cities: connections that are held, some of which are known one by one, and new ones all the time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, TcpListener},
-    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Attempts, Cities, ORIGINS, POOLS, Pace, SERVERS, crowd, egress_ip, server_named};
+use super::{Attempts, Cities, ORIGINS, POOLS, Pace, SERVERS, crowd, server_named};
 use crate::{
-    capture::{Frame, Tap},
     client::{Clients, Options, Outcome},
     origin::ECHO_PORT,
     peer::{Caller, Peers},
@@ -172,114 +168,5 @@ impl Cities {
         let paths = self.paths(entry, &origins)?;
         let is = |path: &str| entry == server || owner(entry, path) == Some(server);
         Ok(paths.iter().filter(|(_, path)| is(path)).count())
-    }
-}
-
-/// Who has used which source port, and for which origin, by captures at the routers of the data centers.
-#[derive(Debug)]
-pub struct Ports {
-    taps: Vec<Tap>,
-    used: Arc<Mutex<Used>>,
-}
-
-/// Uses of ports.
-#[derive(Debug, Default)]
-struct Used {
-    pairs: BTreeSet<(SocketAddr, SocketAddr)>,
-    /// By source: which servers used it, one after the other, each from when to when.
-    ports: BTreeMap<SocketAddr, Vec<(usize, Instant, Instant)>>,
-}
-
-/// A slice that is handed over has rested for two seconds (`quarantine`), and so has each port of it; half of that is for a
-/// capture that is late.
-const RESTED: Duration = Duration::from_secs(1);
-
-impl Used {
-    fn note(&mut self, from: SocketAddr, to: SocketAddr, server: usize) {
-        let now = Instant::now();
-        self.pairs.insert((from, to));
-        let uses = self.ports.entry(from).or_default();
-        match uses.last_mut().filter(|(last, ..)| *last == server) {
-            Some((.., end)) => *end = now,
-            None => uses.push((server, now, now)),
-        }
-    }
-
-    /// Ports that a server used while they were, or had just been, another one's.
-    fn twice(&self) -> Vec<String> {
-        let is_early = |uses: &&[(usize, Instant, Instant)]| match uses {
-            [(.., end), (_, begin, _)] => begin.saturating_duration_since(*end) < RESTED,
-            _ => false,
-        };
-        let all = self.ports.iter();
-        let twice = all.filter_map(|(from, uses)| Some((from, uses.windows(2).find(is_early)?)));
-        twice
-            .map(|(from, uses)| format!("{from} by {uses:?}"))
-            .collect()
-    }
-}
-
-impl Ports {
-    /// Begins to watch.
-    ///
-    /// # Errors
-    /// When a capture does not start.
-    pub fn start(lab: &Cities) -> Result<Self> {
-        let used = Arc::new(Mutex::new(Used::default()));
-        let taps = (0..SERVERS.len()).map(|server| {
-            let (router, port) = lab.port(server);
-            let used = Arc::clone(&used);
-            Tap::start(&router, &port, move |frame: Frame| {
-                let Some(packet) = frame.packet().filter(|_| frame.received) else {
-                    return;
-                };
-                let ours = (1..=POOLS).any(|pool| packet.source == IpAddr::from(egress_ip(pool)));
-                if let Some((from, to)) = super::walk::ends(&packet).filter(|_| ours) {
-                    let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
-                    used.note(from, to, server);
-                }
-            })
-        });
-        let taps = taps.collect::<Result<_>>()?;
-        Ok(Self { taps, used })
-    }
-
-    /// How many were used, and those that more than one server used at a time.
-    ///
-    /// # Errors
-    /// When a capture lost packets, so that nothing can be said.
-    pub fn finish(self) -> Result<(usize, Vec<String>)> {
-        for tap in self.taps {
-            let lost = tap.stop()?.lost;
-            ensure!(lost == 0, "a capture lost {lost} packets");
-        }
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        // A slice has one owner at a time, so a port has, whatever origin it is used for.
-        Ok((used.pairs.len(), used.twice()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clu_3_a_port_is_one_servers_after_the_others_and_not_at_once() {
-        let from: SocketAddr = ([192, 0, 2, 3], 46_863).into();
-        let began = Instant::now();
-        let after = |millis| began + Duration::from_millis(millis);
-        let twice = |second: u64, third: u64| {
-            let mut used = Used::default();
-            let uses = vec![
-                (6, began, began),
-                (7, after(second), after(second + 100)),
-                (6, after(third), after(third)),
-            ];
-            used.ports.insert(from, uses);
-            used.twice().len()
-        };
-        assert_eq!(twice(2_000, 5_000), 0);
-        assert_eq!(twice(500, 5_000), 1);
-        assert_eq!(twice(2_000, 2_200), 1);
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     packet::{Packet, UDP},
     pair::TUNNEL_PORT,
     peer::{Caller, Peers},
+    ports::ends,
     wait,
 };
 
@@ -358,13 +359,6 @@ fn follow(way: &mut Vec<usize>, hops: &[(usize, usize)]) -> Result<()> {
         }
         _ => bail!("after {way:?} came {hops:?}"),
     }
-}
-
-pub(super) fn ends(packet: &Packet) -> Option<(SocketAddr, SocketAddr)> {
-    Some((
-        (packet.source, packet.source_port()?).into(),
-        (packet.destination, packet.destination_port()?).into(),
-    ))
 }
 
 fn server_at(address: IpAddr) -> Option<usize> {

@@ -27,15 +27,18 @@ pub enum TroubleKind {
     Cgroup,
     /// This server's name, which another host has.
     ServerName,
+    /// This server's IPv4 egress IPs may be others' by now (`takeover_after`, CLU-3).
+    Lapsed,
 }
 
 impl TroubleKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Interface,
         Self::OwnAddress,
         Self::Cgroup,
         Self::ServerName,
+        Self::Lapsed,
     ];
 
     /// Its name in JSON and metrics.
@@ -45,11 +48,12 @@ impl TroubleKind {
             Self::OwnAddress => "own_address",
             Self::Cgroup => "cgroup",
             Self::ServerName => "server_name",
+            Self::Lapsed => "lapsed",
         }
     }
 
     /// Whether nothing bound gets through while it lasts.
     pub const fn stops_traffic(self) -> bool {
-        matches!(self, Self::Interface | Self::ServerName)
+        matches!(self, Self::Interface | Self::ServerName | Self::Lapsed)
     }
 }

@@ -28,6 +28,8 @@ pub struct Way {
     pub flows_full: bool,
     /// The table of origins has no room.
     pub origins_full: bool,
+    /// This server's egress IPs of the family may be others' by now, and are not used (CLU-3).
+    pub lapsed: bool,
 }
 
 /// Where a packet leaves.

@@ -8,7 +8,8 @@ use super::Plane;
 use crate::config::Announce;
 use crate::dataplane::addresses::{self, Addresses};
 use crate::dataplane::announce::Announcement;
-use crate::dataplane::api::DataPlaneError;
+use crate::dataplane::api::{DataPlaneError, Deadline as _};
+use crate::dataplane::deadline;
 use crate::dataplane::interfaces::Interface;
 use crate::desired::Desired;
 use crate::resource::Address;
@@ -61,11 +62,13 @@ impl Plane {
         self.announcement.wish(all);
     }
 
-    /// Announces what is to be if an uplink is in place, and withdraws all otherwise; returns what changed.
+    /// Announces what is to be if an uplink is in place, and withdraws all otherwise, and what may be others' by now; returns what
+    /// changed.
     pub(super) fn announce_health(&mut self) -> Result<Vec<String>, DataPlaneError> {
         let uplinks = self.ready_uplinks();
         self.say(&uplinks);
         let sound = uplinks.iter().any(|uplink| uplink.up);
-        self.announcement.settle(sound)
+        let lapsed = deadline::Pinned::of(&self.maps).has_come();
+        self.announcement.settle(sound, lapsed)
     }
 }

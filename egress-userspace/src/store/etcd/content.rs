@@ -8,6 +8,8 @@
 //! ownership/slices/IP     who holds the slices of an egress IP (ownership.rs)
 //! ownership/forgotten/NAME  a server that is fenced
 //! ownership/hosts/NAME    the host that a server is (hosts.rs)
+//! ownership/promises/NAME after how long without a sign of life others may have what a server holds
+//! beat/NAME               its last sign of life: nobody watches these
 //! token/ID                a token without its secret, and the secret's hash
 //! pending                 the journal of a commit that is too large for one transaction (journal.rs)
 //! journal/NAME/PART       what that changes
@@ -21,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use super::super::sqlite::Asked;
 use super::super::{Change, Limits, NewToken, Numbers, StoreError, Stored, Token, hash_of};
 use super::journal::Condition;
-use crate::ownership::{Ownership, Step};
+use crate::ownership::{Ownership, Promise, Silence, Step};
 use crate::resource::{Kind, Object, Owner};
 
-/// The version of these keys and values. As the embedded store's schema, it rises with every kind of object.
+/// The version of these keys and values. As the embedded store's schema, it rises with every kind of object, and with promises (CLU-3).
 /// One more than of a database of one's own since there are rows of who owns slices: whoever does not know them must not open
 /// anything by the division (CLU-3).
 pub(super) const SCHEMA: i64 = crate::store::SCHEMA_VERSION + 1;
@@ -36,6 +38,8 @@ pub(super) const JOURNAL: &str = "journal/";
 pub(super) const OWNERSHIP: &str = "ownership/";
 const SLICES: &str = "ownership/slices/";
 const FORGOTTEN: &str = "ownership/forgotten/";
+const PROMISES: &str = "ownership/promises/";
+pub(super) const BEATS: &str = "beat/";
 
 /// A key that is put, or removed where the value is none.
 pub(super) type Op = (String, Option<String>);
@@ -186,6 +190,10 @@ impl Content {
                 .under(FORGOTTEN)
                 .map(|(key, value)| Ok((key.to_owned(), read(path, key, value)?)))
                 .collect::<Result<_, _>>()?,
+            promises: self
+                .under(PROMISES)
+                .map(|(key, value)| Ok((key.to_owned(), read(path, key, value)?)))
+                .collect::<Result<_, _>>()?,
         })
     }
 
@@ -276,12 +284,18 @@ pub(super) fn put_token(new: &NewToken) -> Op {
     (format!("token/{}", new.kept.id), Some(json(&row)))
 }
 
+/// What was said of a server.
+fn said(server: &str, mark: Option<i64>) -> Condition {
+    let text = mark.map(|mark| mark.to_string());
+    Condition::Value(format!("{FORGOTTEN}{server}"), text)
+}
+
+fn promised(server: &str, promise: Option<&Promise>) -> Condition {
+    Condition::Value(format!("{PROMISES}{server}"), promise.map(json))
+}
+
 /// What a step of a hand-over depends on, and what it changes.
 pub(super) fn hand_over(step: &Step) -> (Vec<Condition>, Op) {
-    let said = |server: &str, mark: Option<&i64>| {
-        let text = mark.map(ToString::to_string);
-        Condition::Value(format!("{FORGOTTEN}{server}"), text)
-    };
     match step {
         Step::Row {
             address,
@@ -293,19 +307,48 @@ pub(super) fn hand_over(step: &Step) -> (Vec<Condition>, Op) {
             let before = before.as_ref().map(json);
             let mut conditions = vec![Condition::Value(key.clone(), before)];
             let fenced = fenced.iter();
-            conditions.extend(fenced.map(|(server, mark)| said(server, Some(mark))));
+            conditions.extend(fenced.map(|(server, mark)| said(server, Some(*mark))));
             (conditions, (key, Some(json(after))))
         }
         Step::Forgotten {
             server,
             before,
             after,
+            silence,
         } => {
-            let conditions = vec![said(server, before.as_ref())];
+            let mut conditions = vec![said(server, *before)];
+            if let Some(Silence { promise, beat }) = silence {
+                conditions.push(promised(server, Some(promise)));
+                conditions.push(Condition::Value(
+                    format!("{BEATS}{server}"),
+                    Some(beat.clone()),
+                ));
+            }
             let key = format!("{FORGOTTEN}{server}");
             (conditions, (key, Some(after.to_string())))
         }
+        Step::Promised {
+            server,
+            before,
+            after,
+            mark,
+        } => {
+            let conditions = vec![promised(server, before.as_ref()), said(server, *mark)];
+            let key = format!("{PROMISES}{server}");
+            (conditions, (key, Some(json(after))))
+        }
     }
+}
+
+/// What a sign of life depends on, and what it changes.
+pub(super) fn beat(
+    server: &str,
+    promise: Promise,
+    mark: Option<i64>,
+    beat: String,
+) -> (Vec<Condition>, Op) {
+    let conditions = vec![promised(server, Some(&promise)), said(server, mark)];
+    (conditions, (format!("{BEATS}{server}"), Some(beat)))
 }
 
 fn number_of((id, row): (String, NumberRow)) -> (String, u16) {

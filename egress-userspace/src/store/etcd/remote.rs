@@ -103,6 +103,12 @@ impl Remote {
         self.wait(async move { link.read().await })
     }
 
+    /// The keys and values below this part of the prefix, which are few, without it.
+    pub(super) fn under(&self, part: &str) -> Outcome<BTreeMap<String, String>> {
+        let (link, part) = (Arc::clone(&self.link), part.to_owned());
+        self.wait(async move { link.under(&part).await })
+    }
+
     /// Makes a transaction: its revision, or none where its conditions do not hold.
     pub(super) fn transact(&self, transaction: &Transaction) -> Outcome<Option<i64>> {
         let (link, transaction) = (Arc::clone(&self.link), transaction.clone());
@@ -199,6 +205,21 @@ impl Link {
             told: asked.clone(),
             asked,
         })
+    }
+
+    async fn under(&self, part: &str) -> Outcome<BTreeMap<String, String>> {
+        let prefix = format!("{}{part}", self.prefix);
+        let mut kv = self.client().await?.kv_client();
+        let options = GetOptions::new().with_prefix();
+        let page = kv.get(prefix.clone(), Some(options)).await;
+        let mut page = page.map_err(|error| self.said(error))?;
+        let mut found = BTreeMap::new();
+        for row in page.take_kvs() {
+            let key = text(row.key())?;
+            let key = key.strip_prefix(&prefix).unwrap_or(key).to_owned();
+            found.insert(key, text(row.value())?.to_owned());
+        }
+        Ok(found)
     }
 
     async fn transact(&self, transaction: &Transaction) -> Outcome<Option<i64>> {

@@ -102,7 +102,13 @@ fn clu_3_a_wiped_etcd_is_not_begun_anew_by_whoever_hands_over() {
     store.commit(&[account("a")], WIDE).unwrap();
     store.current().unwrap();
     store.hand_over(&[first(1, &[("s1", 0xff00)])]).unwrap();
+    let promise = owned(&store).promise("s1", Some(Duration::from_secs(60)));
+    store.hand_over(&[promise.unwrap()]).unwrap();
     let before = owned(&store);
+    let promise = before.promised("s1").unwrap();
+    let pulse = store.pulse().unwrap();
+    pulse.beat("s1", promise, None).unwrap();
+    assert!(pulse.beats().unwrap()["s1"].starts_with("1 "));
 
     server.stop();
     fs::remove_dir_all(server.directory.path().join("etcd")).unwrap();
@@ -117,7 +123,60 @@ fn clu_3_a_wiped_etcd_is_not_begun_anew_by_whoever_hands_over() {
         let made = store.hand_over(&[step]);
         assert!(matches!(made, Err(StoreError::Conflict)), "{made:?}");
     }
+    let beat = pulse.beat("s1", promise, None);
+    assert!(matches!(beat, Err(StoreError::Conflict)), "{beat:?}");
     assert!(store.remote.read().unwrap().keys.is_empty());
+}
+
+/// Each of the two makes the other void, and nothing else is taken for either.
+#[test]
+fn clu_3_a_sign_of_life_and_a_take_over_exclude_each_other() {
+    const TEST: &str = "clu_3_a_sign_of_life_and_a_take_over_exclude_each_other";
+
+    let Some(server) = Server::start(TEST) else {
+        return;
+    };
+    let mut store = server.open("one.db");
+    store.commit(&[account("a")], WIDE).unwrap();
+    store.current().unwrap();
+    let promise = owned(&store).promise("s1", Some(Duration::from_secs(60)));
+    store.hand_over(&[promise.unwrap()]).unwrap();
+    let pulse = store.pulse().unwrap();
+    let before = owned(&store);
+    let promise = before.promised("s1").unwrap();
+    pulse.beat("s1", promise, None).unwrap();
+    let silence = || ownership::Silence {
+        promise,
+        beat: pulse.beats().unwrap()["s1"].clone(),
+    };
+    let seen = silence();
+    let late = before.promise("s1", None).unwrap();
+    pulse.beat("s1", promise, None).unwrap();
+    let made = pulse.take_over(&before.fence("s1", 7).after_silence(seen));
+    assert!(matches!(made, Err(StoreError::Conflict)), "{made:?}");
+    pulse
+        .take_over(&before.fence("s1", 7).after_silence(silence()))
+        .unwrap();
+    assert!(owned(&store).is_fenced("s1"));
+    let made = store.hand_over(&[late]);
+    assert!(matches!(made, Err(StoreError::Conflict)), "{made:?}");
+    for mark in [None, Some(7), Some(-7)] {
+        let beat = pulse.beat("s1", promise, mark);
+        // Who knows that it is fenced says nothing: the controller sees to that.
+        assert_eq!(beat.is_ok(), mark == Some(7), "{mark:?}: {beat:?}");
+    }
+    store
+        .hand_over(&[owned(&store).may_return("s1").unwrap()])
+        .unwrap();
+    pulse.beat("s1", promise, Some(-7)).unwrap();
+    // What is promised anew makes those under the old promise void.
+    let seen = silence();
+    let change = owned(&store).promise("s1", None).unwrap();
+    store.hand_over(&[change]).unwrap();
+    let made = pulse.take_over(&owned(&store).fence("s1", 9).after_silence(seen));
+    assert!(matches!(made, Err(StoreError::Conflict)), "{made:?}");
+    let beat = pulse.beat("s1", promise, Some(-7));
+    assert!(matches!(beat, Err(StoreError::Conflict)), "{beat:?}");
 }
 
 /// A copy on a disk that is full says by name that nothing is passed on.
