@@ -286,10 +286,15 @@ impl Controller {
         if config.handover.takeover_after.is_some() {
             self.signs.check()?;
         }
+        let name = &config.server.name;
+        let before = self.in_force.ownership.as_ref();
+        if before.is_some_and(|all| all.is_another_hosts(name)) {
+            self.stop_what_may_be_others(stored)?;
+        }
         let lapsed = self.has_lapsed();
         let mut resources = stored.resources();
         if let Some(ownership) = resources.ownership.as_mut().filter(|_| lapsed) {
-            ownership.set_aside(&config.server.name);
+            ownership.set_aside(name);
         }
         let desired = resolve::resolve_among(&resources, config, &stored.numbers, &healths)?;
         self.allows(&desired)?;

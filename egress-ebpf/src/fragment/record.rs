@@ -161,13 +161,19 @@ fn locked<A: Fragmented>(ctx: &TcContext, work: *mut Work<A>) -> i32 {
         if first {
             (*work).held = (*datagram).held;
             (*datagram).held = 0;
+            if (*datagram).fate == (*work).fate && (*datagram).flow == (*work).flow {
+                // It is back: others have left with the number that it had.
+                (*work).identification = (*datagram).identification;
+            }
             (*datagram).fate = (*work).fate;
             (*datagram).flow = (*work).flow;
             (*datagram).identification = (*work).identification;
             if (*work).held != 0 && (*work).is_handed_back() {
-                // All of them are handed back to the hook, the first one first: the record of what was
-                // seen begins anew.
-                write_volatile(&raw mut (*datagram).time, 0);
+                // All of them are handed back to the hook, the first one first: what was seen of them is seen again.
+                // What comes meanwhile is not held, or the same would go round for ever.
+                (*datagram).seen.count = 0;
+                (*datagram).seen.end = 0;
+                (*datagram).seen.complete = 0;
             }
             return answer::GO_ON;
         }

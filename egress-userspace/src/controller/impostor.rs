@@ -8,7 +8,11 @@ use crate::store::Stored;
 
 impl From<&Impostor> for Failure {
     fn from(impostor: &Impostor) -> Self {
-        Self::failed(impostor.reason(), impostor.remedy())
+        // Started again it is the same, unless only etcd can tell.
+        Self {
+            usage: impostor.other.is_some(),
+            ..Self::failed(impostor.reason(), impostor.remedy())
+        }
     }
 }
 

@@ -244,10 +244,10 @@ impl Signs {
 }
 
 impl Controller {
-    /// Before anything is put in force: a data plane that does not know when it has to stop, after a boot, uses nothing that others
-    /// may have by now until the store has taken a sign of life.
-    pub(super) fn stop_what_may_be_others(&self) -> Result<(), DataPlaneError> {
-        let ownership = self.in_force.ownership.as_ref();
+    /// Before this is put in force: a data plane that does not know when it has to stop, after a boot or where another host was this
+    /// server, uses nothing that others may have by now until the store has taken a sign of life.
+    pub(super) fn stop_what_may_be_others(&self, stored: &Stored) -> Result<(), DataPlaneError> {
+        let ownership = stored.ownership.as_ref();
         let promised = ownership.and_then(|all| all.promised(&self.config.server.name));
         if promised.is_some() && self.signs.deadline.get()? == 0 {
             self.signs.deadline.set(1)?;

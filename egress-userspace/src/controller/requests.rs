@@ -63,7 +63,7 @@ impl Service {
         let mut controller =
             Controller::new(config, stored, trouble, dataplane, Arc::clone(&signs));
         controller.keep_bound()?;
-        controller.stop_what_may_be_others()?;
+        controller.stop_what_may_be_others(&controller.in_force)?;
         let service = Self {
             config_path: config_path.to_owned(),
             controller: Mutex::new(controller),

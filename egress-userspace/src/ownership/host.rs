@@ -52,9 +52,15 @@ pub struct Question {
 }
 
 impl Host {
-    /// Whether both are the same host, as far as that can be told.
+    /// Whether both are the same host, as far as that can be told. A machine id that is another one by now, under the same kernel,
+    /// makes no other host.
     pub fn is(&self, other: &Self) -> bool {
-        (&self.id, &self.machine) == (&other.id, &other.machine)
+        self.id == other.id && (self.machine == other.machine || self.is_of_boot(&other.boot))
+    }
+
+    /// Whether it runs under the kernel whose start has this name, if that is known.
+    pub fn is_of_boot(&self, boot: &str) -> bool {
+        !boot.is_empty() && self.boot == boot
     }
 
     /// What becomes of the row of a name: of this daemon's host, which has not started under this name yet where `start`
@@ -90,7 +96,7 @@ impl Host {
             };
         }
         // An operator's word, behind which there is no daemon; or one of this host, and there is one at a time.
-        if row.start == 0 || row.boot == self.boot {
+        if row.start == 0 || self.is_of_boot(&row.boot) {
             return take(row.start + 1);
         }
         let asked = asked.filter(|asked| asked.whom == row.mark);
@@ -155,8 +161,8 @@ impl Impostor {
         let (server, own) = (&self.server, self.own.described());
         let Some(other) = &self.other else {
             return format!(
-                "this state directory is another host's, or /etc/machine-id has changed: whether this host, {own}, is {server} \
-                 only etcd knows, and it does not answer"
+                "this state directory is another host's, or another server's, or /etc/machine-id has changed: whether this host, \
+                 {own}, is {server} only etcd knows, and it does not answer"
             );
         };
         let (theirs, since) = (other.described(), rfc3339(other.since));
@@ -180,9 +186,9 @@ impl Impostor {
                  servers share is used here meanwhile"
             ),
             _ => format!(
-                "give this host a [server] name of its own; or, if the other one is switched off for good, `egress server claim \
-                 {server}` here, or `egress server forget {server}` on another server. Nothing that servers share is used here \
-                 meanwhile"
+                "give this host a [server] name of its own. Only if the other one is switched off for good: `egress server claim \
+                 {server}` here, or `egress server forget {server}` on another server; else its connections end. Nothing that \
+                 servers share is used here meanwhile"
             ),
         }
     }
@@ -223,9 +229,22 @@ mod tests {
         let first = host("a", "m", 1);
         assert_eq!(judged(&first, Some(&first)), Verdict::Ours);
         // Another state directory, and another machine with a copy of it.
-        for other in [host("b", "m", 0), host("a", "n", 0), host("b", "n", 7)] {
-            assert_eq!(judged(&other, Some(&first)), Verdict::Theirs, "{other:?}");
+        for boot in ["another", ""] {
+            for other in [host("b", "m", 0), host("a", "n", 0), host("b", "n", 7)] {
+                let boot = boot.to_owned();
+                let other = Host { boot, ..other };
+                assert_eq!(judged(&other, Some(&first)), Verdict::Theirs, "{other:?}");
+            }
         }
+        // Its machine id was made anew while it was at work; another state directory is another host all the same.
+        assert_eq!(judged(&host("a", "n", 0), Some(&first)), take(5, 2));
+        assert_eq!(judged(&host("b", "m", 0), Some(&first)), Verdict::Theirs);
+        // Nobody knows under which kernel the other one is.
+        let unknown = |start| Host {
+            boot: String::new(),
+            ..host("a", "m", start)
+        };
+        assert_eq!(judged(&unknown(0), Some(&unknown(1))), Verdict::Ask);
         // An operator's word took the row away: whoever is first has it.
         assert_eq!(judged(&first, None), take(5, 1));
     }

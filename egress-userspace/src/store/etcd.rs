@@ -93,13 +93,18 @@ impl EtcdStore {
     /// one, and whether anything was to be done.
     ///
     /// # Errors
-    /// When etcd does not answer, or somebody else was faster.
+    /// When etcd does not answer, or somebody else was faster; [`StoreError::Impostor`] where a host with this one's identity is at
+    /// work under the name.
     pub fn take_name(&self) -> Result<(Option<Host>, bool), StoreError> {
         let content = self.read_content()?;
         let Some(claim) = self.claim.as_ref().filter(|_| !content.is_new()) else {
             return Ok((None, false));
         };
         let Some((transaction, before)) = claim.by_word(&content, &self.path())? else {
+            // A copy of the host that has it cannot be told from it by a word.
+            if let Some(found) = claim.copied() {
+                return Err(StoreError::Impostor(Box::new(found)));
+            }
             claim.was_given();
             return Ok((None, false));
         };

@@ -19,6 +19,12 @@ pub(super) struct Identity {
     pub(super) id: String,
     /// The machine that it was made on, or last known to be right on.
     pub(super) machine: String,
+    /// The start of the kernel under which that was.
+    #[serde(default)]
+    pub(super) boot: String,
+    /// The server that it was found to be, or not to be, last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) server: Option<String>,
     /// The host that has this server's name instead, where it was found to be another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lost_to: Option<Host>,
@@ -54,11 +60,13 @@ impl Identity {
 
     /// Why this host is not the server that it goes by, as far as it is known without asking anybody.
     pub(super) fn impostor(&self, server: &str, own: &Host) -> Option<Impostor> {
-        let is_moved = self.machine != own.machine;
-        (is_moved || self.lost_to.is_some()).then(|| Impostor {
+        let is_moved = self.machine != own.machine && !own.is_of_boot(&self.boot);
+        let is_other = self.server.as_ref().is_some_and(|known| known != server);
+        (is_moved || is_other || self.lost_to.is_some()).then(|| Impostor {
             server: server.to_owned(),
             own: own.clone(),
-            other: self.lost_to.clone(),
+            // Who has another name has not this one.
+            other: self.lost_to.clone().filter(|_| !is_other),
         })
     }
 
@@ -67,6 +75,8 @@ impl Identity {
         Ok(Self {
             id: hex(&id),
             machine: machine(),
+            boot: boot(),
+            server: None,
             lost_to: None,
         })
     }
@@ -90,20 +100,28 @@ impl Identity {
 
     /// This host, before it has started under a name.
     pub(super) fn host(&self) -> Host {
-        let kernel = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}"));
-        let hostname = kernel("hostname").unwrap_or_default();
-        let boot = kernel("random/boot_id").unwrap_or_default();
+        let hostname = kernel("hostname");
         Host {
             id: self.id.clone(),
             machine: machine(),
-            hostname: hostname.trim().to_owned(),
+            hostname,
             since: super::now(),
             start: 0,
             mark: String::new(),
-            boot: boot.trim().to_owned(),
+            boot: boot(),
             asked: None,
         }
     }
+}
+
+fn kernel(name: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/sys/kernel/{name}"));
+    text.unwrap_or_default().trim().to_owned()
+}
+
+/// The start of this kernel, which has a name.
+fn boot() -> String {
+    kernel("random/boot_id")
 }
 
 /// A digest of this machine's id, which is nobody else's business; empty where it has none.
@@ -145,6 +163,36 @@ mod tests {
         assert_eq!(made.id.len(), 32);
         assert_eq!(Identity::at(&path).unwrap(), made);
         assert_ne!(Identity::make().unwrap().id, made.id);
+        // Before etcd was asked it is whatever server it is said to be; then it is that one.
+        let own = made.host();
+        assert_eq!(made.impostor("s1", &own), None);
+        let found = Identity {
+            server: Some("s1".into()),
+            ..made.clone()
+        };
+        assert_eq!(found.impostor("s1", &own), None);
+        let lost = |identity: &Identity, server| {
+            let found = identity.impostor(server, &own);
+            found.map(|impostor| impostor.other.is_some())
+        };
+        assert_eq!(lost(&found, "s2"), Some(false));
+        let other = Identity {
+            lost_to: Some(own.clone()),
+            ..found.clone()
+        };
+        assert_eq!(lost(&other, "s1"), Some(true));
+        assert_eq!(lost(&other, "s2"), Some(false));
+        // Another machine id is another machine's, unless the kernel is the same.
+        let moved = Identity {
+            machine: "0123456789abcdef".into(),
+            ..found
+        };
+        assert_eq!(lost(&moved, "s1"), None);
+        let copied = Identity {
+            boot: "another".into(),
+            ..moved
+        };
+        assert_eq!(lost(&copied, "s1"), Some(false));
         let lost = Identity {
             lost_to: Some(made.host()),
             ..made

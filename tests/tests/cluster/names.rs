@@ -124,7 +124,7 @@ impl Cluster {
         let ended = two.wait_end()?;
         let log = two.log();
         ensure!(
-            ended.code() == Some(1)
+            ended.code() == Some(2)
                 && log.contains("another host is lab-s1: ")
                 && log.contains("give this host a [server] name of its own"),
             "{ended}: {log}"
@@ -146,7 +146,7 @@ impl Cluster {
         let ended = two.wait_end()?;
         let log = two.log();
         ensure!(
-            ended.code() == Some(1) && log.contains("another host is lab-s2: "),
+            ended.code() == Some(2) && log.contains("another host is lab-s2: "),
             "{log}"
         );
         let said = two.text(["server", "claim", OWN])?;

@@ -386,6 +386,37 @@ fn a_server_of_its_own_has_nothing_to_say() {
     assert!(bench.service.until_pulse() >= std::time::Duration::from_secs(10));
 }
 
+/// Another host was this server, and has promised something that it does not keep any more.
+#[test]
+fn clu_3_who_takes_a_name_uses_nothing_before_a_sign_of_life_was_taken() {
+    let life = Life::begin();
+    life.set("");
+    let other = crate::ownership::Impostor {
+        server: "s1".to_owned(),
+        own: crate::ownership::Host::default(),
+        other: None,
+    };
+    life.etcd().ownership.impostor = Some(other);
+    life.bench.service.follow().unwrap();
+    assert!(!life.is_open());
+    let promise = Promise {
+        version: 9,
+        after: 60_000,
+    };
+    {
+        let all = &mut life.etcd().ownership;
+        all.promises.insert("s1".to_owned(), promise);
+        all.impostor = None;
+    }
+    life.bench.service.follow().unwrap();
+    assert_eq!(life.plane().lapse, 1);
+    assert!(!life.is_open());
+    life.hand_over();
+    assert!(life.pulse());
+    life.bench.service.controller().follow_lapse().unwrap();
+    assert!(life.is_open());
+}
+
 /// Others have what it had by now, for all that it knows.
 #[test]
 fn clu_3_who_gives_etcd_up_does_not_go_on_for_that() {

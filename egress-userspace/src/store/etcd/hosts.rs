@@ -124,7 +124,7 @@ impl Claim {
                     start,
                     ..state.own.clone()
                 };
-                let was_here = row.is_some_and(|row| row.boot == wanted.boot);
+                let was_here = row.is_some_and(|row| wanted.is_of_boot(&row.boot));
                 let transaction = Box::new(self.put(content, &wanted));
                 return Ok(Judged::Make(transaction, Made::Taken(wanted, was_here)));
             }
@@ -198,6 +198,8 @@ impl Claim {
         }
         let right = Identity {
             machine: state.own.machine.clone(),
+            boot: state.own.boot.clone(),
+            server: Some(self.server.clone()),
             lost_to: None,
             ..state.identity.clone()
         };
@@ -215,6 +217,7 @@ impl Claim {
             state.impostor = Some(found);
         }
         let wrong = Identity {
+            server: Some(self.server.clone()),
             lost_to: row,
             ..state.identity.clone()
         };
@@ -269,6 +272,14 @@ impl Claim {
             Some(row) if row.is(&own) => None,
             row => Some((self.put(content, &own), row)),
         })
+    }
+
+    /// Why this host is not that server, where another one with its identity was found at work.
+    pub(super) fn copied(&self) -> Option<Impostor> {
+        let state = self.state();
+        let found = state.impostor.as_ref()?;
+        let other = found.other.as_ref()?;
+        other.is(&state.own).then(|| found.clone())
     }
 
     /// The operator's word is in etcd: without etcd it holds from now on, too.

@@ -186,6 +186,45 @@ fn nat_6_fragments_arrive_in_every_order() {
     assert_eq!(plane.all_reasons(), vec![]);
 }
 
+/// Frames that are handed back wait in a queue: others come before them.
+#[test]
+fn nat_6_what_comes_while_others_are_handed_back_is_not_held_as_well() {
+    let Some(plane) = DataPlane::new() else {
+        return;
+    };
+    let egress = plane.leaves(&Packet::udp(INSIDE, ORIGIN, b"query"));
+    let wire = Loopback::watch();
+    let late = orders(4).into_iter().filter(|order| order[0] != 0);
+    for (nth, order) in late.enumerate() {
+        let answer = Packet {
+            id: nth as u16,
+            fragment: 0,
+            ..Packet::udp(ORIGIN, egress, &bytes(5_000))
+        };
+        let frames = cut_for_ethernet(&answer);
+        let before = order.iter().position(|nth| *nth == 0).unwrap();
+        for nth in &order[..before] {
+            held(&plane, Hook::UplinkIngress, &frames[*nth]);
+        }
+        let hook = Hook::UplinkIngress;
+        let outcome = plane.try_bytes(hook, &frames[0], Meta::default()).unwrap();
+        assert_eq!(outcome.verdict, Verdict::Redirect, "{order:?}");
+        let rest = order[before + 1..].iter();
+        let mut arrived: Vec<_> = rest
+            .map(|nth| passes(back(&plane, &frames[*nth])))
+            .collect();
+        let again = wire.frames(Sent::In, before + 1);
+        arrived.extend(again.iter().map(|frame| passes(back(&plane, frame))));
+        assert_eq!(
+            reassemble(&arrived, LINK),
+            answer.sent_to(INSIDE),
+            "{order:?}"
+        );
+    }
+    assert_eq!(wire.rest(), vec![]);
+    assert_eq!(plane.all_reasons(), vec![]);
+}
+
 #[test]
 fn nat_6_the_longest_datagram_leaves_backwards() {
     let Some(plane) = DataPlane::new() else {

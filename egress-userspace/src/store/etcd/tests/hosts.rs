@@ -113,12 +113,13 @@ fn clu_3_of_two_hosts_of_one_name_the_first_is_the_server() {
     let file = beside(&server.copy("one"));
     let mut identity = Identity::at(&file).unwrap();
     identity.machine = "0123456789abcdef".into();
+    identity.boot = "another".into();
     identity.keep(&file).unwrap();
     let found = impostor(&server.begun("one")).unwrap();
     assert!(
         found
             .reason()
-            .contains("another host's, or /etc/machine-id"),
+            .contains("another host's, or another server's, or /etc/machine-id"),
         "{}",
         found.reason()
     );
@@ -195,6 +196,10 @@ fn clu_3_a_copy_that_starts_asks_and_the_one_at_work_does_not_notice() {
     });
     let reason = found.unwrap().reason();
     assert!(reason.contains("with the identity of this one"), "{reason}");
+    // It stays so, whatever its operator says.
+    let word = copy.take_name();
+    assert!(matches!(word, Err(StoreError::Impostor(_))), "{word:?}");
+    assert!(impostor(&copy).is_some());
     one.hand_over(&[first(address())]).unwrap();
     assert!(impostor(&copy).is_some());
     assert_eq!(impostor(&one), None);
