@@ -14,15 +14,15 @@ pub(crate) struct Etcd {
     peer: u16,
 }
 
-/// One that the kernel gives to nobody who connects while etcd is down.
+/// One that the kernel gives to nobody who connects while etcd is down, and that no other test has.
 fn free_port() -> u16 {
+    let mut taken = TAKEN.lock().unwrap();
     let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
     let mut ports = (first..30_000).chain(20_000..first);
-    let free = ports.find(|port| {
-        !TAKEN.lock().unwrap().contains(port) && TcpListener::bind(("127.0.0.1", *port)).is_ok()
-    });
+    let free =
+        ports.find(|port| !taken.contains(port) && TcpListener::bind(("127.0.0.1", *port)).is_ok());
     let free = free.unwrap();
-    TAKEN.lock().unwrap().push(free);
+    taken.push(free);
     free
 }
 
