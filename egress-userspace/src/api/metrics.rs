@@ -183,7 +183,7 @@ impl Scrape {
         }
         registry.register(
             "troubles",
-            "Interfaces, addresses, cgroups and names that are not as the configuration supposes",
+            "What is not as the configuration supposes, as `egress status` tells it",
             troubles,
         );
         let announced = Gauge::<i64>::default();

@@ -97,7 +97,9 @@ impl Announcement {
         let before = self.last.take().map(|(last, _)| last);
         let done = self.reconcile(&wanted)?;
         let lines = match before {
-            Some(before) if before != wanted => vec![self.say(before.len(), wanted.len(), sound)],
+            Some(before) if before != wanted => {
+                vec![self.say(before.len(), wanted.len(), sound, lapsed)]
+            }
             Some(_) if done > 0 => vec![format!(
                 "{done} announced routes were missing or changed, and were put right"
             )],
@@ -107,8 +109,12 @@ impl Announcement {
         Ok(lines)
     }
 
-    fn say(&self, before: usize, after: usize, sound: bool) -> String {
+    fn say(&self, before: usize, after: usize, sound: bool, lapsed: bool) -> String {
         match (after, sound) {
+            _ if sound && lapsed && after < before => format!(
+                "withdrew {} routes of IPv4: others may have these egress IPs by now (`takeover_after`)",
+                before - after
+            ),
             (0, false) => format!(
                 "withdrew all {before} routes: the data plane is not in place on any uplink"
             ),

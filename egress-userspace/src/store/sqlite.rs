@@ -2,6 +2,7 @@
 
 #[cfg(feature = "etcd")]
 mod copy;
+mod owned;
 mod tokens;
 mod write;
 
@@ -252,10 +253,7 @@ impl SqliteStore {
         let mut stored = Stored::default();
         self.objects(&mut stored)?;
         stored.numbers = self.numbers()?;
-        #[cfg(feature = "etcd")]
-        {
-            stored.ownership = self.ownership()?;
-        }
+        stored.ownership = self.ownership()?;
         Ok(stored)
     }
 

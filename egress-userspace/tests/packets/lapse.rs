@@ -1,13 +1,14 @@
 //! CLU-3, `takeover_after`: once a server's slices may be others', its data plane uses none of them, with or without a daemon.
 
 use egress_common::family::V6;
+use egress_common::key::{TCP, UDP};
 use egress_common::reason::Reason;
 use egress_common::settings::Switch;
 use egress_common::slot::State;
 
 use crate::forwarding::{FIRST, among_others, forwarded, sent_to};
 use crate::harness::{DataPlane, Hook, Plane};
-use crate::packet::{ACK, Packet, RST, SYN};
+use crate::packet::{ACK, Endpoint, Packet, RST, SYN};
 use crate::pieces::cut;
 use crate::run::{Meta, Verdict};
 use crate::world::{EGRESS, INSIDE, ORIGIN, SECOND, World};
@@ -79,10 +80,23 @@ fn clu_3_what_may_be_anothers_is_not_used() {
     plane.array("SWITCH", 0, lapse(0));
     assert_eq!(plane.leaves(&late()), egress);
     assert_eq!(
-        plane.state(INSIDE, ORIGIN, egress_common::key::TCP),
+        plane.state(INSIDE, ORIGIN, TCP),
         Some(State::TcpEstablished)
     );
     plane.consistent();
+}
+
+/// Where [`lapses_with_flows`] has its datagrams from.
+const OTHER: Endpoint = (INSIDE.0, 41_000);
+
+/// A connection and a flow of datagrams live while the time comes; then the same endpoints begin anew.
+fn lapses_with_flows(plane: &mut DataPlane) -> (Packet, Packet) {
+    plane.establish(INSIDE, ORIGIN, (1, 1));
+    let datagram = Packet::udp(OTHER, ORIGIN, &[7; 64]);
+    plane.leaves(&datagram);
+    plane.array("SWITCH", 0, lapse(now()));
+    let syn = Packet::tcp(INSIDE, ORIGIN, SYN).numbers(9, 0);
+    (syn, datagram)
 }
 
 /// The inside uses its ports again: what it opens is a new flow, also where the old one is kept.
@@ -91,25 +105,14 @@ fn clu_3_an_old_flow_that_is_not_used_is_in_nobodys_way() {
     let Some(mut plane) = DataPlane::of(World::default()) else {
         return;
     };
-    let other = (INSIDE.0, 41_000);
-    plane.establish(INSIDE, ORIGIN, (1, 1));
-    let datagram = Packet::udp(other, ORIGIN, &[7; 64]);
-    plane.leaves(&datagram);
-    plane.array("SWITCH", 0, lapse(now()));
-    let syn = Packet::tcp(INSIDE, ORIGIN, SYN).numbers(9, 0);
+    let (syn, datagram) = lapses_with_flows(&mut plane);
     assert_eq!(plane.answered(&syn).segment().control, RST | ACK);
     assert_eq!(plane.out(&datagram).verdict, Verdict::Redirect);
     assert_eq!(plane.reason(Reason::Lapsed), 2);
     // Its own again: nothing of the old ones is left, and no port of theirs is used soon.
     plane.array("SWITCH", 0, lapse(0));
-    for kind in [egress_common::key::TCP, egress_common::key::UDP] {
-        let inside = if kind == egress_common::key::TCP {
-            INSIDE
-        } else {
-            other
-        };
-        assert_eq!(plane.state(inside, ORIGIN, kind), None);
-    }
+    assert_eq!(plane.state(INSIDE, ORIGIN, TCP), None);
+    assert_eq!(plane.state(OTHER, ORIGIN, UDP), None);
     plane.leaves(&syn);
     plane.leaves(&datagram);
     plane.consistent();
@@ -121,12 +124,7 @@ fn clu_3_others_take_what_is_new_also_between_the_same_endpoints() {
     let Some(mut plane) = among_others(World::default()) else {
         return;
     };
-    let other = (INSIDE.0, 41_000);
-    plane.establish(INSIDE, ORIGIN, (1, 1));
-    let datagram = Packet::udp(other, ORIGIN, &[7; 64]);
-    plane.leaves(&datagram);
-    plane.array("SWITCH", 0, lapse(now()));
-    let syn = Packet::tcp(INSIDE, ORIGIN, SYN).numbers(9, 0);
+    let (syn, datagram) = lapses_with_flows(&mut plane);
     for packet in [&syn, &datagram, &datagram, &syn, &datagram] {
         forwarded(&plane, packet);
     }

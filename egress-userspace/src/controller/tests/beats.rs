@@ -205,6 +205,22 @@ impl Life {
         self.hand_over();
     }
 
+    /// The other server, which has promised something, says that it is there, and nothing more; this one promises nothing.
+    fn other_falls_silent(&self) -> Promise {
+        self.set("");
+        let promise = Promise {
+            version: 1,
+            after: 60_000,
+        };
+        {
+            let mut etcd = self.etcd();
+            etcd.ownership.promises.insert("s2".to_owned(), promise);
+            etcd.beats.insert("s2".to_owned(), promise.beat(1));
+        }
+        self.bench.service.follow().unwrap();
+        promise
+    }
+
     /// Whether it opens anything.
     fn is_open(&self) -> bool {
         let desired = self.bench.in_force();
@@ -432,18 +448,8 @@ fn clu_3_who_gives_etcd_up_does_not_go_on_for_that() {
 #[test]
 fn clu_3_a_store_that_takes_nothing_is_no_witness() {
     let life = Life::begin();
-    life.set("");
-    let promise = Promise {
-        version: 1,
-        after: 60_000,
-    };
-    {
-        let mut etcd = life.etcd();
-        etcd.ownership.promises.insert("s2".to_owned(), promise);
-        etcd.beats.insert("s2".to_owned(), promise.beat(1));
-        etcd.full = true;
-    }
-    life.bench.service.follow().unwrap();
+    life.etcd().full = true;
+    life.other_falls_silent();
     let mut refused = 0;
     for second in 0..200 {
         life.at(2_000 + second);
@@ -465,17 +471,7 @@ fn clu_3_a_store_that_takes_nothing_is_no_witness() {
 #[test]
 fn clu_3_others_are_watched_by_who_has_promised_nothing_too() {
     let life = Life::begin();
-    life.set("");
-    let promise = Promise {
-        version: 1,
-        after: 60_000,
-    };
-    {
-        let mut etcd = life.etcd();
-        etcd.ownership.promises.insert("s2".to_owned(), promise);
-        etcd.beats.insert("s2".to_owned(), promise.beat(1));
-    }
-    life.bench.service.follow().unwrap();
+    let promise = life.other_falls_silent();
     for second in 0..70 {
         life.at(2_000 + second);
         assert!(life.pulse());

@@ -3,7 +3,6 @@
 use rusqlite::{OptionalExtension, TransactionBehavior, params};
 
 use super::{SqliteStore, inaccessible};
-use crate::ownership::Ownership;
 use crate::resource::Kind;
 use crate::store::{StoreError, Stored, Token};
 
@@ -139,39 +138,6 @@ impl SqliteStore {
             .optional()
             .map(Option::flatten)
             .map_err(|error| self.failed(&error))
-    }
-
-    /// Who holds which slices, as it was copied last; none in a store of its own. What an earlier version has copied says
-    /// nothing about that: then this server holds nothing.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub(in crate::store) fn ownership(&self) -> Result<Option<Ownership>, StoreError> {
-        let table: i64 = self
-            .connection
-            .query_row(
-                "SELECT count(*) FROM sqlite_schema WHERE name IN ('copy', 'ownership')",
-                [],
-                |row| row.get(0),
-            )
-            .map_err(|error| self.failed(&error))?;
-        if table == 0 {
-            return Ok(None);
-        }
-        let text: Option<String> = if table < 2 {
-            None
-        } else {
-            self.connection
-                .query_row("SELECT value FROM ownership", [], |row| row.get(0))
-                .optional()
-                .map_err(|error| self.failed(&error))?
-        };
-        let Some(text) = text else {
-            return Ok(Some(Ownership::default()));
-        };
-        let read = serde_json::from_str(&text);
-        read.map(Some)
-            .map_err(|error| self.corrupt(&format!("ownership cannot be read: {error}")))
     }
 
     /// Replaces everything, unless this was copied before, or somebody else, who asked later, has copied what is later: of
